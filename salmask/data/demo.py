@@ -1,0 +1,181 @@
+"""A procedural demo dataset: textured shapes on quiet backgrounds, drawn with numpy alone.
+
+Each class is a triple (shape, texture, palette). Textures and palettes are shared between classes,
+so that no encoder can name the classes from colour or from texture alone. In `train` and `val` the
+kind of background follows the class half of the time, as habitats do in photographs; in
+`decorrelated` it never does, which shows how much an encoder leans on the background.
+
+Image `index` depends only on (seed, split, index): there is no state to keep between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Field = NDArray[np.float64]
+Colour = tuple[float, float, float]
+
+SPLITS = {"train": 1300, "val": 400, "decorrelated": 400}
+BACKGROUND_FOLLOWS_CLASS = {"train": 0.5, "val": 0.5, "decorrelated": 0.0}
+
+
+@dataclass(frozen=True)
+class DemoImage:
+    """One drawn image with everything that is known about it."""
+
+    image: NDArray[np.uint8]  # (side, side, 3), RGB
+    mask: NDArray[np.bool_]  # (side, side), True on the object
+    box: tuple[int, int, int, int]  # y0, x0, y1, x1 of the mask, half-open
+    label: int  # index into CLASSES
+    background: int  # index into BACKGROUNDS
+
+
+def _radial(x: Field, y: Field, points: int, inner: float) -> Field:
+    """Star polygon: `points` tips at radius 1, notches at `inner`; cos(pi/points) has no notch."""
+    half = np.pi / points
+    angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)  # fold onto half a tip
+    radius = np.hypot(x, y)
+    across, along = inner * np.sin(half), 1 - inner * np.cos(half)  # normal of the folded edge
+    dot = across * (radius * np.cos(angle) - 1) + along * radius * np.sin(angle)
+    return np.asarray(dot / np.hypot(across, along), dtype=np.float64)
+
+
+def _cross(x: Field, y: Field) -> Field:
+    long, short = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
+    return np.maximum(long - 0.95, short - 0.33)
+
+
+def _heart(x: Field, y: Field) -> Field:
+    x, y = abs(x), y + 0.12  # a square on its corner, with a disk on each of its upper sides
+    return np.minimum((x + abs(y) - 0.9) / np.sqrt(2), np.hypot(x - 0.45, y + 0.45) - 0.636)
+
+
+def _crescent(x: Field, y: Field) -> Field:
+    return np.maximum(np.hypot(x, y) - 1, 0.68 - np.hypot(x - 0.5, y))
+
+
+# Implicit functions of (x, y), y downwards: negative inside, about a distance near the outline.
+SHAPES: dict[str, Callable[[Field, Field], Field]] = {
+    "disk": lambda x, y: np.hypot(x, y) - 0.9,
+    "ring": lambda x, y: abs(np.hypot(x, y) - 0.69) - 0.26,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) - 0.8,
+    "triangle": lambda x, y: _radial(x, y - 0.25, 3, 0.5),
+    "hexagon": lambda x, y: _radial(x, y, 6, np.cos(np.pi / 6)),
+    "star": lambda x, y: _radial(x, y, 5, 0.52),
+    "flower": lambda x, y: np.hypot(x, y) - 0.76 - 0.2 * np.cos(6 * np.arctan2(x, -y)),
+    "cross": _cross,
+    "heart": _heart,
+    "crescent": _crescent,
+}
+
+# Waves of (x, y) with about one period per unit; positive shows the second colour.
+TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
+    "plain": lambda x, y: np.full_like(x, -1.0),
+    "stripes": lambda x, y: np.sin(2 * np.pi * x),
+    "checks": lambda x, y: 1.4 * np.sin(np.pi * x) * np.sin(np.pi * y),
+    "dots": lambda x, y: np.cos(2 * np.pi * x) + np.cos(2 * np.pi * y) - 0.7,
+    "rings": lambda x, y: np.sin(2 * np.pi * np.hypot(x, y)),
+}
+
+PALETTES: dict[str, tuple[Colour, Colour]] = {
+    "coral": ((0.86, 0.36, 0.31), (0.97, 0.85, 0.66)),
+    "teal": ((0.13, 0.52, 0.55), (0.93, 0.83, 0.55)),
+    "plum": ((0.50, 0.31, 0.58), (0.95, 0.74, 0.70)),
+}
+
+_CLASSES: dict[str, tuple[str, str, str]] = {
+    "plain-disk": ("disk", "plain", "coral"),
+    "dotted-ring": ("ring", "dots", "teal"),
+    "checked-square": ("square", "checks", "plum"),
+    "striped-triangle": ("triangle", "stripes", "coral"),
+    "ringed-hexagon": ("hexagon", "rings", "teal"),
+    "plain-star": ("star", "plain", "plum"),
+    "ringed-flower": ("flower", "rings", "coral"),
+    "checked-cross": ("cross", "checks", "teal"),
+    "dotted-heart": ("heart", "dots", "coral"),
+    "striped-crescent": ("crescent", "stripes", "teal"),
+}
+CLASSES: tuple[str, ...] = tuple(_CLASSES)
+
+# Ten quiet grounds: a tint and a relief of (x, y) in about [-1, 1]; kind i is the habitat of class i.
+BACKGROUNDS: tuple[tuple[Colour, Callable[[Field, Field], Field]], ...] = (
+    ((0.74, 0.78, 0.80), lambda x, y: 0 * x),  # wall
+    ((0.72, 0.80, 0.72), lambda x, y: y),  # meadow
+    ((0.82, 0.76, 0.68), lambda x, y: np.sin(9 * y + 2 * np.sin(2 * x))),  # dunes
+    ((0.66, 0.70, 0.78), lambda x, y: 1 - 1.4 * np.hypot(x, y)),  # spotlight
+    ((0.78, 0.72, 0.76), lambda x, y: np.sin(12 * (x + y))),  # hatching
+    ((0.80, 0.80, 0.70), lambda x, y: np.sign(np.sin(8 * x) * np.sin(8 * y))),  # tiles
+    ((0.66, 0.74, 0.74), lambda x, y: x),  # dusk
+    ((0.76, 0.74, 0.70), lambda x, y: np.sin(5 * x + 1) * np.sin(4 * y + 3 * x)),  # clouds
+    ((0.70, 0.72, 0.66), lambda x, y: np.sin(25 * x) * np.sin(25 * y)),  # weave
+    ((0.78, 0.76, 0.82), lambda x, y: np.sin(14 * x)),  # curtain
+)
+
+
+def _grid(side: int) -> tuple[Field, Field]:
+    """Pixel centres as x and y in [-1, 1], each (side, side) float64."""
+    line = (2 * np.arange(side, dtype=np.float64) + 1) / side - 1
+    x, y = np.meshgrid(line, line)
+    return x, y
+
+
+@cache
+def _unit_share(shape: str) -> float:
+    """Share of the [-1, 1] square that the shape covers at scale 1."""
+    x, y = _grid(128)
+    return float(np.mean(SHAPES[shape](x, y) < 0))
+
+
+def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
+    """Draw image `index` of a split; its label is `index` modulo the number of classes.
+
+    Returns a DemoImage of a (side, side, 3) uint8 image and its (side, side) bool mask. A larger
+    side draws the same scene finer; only the pixel noise differs.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}, expected one of {sorted(SPLITS)}")
+    entropy = np.random.SeedSequence([seed, list(SPLITS).index(split), index])
+    rng = np.random.Generator(np.random.Philox(entropy))
+    label = index % len(CLASSES)
+    shape, texture, palette = _CLASSES[CLASSES[label]]
+
+    follows = rng.random() < BACKGROUND_FOLLOWS_CLASS[split]
+    anywhere = int(rng.integers(len(BACKGROUNDS)))
+    background = label if follows else anywhere
+    tint, relief = BACKGROUNDS[background]
+    x, y = _grid(side)
+    dx, dy = rng.uniform(-0.3, 0.3, size=2)
+    ground = np.array(tint) + 0.06 * relief(x + dx, y + dy)[..., None]
+
+    # Pose: a drawn share of the image, a slight turn, and a shift that leaves most of it in view.
+    scale = np.sqrt(rng.uniform(0.28, 0.48) / _unit_share(shape))
+    turn = np.deg2rad(rng.uniform(-20, 20))
+    shift_x, shift_y = rng.uniform(-0.18, 0.18, size=2)
+    cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
+    u = cos * (x - shift_x) + sin * (y - shift_y)
+    v = cos * (y - shift_y) - sin * (x - shift_x)
+    outline = SHAPES[shape](u, v)
+    coverage = np.clip(0.5 - outline * scale * side / 2, 0, 1)[..., None]  # a pixel-wide soft edge
+
+    phase_u, phase_v = rng.uniform(-0.2, 0.2, size=2)
+    wave = TEXTURES[texture](2.2 * u + phase_u, 2.2 * v + phase_v)
+    blend = np.clip(0.5 + 2 * wave, 0, 1)[..., None]
+    first, second = (np.array(colour) for colour in PALETTES[palette])
+    thing = first + blend * (second - first)
+    scene = ground + coverage * (thing - ground)
+
+    # Nuisances that augmentation also varies. No random hue: it would mark each image for MoCo.
+    contrast, brightness = rng.uniform(0.75, 1.15), rng.uniform(-0.1, 0.1)
+    scene = 0.5 + contrast * (scene - 0.5) + brightness
+    scene = scene + rng.normal(0, 0.02, size=scene.shape)
+
+    mask = outline < 0
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+    image = np.round(255 * np.clip(scene, 0, 1)).astype(np.uint8)
+    return DemoImage(image, mask, box, label, background)
