@@ -1,0 +1,248 @@
+"""params.yaml -> frozen, checked dataclasses, through one accessor that remembers what was read.
+
+Two kinds of section: those with fixed fields are dataclasses below; those that *choose* something
+by `name` (data, localizer, mask, framework) take the keyword-only arguments of the chosen function
+as their schema, so that adding a mask means writing a function and nothing here (see `bind`).
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError, create_model
+from pydantic.dataclasses import dataclass
+
+from salmask.errors import UserError
+
+T = TypeVar("T")
+STRICT = ConfigDict(extra="forbid")
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, config=STRICT)
+class SaliencyConfig:
+    """levels: sides in px at which whole images are scored. shard_rows: images per unit of work.
+    batch: images per forward, part of the result (its size changes rounding)."""
+
+    levels: tuple[PositiveInt, ...]
+    shard_rows: PositiveInt = 1024
+    batch: PositiveInt = 32
+
+
+@dataclass(frozen=True, config=STRICT)
+class EncoderConfig:
+    """arch: a residual network. width: channels of the first stage (64 in the papers). stem:
+    `imagenet` (7x7 stride 2, max pool), `small` (3x3 stride 1) or `small2` (3x3 stride 2)."""
+
+    arch: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    width: PositiveInt = 64
+    stem: Literal["imagenet", "small", "small2"] = "imagenet"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ViewConfig:
+    """One view: geometry, then photometry. size: px. grid: patches a side. crop: area shares.
+    jitter: brightness, contrast, saturation, hue. blur_sigma: px, at this size."""
+
+    size: PositiveInt = 224
+    grid: PositiveInt = 7
+    crop: Range = (0.2, 1.0)
+    aspect: Range = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_p: float = 0.8
+    gray_p: float = 0.2
+    blur_p: float = 0.5
+    blur_sigma: Range = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        if self.size % self.grid:
+            raise ValueError(
+                f"grid {self.grid} does not divide size {self.size}: patches must be whole pixels"
+            )
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """batch: global. lr: as the recipe says it, for this batch. steps: (epoch, factor) milestones
+    are not used with `cosine`. images: `stream` from disk, or `resident` on the device."""
+
+    epochs: PositiveInt = 200
+    warmup_epochs: float = 10
+    batch: PositiveInt = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.015
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    images: Literal["stream", "resident"] = "stream"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Choice:
+    """A section that picks a function by name and hands it options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One pretraining run: the common sections with the run's own entries laid over them."""
+
+    name: str
+    encoder: EncoderConfig
+    view: ViewConfig
+    mask: Choice
+    framework: Choice
+    train: TrainConfig
+
+
+RUN_SECTIONS = {"encoder": EncoderConfig, "view": ViewConfig, "train": TrainConfig}
+RUN_CHOICES = ("mask", "framework")
+_RUN_NAME = re.compile(r"[a-z0-9-]+")
+
+
+class Params:
+    """params.yaml. `reads` collects the dotted keys that were asked for, with their values."""
+
+    def __init__(self, values: Mapping[str, Any], source: str = "params.yaml") -> None:
+        self.values = values
+        self.source = source
+        self.reads: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, path: Path = Path("params.yaml")) -> "Params":
+        """Raises UserError when the file is missing or is not a YAML mapping."""
+        try:
+            values = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{path} not found: run from the project's folder") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not valid YAML: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must be a mapping of sections, not {type(values).__name__}")
+        return cls(values, str(path))
+
+    def raw(self, key: str) -> Any:
+        """The value at a dotted key, recorded as read. Raises UserError when it is not there."""
+        value: Any = self.values
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise UserError(f"{self.source}: `{key}` is missing")
+            value = value[part]
+        self.reads[key] = value
+        return value
+
+    def section(self, key: str, schema: type[T]) -> T:
+        """The section at `key` as a `schema` dataclass. Raises UserError naming key and value."""
+        return check(self.raw(key), schema, where=f"{self.source}: {key}")
+
+    def choice(self, key: str) -> Choice:
+        """The section at `key` as a name and its options."""
+        return _choice(self.raw(key), f"{self.source}: {key}")
+
+    def seed(self) -> int:
+        return self.section("seed", int)
+
+    def run_names(self) -> list[str]:
+        """The names under `runs`, in order. Raises UserError for a name DVC could not carry."""
+        runs = self.raw("runs")
+        if not isinstance(runs, Mapping) or not runs:
+            raise UserError(f"{self.source}: `runs` must name at least one pretraining run")
+        for name in runs:
+            if not _RUN_NAME.fullmatch(str(name)):
+                raise UserError(
+                    f"{self.source}: runs.{name}: a run's name is made of a-z, 0-9 "
+                    f"and -, since DVC uses it in paths and keys"
+                )
+        return list(runs)
+
+    def run(self, name: str) -> RunConfig:
+        """The run `name`: its own entries laid over the common sections."""
+        overlay = self.raw(f"runs.{name}") or {}
+        allowed = [*RUN_SECTIONS, *RUN_CHOICES]
+        for key in overlay:
+            if key not in allowed:
+                raise UserError(
+                    f"{self.source}: runs.{name}.{key} is not a section of a run; "
+                    f"allowed: {', '.join(allowed)}"
+                )
+        merged = {key: merge(self.raw(key), overlay.get(key, {})) for key in allowed}
+        where = f"{self.source}: runs.{name} over "
+        sections: dict[str, Any] = {
+            key: check(merged[key], schema, where=where + key)
+            for key, schema in RUN_SECTIONS.items()
+        }
+        choices = {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
+        return RunConfig(name=name, **sections, **choices)
+
+
+def merge(common: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`override` laid over `common`, key by key and mapping by mapping.
+
+    A mapping that chooses another `name` replaces the whole: options belong to their function.
+    """
+    if "name" in override and override["name"] != common.get("name"):
+        return dict(override)
+    both = dict(common)
+    for key, value in override.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merge(both[key], value) if nested else value
+    return both
+
+
+def check(value: Any, schema: type[T], where: str) -> T:
+    """`value` as a `schema`. Raises UserError: where, which key, which value, what is allowed."""
+    try:
+        return TypeAdapter(schema).validate_python(value)
+    except ValidationError as error:
+        raise UserError(_explain(error, where)) from None
+
+
+def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, Any]:
+    """Checks a choice's options against a function's keyword-only arguments.
+
+    Returns those arguments, defaults filled in. Raises UserError as `check` does.
+    """
+    hints = get_type_hints(function)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    model = create_model("options", __config__=STRICT, **fields)
+    try:
+        checked = model.model_validate(dict(choice.options))
+    except ValidationError as error:
+        raise UserError(_explain(error, f"{where} (name: {choice.name})")) from None
+    return {name: getattr(checked, name) for name in fields}
+
+
+def pick(table: Mapping[str, T], choice: Choice, where: str) -> T:
+    """The entry of `table` that `choice` names. Raises UserError listing what there is."""
+    if choice.name not in table:
+        raise UserError(f"{where}: no `{choice.name}` here; choose from {', '.join(table)}")
+    return table[choice.name]
+
+
+def _choice(value: Any, where: str) -> Choice:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise UserError(f"{where}: must be a mapping with a `name`, got {value!r}")
+    return Choice(value["name"], {key: val for key, val in value.items() if key != "name"})
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        got = "" if item["type"] == "missing" else f", got {item['input']!r}"
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"{key}: no such key{got}")
+        else:
+            lines.append(f"{key}: {item['msg']}{got}" if key else f"{item['msg']}{got}")
+    return f"{where}: " + "; ".join(lines)

@@ -1,0 +1,240 @@
+"""From a manifest to batches of cropped views on the device, in an order that (seed, epoch) fixes.
+
+`stream` decodes and crops in worker processes; `resident` keeps every image on the device and
+crops there. Both crop the same boxes; their interpolation differs, so it is part of the recipe.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.ops import roi_align
+
+from salmask.config import ViewConfig
+from salmask.data import views
+from salmask.data.images import centre, decode, resample
+from salmask.data.manifest import Manifest
+from salmask.progress import progress
+from salmask.randomness import Draws, epoch_order
+
+log = logging.getLogger(__name__)
+BRANCHES = ("query", "key")
+Ticket = tuple[int, int, Tensor]  # epoch, step in it, ids (B,)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Both views of a batch, before photometry. crops[branch]: (B,3,S,S) uint8 or float32 in
+    [0,255]; boxes[branch]: (B,4); flips[branch]: (B,) bool; ids: (B,) int64."""
+
+    epoch: int
+    step: int
+    ids: Tensor
+    crops: dict[str, Tensor]
+    boxes: dict[str, Tensor]
+    flips: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> "Crops":
+        def move(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: part.to(device, non_blocking=True) for name, part in parts.items()}
+
+        ids = self.ids.to(device, non_blocking=True)
+        return Crops(
+            self.epoch, self.step, ids, move(self.crops), move(self.boxes), move(self.flips)
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which samples every step of a training sees; begins again from any (epoch, step).
+
+    ids: (n,) int64 training rows. The last, incomplete batch of an epoch is left out.
+    """
+
+    seed: int
+    ids: Tensor
+    batch: int
+    epochs: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.ids) // self.batch
+
+    def tickets(self, epoch: int, step: int) -> Iterator[Ticket]:
+        while epoch < self.epochs:
+            order = epoch_order(self.seed, epoch, self.ids)
+            while step < self.steps_per_epoch:
+                yield epoch, step, order[step * self.batch : (step + 1) * self.batch]
+                step += 1
+            epoch, step = epoch + 1, 0
+
+
+class _Tickets(Sampler[Ticket]):
+    def __init__(self, schedule: Schedule, epoch: int, step: int) -> None:
+        self.schedule, self.epoch, self.step = schedule, epoch, step
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return self.schedule.tickets(self.epoch, self.step)
+
+
+class _Streamed(Dataset[Crops]):
+    """Decodes, crops and flips one whole batch per item, in a worker."""
+
+    def __init__(self, manifest: Manifest, config: ViewConfig, seed: int) -> None:
+        self.manifest, self.config, self.seed = manifest, config, seed
+
+    def __getitem__(self, ticket: Ticket) -> Crops:  # type: ignore[override]
+        epoch, step, ids = ticket
+        boxes, mirrored = geometry(self.manifest, self.config, self.seed, epoch, ids)
+        size = (self.config.size, self.config.size)
+        rows: list[list[Tensor]] = []
+        for i, row in enumerate(ids.tolist()):
+            reach = min(float(boxes[branch][i, 2:].min()) for branch in BRANCHES)
+            image = read(self.manifest, row, int(self.config.size / reach))
+            rows.append([resample(image, size, boxes[branch][i]) for branch in BRANCHES])
+        crops = {b: torch.stack([row[j] for row in rows]) for j, b in enumerate(BRANCHES)}
+        crops = {b: mirror(crops[b], mirrored[b]) for b in BRANCHES}
+        return Crops(epoch, step, ids, crops, boxes, mirrored)
+
+
+def read(manifest: Manifest, row: int, at_least: int | None = None) -> Image.Image:
+    """The image of a row. One that vanished or broke since `prepare` becomes a gray image of its
+    size, with a warning: hours of training must not end for one file."""
+    try:
+        return decode(manifest.file(row), at_least)
+    except Exception as error:
+        log.warning("row %d, %s: %s; a gray image stands in", row, manifest.paths[row], error)
+        height, width = manifest.sizes[row].tolist()
+        return Image.new("RGB", (width, height), (124, 116, 104))
+
+
+def geometry(
+    manifest: Manifest, config: ViewConfig, seed: int, epoch: int, ids: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Boxes (B,4) and flips (B,) of both branches' views of `ids` in one epoch."""
+    draws = Draws.of(seed, epoch, ids)
+    sizes = manifest.sizes[ids]
+    boxes = {b: views.crop_boxes(draws, b, sizes, config.crop, config.aspect) for b in BRANCHES}
+    return boxes, {b: views.flips(draws, b, config.flip) for b in BRANCHES}
+
+
+def mirror(images: Tensor, flips: Tensor) -> Tensor:
+    """Flips the chosen images left to right: (B,C,H,W), (B,) bool -> (B,C,H,W)."""
+    return torch.where(flips[:, None, None, None], images.flip(-1), images)
+
+
+class Resident:
+    """Every training image on the device, padded to one canvas (n,3,Hmax,Wmax) uint8."""
+
+    def __init__(self, manifest: Manifest, ids: Tensor, device: torch.device) -> None:
+        height, width = (int(n) for n in manifest.sizes[ids].amax(0))
+        self.canvas = torch.zeros((len(ids), 3, height, width), dtype=torch.uint8)
+        with progress("load images", len(ids)) as bar:
+            for slot, row in enumerate(ids.tolist()):
+                image = read(manifest, row)
+                pixels = resample(image, (image.height, image.width))
+                self.canvas[slot, :, : image.height, : image.width] = pixels
+                bar.advance(1)
+        self.canvas = self.canvas.to(device)
+        self.sizes = manifest.sizes[ids].to(device)
+        self.slot = torch.full((len(manifest),), -1)
+        self.slot[ids] = torch.arange(len(ids))
+        self.slot = self.slot.to(device)
+
+    def crop(self, ids: Tensor, boxes: Tensor, size: int) -> Tensor:
+        """Boxes (B,4) of the images `ids` (B,), resampled to (B,3,size,size) float32 in [0,255].
+
+        Averages several bilinear samples a pixel, so that shrinking does not alias.
+        """
+        slots = self.slot[ids]
+        images = self.canvas[slots].float()
+        high, wide = self.sizes[slots].unbind(1)
+        y, x, h, w = boxes.unbind(1)
+        corners = torch.stack([x * wide, y * high, (x + w) * wide, (y + h) * high], dim=1)
+        index = torch.arange(len(ids), device=images.device, dtype=corners.dtype)
+        rois = torch.cat([index[:, None], corners], dim=1)
+        return roi_align(images, rois, (size, size), sampling_ratio=-1, aligned=True)
+
+
+def pairs(
+    manifest: Manifest,
+    config: ViewConfig,
+    schedule: Schedule,
+    *,
+    images: str,
+    device: torch.device,
+    workers: int,
+    start: tuple[int, int] = (0, 0),
+) -> Iterator[Crops]:
+    """All batches of a training from `start` = (epoch, step) to its end, on `device`.
+
+    images: `stream` or `resident`. workers: processes that decode for `stream`.
+    """
+    if images == "resident":
+        yield from _resident_pairs(manifest, config, schedule, device, start)
+        return
+    loader = DataLoader(
+        _Streamed(manifest, config, schedule.seed),
+        sampler=_Tickets(schedule, *start),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+    )
+    for crops in loader:
+        yield crops.to(device)
+
+
+def _resident_pairs(
+    manifest: Manifest,
+    config: ViewConfig,
+    schedule: Schedule,
+    device: torch.device,
+    start: tuple[int, int],
+) -> Iterator[Crops]:
+    held = Resident(manifest, schedule.ids, device)
+    for epoch, step, ids in schedule.tickets(*start):
+        boxes, mirrored = geometry(manifest, config, schedule.seed, epoch, ids)
+        there = Crops(epoch, step, ids, {}, boxes, mirrored).to(device)
+        crops = {
+            b: mirror(held.crop(there.ids, there.boxes[b], config.size), there.flips[b])
+            for b in BRANCHES
+        }
+        yield Crops(epoch, step, there.ids, crops, there.boxes, there.flips)
+
+
+class _Centred(Dataset[Tensor]):
+    def __init__(self, manifest: Manifest, ids: Tensor, size: int, shorter: int) -> None:
+        self.manifest, self.ids, self.size, self.shorter = manifest, ids, size, shorter
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Tensor:
+        row = int(self.ids[index])
+        return centre(read(self.manifest, row, self.shorter), self.size, self.shorter)
+
+
+def centred(
+    manifest: Manifest,
+    ids: Tensor,
+    size: int,
+    shorter: int,
+    *,
+    batch: int,
+    device: torch.device,
+    workers: int,
+) -> Iterator[Tensor]:
+    """The evaluation views of `ids`, in order: batches (b,3,size,size) float32 in [0,1]."""
+    loader = DataLoader(
+        _Centred(manifest, ids, size, shorter),
+        batch_size=batch,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    for images in loader:
+        yield images.to(device, non_blocking=True).float() / 255

@@ -1,0 +1,22 @@
+"""Which device computes, and in which precision."""
+
+import contextlib
+import os
+from typing import Literal
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """The device named in SALMASK_DEVICE, else the first CUDA device, else the CPU."""
+    name = os.environ.get("SALMASK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def autocast(
+    device: torch.device, precision: Literal["auto", "float32", "bfloat16"]
+) -> contextlib.AbstractContextManager[object]:
+    """The forward pass's precision: `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

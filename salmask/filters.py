@@ -1,0 +1,44 @@
+"""Gaussian filters on batches of images, and how pixel constants scale with the view."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+REFERENCE_SIDE = 224  # every pixel constant of the papers is meant for views of this side
+
+
+def scaled(value: float, side: int) -> float:
+    """A length in pixels at 224 px, at `side` px."""
+    return value * side / REFERENCE_SIDE
+
+
+def scaled_kernel(size: int, side: int) -> int:
+    """A kernel size in pixels at 224 px, at `side` px: the nearest odd number, at least 3."""
+    return max(3, 2 * round((scaled(size, side) - 1) / 2) + 1)
+
+
+def gaussian_blur(images: Tensor, kernel: int, sigma: float | Tensor) -> Tensor:
+    """Separable Gaussian blur with reflected borders: (B,C,H,W) -> (B,C,H,W).
+
+    kernel: odd size in pixels. sigma: standard deviation in pixels, one number or (B,), one per
+    image. Raises ValueError for an even kernel or one that reaches past the image.
+    """
+    b, c, h, w = images.shape
+    if kernel % 2 == 0 or kernel // 2 >= min(h, w):
+        raise ValueError(
+            f"a blur kernel of {kernel} px does not fit images of {h}x{w}: use an odd "
+            f"size of at most {2 * min(h, w) - 1}"
+        )
+    sigmas = torch.as_tensor(sigma, dtype=images.dtype, device=images.device).expand(b)
+    offsets = torch.arange(kernel, dtype=images.dtype, device=images.device) - kernel // 2
+    taps = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)
+    taps = (taps / taps.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)  # (B*C, kernel)
+    planes = F.pad(images, [kernel // 2] * 4, mode="reflect").reshape(1, b * c, h + kernel - 1, -1)
+    planes = F.conv2d(planes, taps[:, None, :, None], groups=b * c)
+    planes = F.conv2d(planes, taps[:, None, None, :], groups=b * c)
+    return planes.reshape(b, c, h, w)
+
+
+def high_pass(images: Tensor, kernel: int, sigma: float) -> Tensor:
+    """x - gaussian_blur(x): (B,C,H,W) -> (B,C,H,W) (Jing et al. 2022; Chin et al. 2024, 3.2)."""
+    return images - gaussian_blur(images, kernel, sigma)

@@ -1,0 +1,258 @@
+"""What made an artifact: code, params, input digests, versions, seed; and how to check the chain.
+
+Every stage leaves `provenance.json` in its output folder. It holds nothing that differs between
+equal runs (no time, host or job id: those stand in the run's own folder), so that a rebuilt
+artifact has the same bytes.
+"""
+
+import ast
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from salmask.errors import UserError
+
+FILE_NAME = "provenance.json"
+OUR_PACKAGES = ("stages", "slurm", "salmask")
+RECORDED_VERSIONS = ("torch", "torchvision", "numpy", "pillow", "zarr", "timm")
+_BLOCK = 1 << 20
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def tree_digest(path: Path) -> str:
+    """sha256 of a file, or of the sorted (name, sha256) of everything below a folder."""
+    if path.is_file():
+        return file_digest(path)
+    sha = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        sha.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
+    return sha.hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """sha256 of a JSON-like value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------- code
+
+
+def code_digest(module: str, root: Path) -> str:
+    """sha256 of what a module and everything of ours that it imports *do*.
+
+    Comments, docstrings and layout do not count. Files beside the modules that are not Python
+    (page templates, tables) count by their bytes.
+    """
+    sha = hashlib.sha256()
+    files = sorted(set(_reach(module, root)))
+    for file in files:
+        tree = ast.dump(_without_docstrings(ast.parse(file.read_text())))
+        sha.update(f"{file.relative_to(root).as_posix()}\0{tree}\n".encode())
+    for folder in sorted({file.parent for file in files} - {root}):
+        for extra in sorted(folder.iterdir()):
+            if extra.suffix in (".j2", ".json"):
+                sha.update(f"{extra.relative_to(root).as_posix()}\0{file_digest(extra)}\n".encode())
+    return sha.hexdigest()
+
+
+def _reach(module: str, root: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in seen or name.split(".")[0] not in OUR_PACKAGES:
+            continue
+        seen.add(name)
+        if "." in name:
+            todo.append(name.rpartition(".")[0])  # importing a.b.c runs a and a.b too
+        file = _module_file(name, root)
+        if file is None:
+            continue
+        yield file
+        todo.extend(imported_modules(file, name, root))
+
+
+def _module_file(name: str, root: Path) -> Path | None:
+    base = root.joinpath(*name.split("."))
+    for file in (base / "__init__.py", base.with_suffix(".py")):
+        if file.is_file():
+            return file
+    return None
+
+
+def imported_modules(file: Path, name: str, root: Path) -> set[str]:
+    """The modules of ours that one source file names in an import statement or, for a package
+    whose modules are found by name (frameworks), by lying in its folder."""
+    found: set[str] = set()
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            for alias in node.names:  # `from salmask.masks import fill` names a module
+                if _module_file(f"{node.module}.{alias.name}", root):
+                    found.add(f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Attribute) and node.attr == "import_module":
+            found.update(f"{name}.{p.stem}" for p in file.parent.glob("*.py") if p != file)
+    return {m for m in found if m.split(".")[0] in OUR_PACKAGES}
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            if is_text and isinstance(first.value.value, str):  # type: ignore[union-attr]
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+# -------------------------------------------------------------------------------------- record
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a stage makes. Its fingerprint names the work."""
+
+    stage: str
+    name: str
+    code: str
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits over all fields."""
+        return value_digest(vars(self))[:12]
+
+
+def recipe(
+    stage: str, name: str, params: Mapping[str, Any], inputs: list[Path], root: Path
+) -> Recipe:
+    """A Recipe with the code and the inputs digested. inputs: paths relative to `root`."""
+    digests = {path.as_posix(): tree_digest(root / path) for path in inputs}
+    return Recipe(stage, name, code_digest(f"stages.{stage}", root), dict(params), digests)
+
+
+def record(made_by: Recipe, outputs: Path, device: torch.device) -> dict[str, Any]:
+    """The provenance of the files in the folder `outputs`."""
+    files = sorted(p for p in outputs.rglob("*") if p.is_file() and p.name != FILE_NAME)
+    return {
+        "stage": made_by.stage,
+        "name": made_by.name,
+        "fingerprint": made_by.fingerprint,
+        "code": made_by.code,
+        "params": dict(made_by.params),
+        "inputs": dict(made_by.inputs),
+        "outputs": {p.relative_to(outputs).as_posix(): file_digest(p) for p in files},
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in RECORDED_VERSIONS},
+        "device": {"type": device.type, "threads": torch.get_num_threads()},
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON with a closing newline, through a temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    partial.replace(path)
+
+
+# ------------------------------------------------------------------------------------- lineage
+
+
+@dataclass(frozen=True)
+class Link:
+    """One artifact in a lineage. problems: what no longer matches, in words."""
+
+    path: Path
+    provenance: Mapping[str, Any]
+    problems: list[str] = field(default_factory=list)
+    parents: list["Link"] = field(default_factory=list)
+
+    def sound(self) -> bool:
+        return not self.problems and all(parent.sound() for parent in self.parents)
+
+
+def find(path: Path, root: Path) -> Path | None:
+    """The provenance.json that speaks for `path`: in it, beside it or above it, below `root`."""
+    start = path if path.is_dir() else path.parent
+    for folder in (start, *start.parents):
+        if (folder / FILE_NAME).is_file():
+            return folder / FILE_NAME
+        if folder == root:
+            break
+    return None
+
+
+def trace(path: Path, root: Path) -> Link:
+    """Walks from an artifact back to its first inputs, checking every digest on the way.
+
+    path: absolute. Problems are collected, not raised. An input without provenance (a folder of
+    images, a digest of code) is a leaf.
+    """
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    where = find(path, root)
+    if where is None:
+        return Link(shown, {}, [] if path.exists() else ["missing"])
+    made = json.loads(where.read_text())
+    problems = []
+    for name, digest in made["outputs"].items():
+        file = where.parent / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file_digest(file) != digest:
+            problems.append(f"{name} is not the file that was made (its sha256 differs)")
+    if not path.exists():
+        problems.append("missing")
+    if made["code"] != code_digest(f"stages.{made['stage']}", root):
+        problems.append(f"the code of stage {made['stage']} has changed since")
+    parents = []
+    for name, digest in made["inputs"].items():
+        parent = trace((root / name).resolve(), root)
+        if not (root / name).exists():
+            parent.problems.append(f"missing (was sha256 {digest[:12]})")
+        elif tree_digest(root / name) != digest:
+            parent.problems.append(f"changed since {shown} was made (was sha256 {digest[:12]})")
+        parents.append(parent)
+    return Link(shown, made, problems, parents)
+
+
+def summary(link: Link) -> str:
+    """One line: the chain of stages with the digests that identify them, last first."""
+    steps, todo, seen = [], [link], set()
+    while todo:
+        step = todo.pop(0)
+        mark = step.provenance.get("fingerprint")
+        if mark and mark not in seen:
+            seen.add(mark)
+            name = ":".join(filter(None, [step.provenance["stage"], step.provenance["name"]]))
+            steps.append(f"{name}@{mark}")
+        todo.extend(step.parents)
+    return " < ".join(steps)
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The project's folder: the nearest one at or above `start` that holds dvc.yaml."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise UserError(f"no dvc.yaml at or above {here}: run this from the project's folder")

@@ -1,0 +1,22 @@
+"""Selective Convolutional Descriptor Aggregation (Wei et al. 2017), as Chin et al. 2024 use it."""
+
+from torch import Tensor
+
+
+def activation_map(features: Tensor) -> Tensor:
+    """Sum over channels of the last feature tensor: (B,D,U,V) -> (B,U,V) float32.
+
+    Wei et al. 2017, Sec. 3.1; Chin et al. 2024, Sec. 3.1.
+    """
+    return features.float().sum(dim=1)
+
+
+def foreground(activation: Tensor, threshold: float = 0.6) -> Tensor:
+    """Cells at or above mean - threshold * deviation: (B,U,V) -> (B,U,V) bool.
+
+    Mean and population deviation are those of the same map. Chin et al. 2024, Eq. 1. A constant
+    map is all foreground.
+    """
+    mean = activation.mean(dim=(1, 2), keepdim=True)
+    deviation = activation.std(dim=(1, 2), keepdim=True, correction=0)
+    return activation >= mean - threshold * deviation
