@@ -150,9 +150,11 @@ def recipe(
     return Recipe(stage, name, code_digest(f"stages.{stage}", root), dict(params), digests)
 
 
-def record(made_by: Recipe, outputs: Path, device: torch.device) -> dict[str, Any]:
-    """The provenance of the files in the folder `outputs`."""
-    files = sorted(p for p in outputs.rglob("*") if p.is_file() and p.name != FILE_NAME)
+def record(
+    made_by: Recipe, outputs: Path, device: torch.device, pattern: str = "**/*"
+) -> dict[str, Any]:
+    """The provenance of the files in the folder `outputs` that match `pattern`."""
+    files = sorted(p for p in outputs.glob(pattern) if p.is_file() and p.name != FILE_NAME)
     return {
         "stage": made_by.stage,
         "name": made_by.name,
@@ -165,14 +167,6 @@ def record(made_by: Recipe, outputs: Path, device: torch.device) -> dict[str, An
         | {package: version(package) for package in RECORDED_VERSIONS},
         "device": {"type": device.type, "threads": torch.get_num_threads()},
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON with a closing newline, through a temporary file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    partial.replace(path)
 
 
 # ------------------------------------------------------------------------------------- lineage

@@ -1,9 +1,9 @@
 """A procedural demo dataset: textured shapes on quiet backgrounds, drawn with numpy alone.
 
 Each class is a triple (shape, texture, palette). Textures and palettes are shared between classes,
-so that no encoder can name the classes from colour or from texture alone. In `train` and `val` the
-kind of background follows the class half of the time, as habitats do in photographs; in
-`decorrelated` it never does, which shows how much an encoder leans on the background.
+so that neither colour nor texture alone can name them all. In `train` and `val` the kind of
+background follows the class half of the time, as habitats do in photographs; in `decorrelated` it
+never does, which shows how much an encoder leans on the background.
 
 Image `index` depends only on (seed, split, index): there is no state to keep between calls.
 """
@@ -41,8 +41,8 @@ def _radial(x: Field, y: Field, points: int, inner: float) -> Field:
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)  # fold onto half a tip
     radius = np.hypot(x, y)
     across, along = inner * np.sin(half), 1 - inner * np.cos(half)  # normal of the folded edge
-    dot = across * (radius * np.cos(angle) - 1) + along * radius * np.sin(angle)
-    return np.asarray(dot / np.hypot(across, along), dtype=np.float64)
+    beyond: Field = across * (radius * np.cos(angle) - 1) + along * radius * np.sin(angle)
+    return beyond / float(np.hypot(across, along))
 
 
 def _cross(x: Field, y: Field) -> Field:
@@ -52,11 +52,14 @@ def _cross(x: Field, y: Field) -> Field:
 
 def _heart(x: Field, y: Field) -> Field:
     x, y = abs(x), y + 0.12  # a square on its corner, with a disk on each of its upper sides
-    return np.minimum((x + abs(y) - 0.9) / np.sqrt(2), np.hypot(x - 0.45, y + 0.45) - 0.636)
+    disk: Field = np.hypot(x - 0.45, y + 0.45) - 0.636
+    return np.minimum((x + abs(y) - 0.9) * 0.707, disk)
 
 
 def _crescent(x: Field, y: Field) -> Field:
-    return np.maximum(np.hypot(x, y) - 1, 0.68 - np.hypot(x - 0.5, y))
+    disk: Field = np.hypot(x, y) - 1
+    bite: Field = np.hypot(x - 0.5, y) - 0.68
+    return np.maximum(disk, -bite)
 
 
 # Implicit functions of (x, y), y downwards: negative inside, about a distance near the outline.
@@ -83,9 +86,9 @@ TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
 }
 
 PALETTES: dict[str, tuple[Colour, Colour]] = {
-    "coral": ((0.86, 0.36, 0.31), (0.97, 0.85, 0.66)),
-    "teal": ((0.13, 0.52, 0.55), (0.93, 0.83, 0.55)),
-    "plum": ((0.50, 0.31, 0.58), (0.95, 0.74, 0.70)),
+    "coral": ((0.73, 0.42, 0.38), (0.93, 0.84, 0.71)),
+    "teal": ((0.24, 0.47, 0.50), (0.89, 0.82, 0.62)),
+    "plum": ((0.47, 0.36, 0.53), (0.90, 0.76, 0.73)),
 }
 
 _CLASSES: dict[str, tuple[str, str, str]] = {
@@ -102,18 +105,19 @@ _CLASSES: dict[str, tuple[str, str, str]] = {
 }
 CLASSES: tuple[str, ...] = tuple(_CLASSES)
 
-# Ten quiet grounds: a tint and a relief of (x, y) in about [-1, 1]; kind i is the habitat of class i.
+# Ten quiet grounds: a tint and a relief of (x, y) within [-1, 1] or so.
+# Kind i is the habitat of class i.
 BACKGROUNDS: tuple[tuple[Colour, Callable[[Field, Field], Field]], ...] = (
-    ((0.74, 0.78, 0.80), lambda x, y: 0 * x),  # wall
-    ((0.72, 0.80, 0.72), lambda x, y: y),  # meadow
-    ((0.82, 0.76, 0.68), lambda x, y: np.sin(9 * y + 2 * np.sin(2 * x))),  # dunes
-    ((0.66, 0.70, 0.78), lambda x, y: 1 - 1.4 * np.hypot(x, y)),  # spotlight
-    ((0.78, 0.72, 0.76), lambda x, y: np.sin(12 * (x + y))),  # hatching
-    ((0.80, 0.80, 0.70), lambda x, y: np.sign(np.sin(8 * x) * np.sin(8 * y))),  # tiles
-    ((0.66, 0.74, 0.74), lambda x, y: x),  # dusk
-    ((0.76, 0.74, 0.70), lambda x, y: np.sin(5 * x + 1) * np.sin(4 * y + 3 * x)),  # clouds
-    ((0.70, 0.72, 0.66), lambda x, y: np.sin(25 * x) * np.sin(25 * y)),  # weave
-    ((0.78, 0.76, 0.82), lambda x, y: np.sin(14 * x)),  # curtain
+    ((0.60, 0.64, 0.67), lambda x, y: 0 * x),  # wall
+    ((0.58, 0.65, 0.58), lambda x, y: y),  # meadow
+    ((0.67, 0.62, 0.55), lambda x, y: np.sin(9 * y + 2 * np.sin(2 * x))),  # dunes
+    ((0.54, 0.58, 0.66), lambda x, y: 1 - 1.4 * np.hypot(x, y)),  # spotlight
+    ((0.64, 0.58, 0.62), lambda x, y: np.sin(12 * (x + y))),  # hatching
+    ((0.66, 0.66, 0.57), lambda x, y: np.sign(np.sin(8 * x) * np.sin(8 * y))),  # tiles
+    ((0.54, 0.62, 0.62), lambda x, y: x),  # dusk
+    ((0.62, 0.60, 0.58), lambda x, y: np.sin(5 * x + 1) * np.sin(4 * y + 3 * x)),  # clouds
+    ((0.57, 0.59, 0.54), lambda x, y: np.sin(25 * x) * np.sin(25 * y)),  # weave
+    ((0.63, 0.61, 0.68), lambda x, y: np.sin(14 * x)),  # curtain
 )
 
 
@@ -150,29 +154,32 @@ def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
     tint, relief = BACKGROUNDS[background]
     x, y = _grid(side)
     dx, dy = rng.uniform(-0.3, 0.3, size=2)
-    ground = np.array(tint) + 0.06 * relief(x + dx, y + dy)[..., None]
+    ground = np.array(tint) + 0.07 * relief(x + dx, y + dy)[..., None]
 
     # Pose: a drawn share of the image, a slight turn, and a shift that leaves most of it in view.
-    scale = np.sqrt(rng.uniform(0.28, 0.48) / _unit_share(shape))
-    turn = np.deg2rad(rng.uniform(-20, 20))
-    shift_x, shift_y = rng.uniform(-0.18, 0.18, size=2)
+    scale = np.sqrt(rng.uniform(0.26, 0.52) / _unit_share(shape))
+    turn = np.deg2rad(rng.uniform(-40, 40))
+    shift_x, shift_y = rng.uniform(-0.24, 0.24, size=2)
     cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
     u = cos * (x - shift_x) + sin * (y - shift_y)
     v = cos * (y - shift_y) - sin * (x - shift_x)
     outline = SHAPES[shape](u, v)
     coverage = np.clip(0.5 - outline * scale * side / 2, 0, 1)[..., None]  # a pixel-wide soft edge
 
-    phase_u, phase_v = rng.uniform(-0.2, 0.2, size=2)
-    wave = TEXTURES[texture](2.2 * u + phase_u, 2.2 * v + phase_v)
+    # The period and the phase vary, and either colour may lead: only hue and pattern tell classes.
+    period = np.exp(rng.uniform(-0.12, 0.12)) / 2.2
+    phase_u, phase_v = rng.uniform(-0.5, 0.5, size=2)
+    lead = rng.choice([-1.0, 1.0])
+    wave = lead * TEXTURES[texture](u / period + phase_u, v / period + phase_v)
     blend = np.clip(0.5 + 2 * wave, 0, 1)[..., None]
     first, second = (np.array(colour) for colour in PALETTES[palette])
     thing = first + blend * (second - first)
     scene = ground + coverage * (thing - ground)
 
     # Nuisances that augmentation also varies. No random hue: it would mark each image for MoCo.
-    contrast, brightness = rng.uniform(0.75, 1.15), rng.uniform(-0.1, 0.1)
-    scene = 0.5 + contrast * (scene - 0.5) + brightness
-    scene = scene + rng.normal(0, 0.02, size=scene.shape)
+    contrast, brightness = rng.uniform(0.35, 1.05), rng.uniform(-0.28, 0.28)
+    scene = 0.52 + contrast * (scene - 0.62) + brightness
+    scene = scene + rng.normal(0, 0.05, size=scene.shape)
 
     mask = outline < 0
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

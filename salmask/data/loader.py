@@ -84,20 +84,24 @@ class _Tickets(Sampler[Ticket]):
 class _Streamed(Dataset[Crops]):
     """Decodes, crops and flips one whole batch per item, in a worker."""
 
-    def __init__(self, manifest: Manifest, config: ViewConfig, seed: int) -> None:
+    def __init__(
+        self, manifest: Manifest, config: ViewConfig, seed: int, branches: tuple[str, ...]
+    ) -> None:
         self.manifest, self.config, self.seed = manifest, config, seed
+        self.branches = branches
 
     def __getitem__(self, ticket: Ticket) -> Crops:  # type: ignore[override]
         epoch, step, ids = ticket
-        boxes, mirrored = geometry(self.manifest, self.config, self.seed, epoch, ids)
+        branches = self.branches
+        boxes, mirrored = geometry(self.manifest, self.config, self.seed, epoch, ids, branches)
         size = (self.config.size, self.config.size)
         rows: list[list[Tensor]] = []
         for i, row in enumerate(ids.tolist()):
-            reach = min(float(boxes[branch][i, 2:].min()) for branch in BRANCHES)
+            reach = min(float(boxes[branch][i, 2:].min()) for branch in branches)
             image = read(self.manifest, row, int(self.config.size / reach))
-            rows.append([resample(image, size, boxes[branch][i]) for branch in BRANCHES])
-        crops = {b: torch.stack([row[j] for row in rows]) for j, b in enumerate(BRANCHES)}
-        crops = {b: mirror(crops[b], mirrored[b]) for b in BRANCHES}
+            rows.append([resample(image, size, boxes[branch][i]) for branch in branches])
+        crops = {b: torch.stack([row[j] for row in rows]) for j, b in enumerate(branches)}
+        crops = {b: mirror(crops[b], mirrored[b]) for b in branches}
         return Crops(epoch, step, ids, crops, boxes, mirrored)
 
 
@@ -113,13 +117,18 @@ def read(manifest: Manifest, row: int, at_least: int | None = None) -> Image.Ima
 
 
 def geometry(
-    manifest: Manifest, config: ViewConfig, seed: int, epoch: int, ids: Tensor
+    manifest: Manifest,
+    config: ViewConfig,
+    seed: int,
+    epoch: int,
+    ids: Tensor,
+    branches: tuple[str, ...] = BRANCHES,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Boxes (B,4) and flips (B,) of both branches' views of `ids` in one epoch."""
+    """Boxes (B,4) and flips (B,) of each branch's view of `ids` in one epoch."""
     draws = Draws.of(seed, epoch, ids)
     sizes = manifest.sizes[ids]
-    boxes = {b: views.crop_boxes(draws, b, sizes, config.crop, config.aspect) for b in BRANCHES}
-    return boxes, {b: views.flips(draws, b, config.flip) for b in BRANCHES}
+    boxes = {b: views.crop_boxes(draws, b, sizes, config.crop, config.aspect) for b in branches}
+    return boxes, {b: views.flips(draws, b, config.flip) for b in branches}
 
 
 def mirror(images: Tensor, flips: Tensor) -> Tensor:
@@ -169,16 +178,18 @@ def pairs(
     device: torch.device,
     workers: int,
     start: tuple[int, int] = (0, 0),
+    branches: tuple[str, ...] = BRANCHES,
 ) -> Iterator[Crops]:
     """All batches of a training from `start` = (epoch, step) to its end, on `device`.
 
-    images: `stream` or `resident`. workers: processes that decode for `stream`.
+    images: `stream` or `resident`. workers: processes that decode for `stream`. branches: the
+    views to make.
     """
     if images == "resident":
-        yield from _resident_pairs(manifest, config, schedule, device, start)
+        yield from _resident_pairs(manifest, config, schedule, device, start, branches)
         return
     loader = DataLoader(
-        _Streamed(manifest, config, schedule.seed),
+        _Streamed(manifest, config, schedule.seed, branches),
         sampler=_Tickets(schedule, *start),
         batch_size=None,
         num_workers=workers,
@@ -195,14 +206,15 @@ def _resident_pairs(
     schedule: Schedule,
     device: torch.device,
     start: tuple[int, int],
+    branches: tuple[str, ...],
 ) -> Iterator[Crops]:
     held = Resident(manifest, schedule.ids, device)
     for epoch, step, ids in schedule.tickets(*start):
-        boxes, mirrored = geometry(manifest, config, schedule.seed, epoch, ids)
+        boxes, mirrored = geometry(manifest, config, schedule.seed, epoch, ids, branches)
         there = Crops(epoch, step, ids, {}, boxes, mirrored).to(device)
         crops = {
             b: mirror(held.crop(there.ids, there.boxes[b], config.size), there.flips[b])
-            for b in BRANCHES
+            for b in branches
         }
         yield Crops(epoch, step, there.ids, crops, there.boxes, there.flips)
 

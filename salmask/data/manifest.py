@@ -4,7 +4,7 @@ everything: saliency maps, views and features refer to images by row."""
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from salmask.data.images import decode
 from salmask.errors import UserError
+from salmask.files import write_json, write_rows
 from salmask.progress import progress
-from salmask.provenance import file_digest, write_json
+from salmask.provenance import file_digest
 
 COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
 _CHUNK = 4096  # files in flight: bounds memory on folders of any size
@@ -102,19 +103,19 @@ def write(listing: Listing, name: str, folder: Path, max_rejected: float) -> int
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
-    rejected: list[tuple[str, str]] = []
+    rejected: list[dict[str, str]] = []
     row = 0
     with (folder / "manifest.csv").open("w", newline="") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(COLUMNS)
         for found, size, detail in _inspected(listing):
             if size is None:
-                rejected.append((found.path, detail))
+                rejected.append({"path": found.path, "reason": detail})
                 continue
             rows.writerow((row, found.path, found.label, found.split, *size, detail))
             counts[found.split] = counts.get(found.split, 0) + 1
             row += 1
-    _write_rejected(folder / "rejected.csv", rejected)
+    write_rows(folder / "rejected.csv", rejected, ("path", "reason"))
     said = f"{len(rejected)} of {len(listing.files)} files cannot be read; see rejected.csv"
     if row == 0:
         raise UserError(f"no usable image under {listing.root}: {said}")
@@ -136,13 +137,6 @@ def _relative(root: Path, folder: Path) -> str:
     """The root as seen from the manifest when it lies inside (a copied demo stays whole)."""
     inside = root.is_relative_to(folder)
     return root.relative_to(folder).as_posix() if inside else str(root)
-
-
-def _write_rejected(path: Path, rejected: Iterable[tuple[str, str]]) -> None:
-    with path.open("w", newline="") as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(("path", "reason"))
-        rows.writerows(rejected)
 
 
 def load(folder: Path) -> Manifest:

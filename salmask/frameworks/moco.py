@@ -56,7 +56,10 @@ class Framework(nn.Module):
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
 
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
-        """One step's loss () and what to watch. progress: share of the training done."""
+        """One step's loss () and what to watch. progress: share of the training done.
+
+        accuracy: how often the key beats the whole queue (the hard negative left aside).
+        """
         query = F.normalize(self.projector(self.encoder(views.query)).float(), dim=1)  # (B,D)
         with torch.no_grad():
             self._follow()
@@ -75,7 +78,9 @@ class Framework(nn.Module):
         with torch.no_grad():
             seen = {
                 "loss": loss,
-                "accuracy": (logits.argmax(dim=1) == 0).float().mean(),
+                "accuracy": (logits[:, : 1 + self.queue.shape[1]].argmax(dim=1) == 0)
+                .float()
+                .mean(),
                 "positive_similarity": (query * key).sum(dim=1).mean(),
             }
             if negative is not None:
@@ -86,7 +91,7 @@ class Framework(nn.Module):
         return F.normalize(self.key_projector(self.key_encoder(images)).float(), dim=1)
 
     def _shuffled_key(self, images: Tensor, shuffle: Tensor) -> Tensor:
-        """Keys whose batch-norm groups differ from the query's: no shared statistics to cheat by."""
+        """Keys in other batch-norm groups than their queries: no shared statistics."""
         return self._key(images[shuffle])[torch.argsort(shuffle)]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What replaces masked pixels: pure functions (B,C,H,W) -> (B,C,H,W), and `mix` that applies one."""
+"""What replaces masked pixels: pure functions to (B,C,H,W), and `mix` that applies one."""
 
 import torch
 from torch import Tensor

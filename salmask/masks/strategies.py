@@ -31,6 +31,9 @@ class HardNegative:
     ratio: Range = (0.4, 0.7)
 
 
+HARD_NEGATIVE = HardNegative()
+
+
 def none(pair: Pair, draws: Draws, grid: int) -> Masked:
     """The framework alone."""
     return pair.query, pair.key, None
@@ -42,7 +45,7 @@ def blur(
     grid: int,
     *,
     ratio: Range = (0.05, 0.25),
-    hard_negative: HardNegative | None = HardNegative(),
+    hard_negative: HardNegative | None = HARD_NEGATIVE,
     threshold: float = 0.6,
     kernel: int = 31,
     sigma: float = 10.0,
@@ -61,7 +64,7 @@ def mean(
     grid: int,
     *,
     ratio: Range = (0.05, 0.25),
-    hard_negative: HardNegative | None = HardNegative(),
+    hard_negative: HardNegative | None = HARD_NEGATIVE,
     threshold: float = 0.6,
 ) -> Masked:
     """Masked patches show the view's mean colour. Chin et al. 2024, Sec. 3.2."""
@@ -74,7 +77,7 @@ def high_pass(
     grid: int,
     *,
     ratio: Range = (0.05, 0.25),
-    hard_negative: HardNegative | None = HardNegative(),
+    hard_negative: HardNegative | None = HARD_NEGATIVE,
     threshold: float = 0.6,
     kernel: int = 11,
     sigma: float = 5.0,

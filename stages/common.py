@@ -1,0 +1,45 @@
+"""What every stage shares: where artifacts lie, and how errors reach a person."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from salmask.errors import UserError
+from salmask.train.loop import InterruptedRunError, NonFiniteLossError
+
+DATA = Path("artifacts/data")
+LOCALIZER = Path("artifacts/localizer")
+SALIENCY = Path("artifacts/saliency")
+PRETRAIN = Path("artifacts/pretrain")
+EVALUATE = Path("artifacts/evaluate")
+REPORT = Path("artifacts/report")
+STORE = "saliency.zarr"  # inside SALIENCY
+
+MISTAKE, FAILED, STOPPED = 2, 1, 143
+
+
+def readable_errors(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's mistake ends with its message and exit code 2; what a run cannot go on from, with
+    1; a stop signal, with 143. Only a bug shows a traceback."""
+
+    @functools.wraps(stage)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+        try:
+            return stage(*args, **kwargs)
+        except UserError as error:
+            _leave(f"error: {error}", MISTAKE)
+        except NonFiniteLossError as error:
+            _leave(f"error: {error}", FAILED)
+        except InterruptedRunError as error:
+            _leave(f"stopped: {error}; the same command goes on from there", STOPPED)
+
+    return wrapped
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,30 @@
+"""Weights of the frozen network that says where objects are: found, checked, in one layout."""
+
+from pathlib import Path
+
+import click
+
+from salmask.config import Params, bind, pick
+from salmask.devices import pick_device
+from salmask.files import write_json
+from salmask.provenance import FILE_NAME, recipe, record
+from salmask.saliency import localizers
+from stages.common import LOCALIZER, readable_errors
+
+
+@click.command()
+@readable_errors
+def main() -> None:
+    """Writes artifacts/localizer: weights.safetensors and localizer.json."""
+    params = Params.read()
+    choice = params.choice("localizer")
+    find = pick(localizers.LOCALIZERS, choice, "params.yaml: localizer")
+    spec, tensors = find(**bind(find, choice, "params.yaml: localizer"))
+    localizers.save(spec, tensors, LOCALIZER)
+    made_by = recipe("localizer", "", params.reads, [], Path.cwd())
+    write_json(LOCALIZER / FILE_NAME, record(made_by, LOCALIZER, pick_device()))
+    print(f"localizer {spec.name}: {spec.arch}, {len(tensors)} tensors, sha256 {spec.source[:12]}")
+
+
+if __name__ == "__main__":
+    main()

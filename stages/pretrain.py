@@ -1,0 +1,34 @@
+"""One pretraining run of `runs:` -> an encoder."""
+
+from pathlib import Path
+
+import click
+
+from salmask.config import Params, RunConfig
+from salmask.job import Job
+from salmask.provenance import recipe
+from salmask.train import loop
+from slurm import launch
+from stages.common import DATA, PRETRAIN, SALIENCY, STORE, readable_errors
+
+
+def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
+    """Trains, from the newest checkpoint if there is one."""
+    loop.pretrain(config, inputs, job)
+
+
+@click.command()
+@click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
+@readable_errors
+def main(name: str) -> None:
+    """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, history.csv."""
+    params = Params.read()
+    config, seed = params.run(name), params.seed()
+    made_by = recipe("pretrain", name, params.reads, [DATA, SALIENCY], Path.cwd())
+    inputs = loop.Inputs(DATA.resolve(), (SALIENCY / STORE).resolve())
+    arguments = {"config": config, "inputs": inputs}
+    launch.run(made_by, seed, work, arguments, (PRETRAIN / name).resolve())
+
+
+if __name__ == "__main__":
+    main()
