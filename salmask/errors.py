@@ -1,5 +1,13 @@
-"""The one exception that means: the user can fix this, and the message says how."""
+"""The errors that a stage turns into a message instead of a traceback."""
 
 
 class UserError(Exception):
-    """A mistake in the input or the configuration. Shown without a traceback, exit code 2."""
+    """A mistake in the input or the configuration, and how to fix it. Exit code 2."""
+
+
+class InterruptedRunError(Exception):
+    """A signal asked for the end; everything up to here is in a checkpoint. Exit code 143."""
+
+
+class NonFiniteLossError(Exception):
+    """The loss left the numbers. Exit code 1."""

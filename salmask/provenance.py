@@ -20,7 +20,7 @@ import torch
 from salmask.errors import UserError
 
 FILE_NAME = "provenance.json"
-OUR_PACKAGES = ("stages", "slurm", "salmask")
+OUR_PACKAGES = ("stages", "salmask")  # not slurm: where work runs decides no result
 RECORDED_VERSIONS = ("torch", "torchvision", "numpy", "pillow", "zarr", "timm")
 _BLOCK = 1 << 20
 
@@ -108,7 +108,7 @@ def imported_modules(file: Path, name: str, root: Path) -> set[str]:
             for alias in node.names:  # `from salmask.masks import fill` names a module
                 if _module_file(f"{node.module}.{alias.name}", root):
                     found.add(f"{node.module}.{alias.name}")
-        elif isinstance(node, ast.Attribute) and node.attr == "import_module":
+        elif isinstance(node, ast.Name) and node.id == "import_module":
             found.update(f"{name}.{p.stem}" for p in file.parent.glob("*.py") if p != file)
     return {m for m in found if m.split(".")[0] in OUR_PACKAGES}
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from salmask.errors import UserError
-from salmask.train.loop import InterruptedRunError, NonFiniteLossError
+from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
 
 DATA = Path("artifacts/data")
 LOCALIZER = Path("artifacts/localizer")

@@ -4,24 +4,21 @@
 crops there. Both crop the same boxes; their interpolation differs, so it is part of the recipe.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.ops import roi_align
 
 from salmask.config import ViewConfig
 from salmask.data import views
-from salmask.data.images import centre, decode, resample
-from salmask.data.manifest import Manifest
+from salmask.data.images import centre, resample
+from salmask.data.manifest import Manifest, read_image
 from salmask.progress import progress
 from salmask.randomness import Draws, epoch_order
 
-log = logging.getLogger(__name__)
 BRANCHES = ("query", "key")
 Ticket = tuple[int, int, Tensor]  # epoch, step in it, ids (B,)
 
@@ -98,22 +95,11 @@ class _Streamed(Dataset[Crops]):
         rows: list[list[Tensor]] = []
         for i, row in enumerate(ids.tolist()):
             reach = min(float(boxes[branch][i, 2:].min()) for branch in branches)
-            image = read(self.manifest, row, int(self.config.size / reach))
+            image = read_image(self.manifest, row, int(self.config.size / reach))
             rows.append([resample(image, size, boxes[branch][i]) for branch in branches])
         crops = {b: torch.stack([row[j] for row in rows]) for j, b in enumerate(branches)}
         crops = {b: mirror(crops[b], mirrored[b]) for b in branches}
         return Crops(epoch, step, ids, crops, boxes, mirrored)
-
-
-def read(manifest: Manifest, row: int, at_least: int | None = None) -> Image.Image:
-    """The image of a row. One that vanished or broke since `prepare` becomes a gray image of its
-    size, with a warning: hours of training must not end for one file."""
-    try:
-        return decode(manifest.file(row), at_least)
-    except Exception as error:
-        log.warning("row %d, %s: %s; a gray image stands in", row, manifest.paths[row], error)
-        height, width = manifest.sizes[row].tolist()
-        return Image.new("RGB", (width, height), (124, 116, 104))
 
 
 def geometry(
@@ -144,7 +130,7 @@ class Resident:
         self.canvas = torch.zeros((len(ids), 3, height, width), dtype=torch.uint8)
         with progress("load images", len(ids)) as bar:
             for slot, row in enumerate(ids.tolist()):
-                image = read(manifest, row)
+                image = read_image(manifest, row)
                 pixels = resample(image, (image.height, image.width))
                 self.canvas[slot, :, : image.height, : image.width] = pixels
                 bar.advance(1)
@@ -228,7 +214,7 @@ class _Centred(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         row = int(self.ids[index])
-        return centre(read(self.manifest, row, self.shorter), self.size, self.shorter)
+        return centre(read_image(self.manifest, row, self.shorter), self.size, self.shorter)
 
 
 def centred(

@@ -4,6 +4,7 @@ everything: saliency maps, views and features refer to images by row."""
 import csv
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from salmask.data.images import decode
@@ -21,6 +23,7 @@ from salmask.progress import progress
 from salmask.provenance import file_digest
 
 COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
+log = logging.getLogger(__name__)
 _CHUNK = 4096  # files in flight: bounds memory on folders of any size
 
 
@@ -165,3 +168,14 @@ def load(folder: Path) -> Manifest:
         sizes=torch.tensor([(int(r["height"]), int(r["width"])) for r in rows]),
         sha256=np.array([r["sha256"] for r in rows], dtype=object),
     )
+
+
+def read_image(manifest: Manifest, row: int, at_least: int | None = None) -> Image.Image:
+    """The image of a row, decoded as `decode` does. One that vanished or broke since `prepare`
+    becomes a gray image of its size, with a warning: hours of work must not end for one file."""
+    try:
+        return decode(manifest.file(row), at_least)
+    except Exception as error:
+        log.warning("row %d, %s: %s; a gray image stands in", row, manifest.paths[row], error)
+        height, width = manifest.sizes[row].tolist()
+        return Image.new("RGB", (width, height), (124, 116, 104))

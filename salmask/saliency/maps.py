@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from salmask.config import SaliencyConfig
 from salmask.data.images import resample
-from salmask.data.loader import read
-from salmask.data.manifest import Manifest
+from salmask.data.manifest import Manifest, read_image
 from salmask.job import Job
 from salmask.progress import progress
 from salmask.saliency import store
@@ -30,7 +29,7 @@ class _Squashed(Dataset[list[Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        image = read(self.manifest, self.rows[index], max(self.levels))
+        image = read_image(self.manifest, self.rows[index], max(self.levels))
         return [resample(image, (level, level)) for level in self.levels]
 
 

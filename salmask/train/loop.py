@@ -22,7 +22,7 @@ from salmask.data import manifest as manifests
 from salmask.data import views
 from salmask.data.loader import Crops, Schedule, pairs
 from salmask.devices import autocast
-from salmask.errors import UserError
+from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.masks import strategies
@@ -32,14 +32,6 @@ from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair, Views
 from salmask.train import checkpoint
 from salmask.train.optim import build_optimizer, learning_rate
-
-
-class InterruptedRunError(Exception):
-    """A signal asked for the end; everything up to here is in a checkpoint."""
-
-
-class NonFiniteLossError(Exception):
-    """The loss is not a number any more."""
 
 
 @dataclass(frozen=True)
