@@ -155,31 +155,49 @@ class Params:
         if not isinstance(runs, Mapping) or not runs:
             raise UserError(f"{self.source}: `runs` must name at least one pretraining run")
         for name in runs:
-            if not _RUN_NAME.fullmatch(str(name)):
+            if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
                 raise UserError(
                     f"{self.source}: runs.{name}: a run's name is made of a-z, 0-9 "
                     f"and -, since DVC uses it in paths and keys"
                 )
         return list(runs)
 
+    def _mapping(self, key: str) -> Mapping[str, Any]:
+        value = self.raw(key)
+        if not isinstance(value, Mapping):
+            raise UserError(f"{self.source}: {key}: must be a mapping, got {value!r}")
+        return value
+
     def run(self, name: str) -> RunConfig:
         """The run `name`: its own entries laid over the common sections."""
         overlay = self.raw(f"runs.{name}") or {}
         allowed = [*RUN_SECTIONS, *RUN_CHOICES]
-        for key in overlay:
+        if not isinstance(overlay, Mapping):
+            raise UserError(f"{self.source}: runs.{name}: must be a mapping, got {overlay!r}")
+        for key, entry in overlay.items():
             if key not in allowed:
                 raise UserError(
                     f"{self.source}: runs.{name}.{key} is not a section of a run; "
                     f"allowed: {', '.join(allowed)}"
                 )
-        merged = {key: merge(self.raw(key), overlay.get(key, {})) for key in allowed}
+            if not isinstance(entry, Mapping):
+                raise UserError(
+                    f"{self.source}: runs.{name}.{key}: must be a mapping, got {entry!r}"
+                )
+        merged = {key: merge(self._mapping(key), overlay.get(key, {})) for key in allowed}
         where = f"{self.source}: runs.{name} over "
         sections: dict[str, Any] = {
             key: check(merged[key], schema, where=where + key)
             for key, schema in RUN_SECTIONS.items()
         }
-        choices = {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
-        return RunConfig(name=name, **sections, **choices)
+        sections |= {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
+        return RunConfig(name=name, **sections)
+
+
+def _allowed(schema: Any) -> str:
+    """The keys of a schema, for a message."""
+    fields = getattr(schema, "__pydantic_fields__", None)
+    return f" (allowed: {', '.join(fields)})" if fields else ""
 
 
 def merge(common: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +219,7 @@ def check(value: Any, schema: type[T], where: str) -> T:
     try:
         return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:
-        raise UserError(_explain(error, where)) from None
+        raise UserError(_explain(error, where, _allowed(schema))) from None
 
 
 def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, Any]:
@@ -219,7 +237,8 @@ def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, 
     try:
         checked = model.model_validate(dict(choice.options))
     except ValidationError as error:
-        raise UserError(_explain(error, f"{where} (name: {choice.name})")) from None
+        where = f"{where} (name: {choice.name})"
+        raise UserError(_explain(error, where, _allowed(model))) from None
     return {name: getattr(checked, name) for name in fields}
 
 
@@ -236,13 +255,15 @@ def _choice(value: Any, where: str) -> Choice:
     return Choice(value["name"], {key: val for key, val in value.items() if key != "name"})
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, where: str, allowed: str) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         got = "" if item["type"] == "missing" else f", got {item['input']!r}"
-        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            lines.append(f"{key}: no such key{got}")
+        if item["type"] == "value_error":  # ours, already a sentence
+            lines.append(str(item["ctx"]["error"]))
+        elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"{key}: no such key{got}{allowed}")
         else:
             lines.append(f"{key}: {item['msg']}{got}" if key else f"{item['msg']}{got}")
     return f"{where}: " + "; ".join(lines)

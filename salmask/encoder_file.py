@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from salmask.backbones import build_encoder, feature_dim
 from salmask.config import EncoderConfig, RunConfig
 from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from salmask.devices import place
 from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
 from salmask.masks import fill
@@ -95,4 +96,4 @@ def describe(folder: Path, seed: int = 0) -> Encoder:
 
 
 def _ready(encoder: Encoder, device: torch.device) -> Encoder:
-    return encoder.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return place(encoder.eval().requires_grad_(False), device)

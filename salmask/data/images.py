@@ -18,7 +18,10 @@ def decode(path: Path, at_least: int | None = None) -> Image.Image:
     with Image.open(path) as image:
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits a channel; pillow would clip, not scale
+            upright = upright.point(lambda value: value * (1 / 257)).convert("L")
+        return upright.convert("RGB")
 
 
 def resample(image: Image.Image, size: tuple[int, int], box: Tensor | None = None) -> Tensor:

@@ -87,7 +87,7 @@ class _Streamed(Dataset[Crops]):
         self.manifest, self.config, self.seed = manifest, config, seed
         self.branches = branches
 
-    def __getitem__(self, ticket: Ticket) -> Crops:  # type: ignore[override]
+    def __getitem__(self, ticket: Ticket) -> Crops:
         epoch, step, ids = ticket
         branches = self.branches
         boxes, mirrored = geometry(self.manifest, self.config, self.seed, epoch, ids, branches)
@@ -132,7 +132,10 @@ class Resident:
             for slot, row in enumerate(ids.tolist()):
                 image = read_image(manifest, row)
                 pixels = resample(image, (image.height, image.width))
-                self.canvas[slot, :, : image.height, : image.width] = pixels
+                # The last row and column twice: what lies past the rim must not blend in.
+                rim = torch.nn.functional.pad(pixels.float(), (0, 1, 0, 1), mode="replicate")
+                rim = rim[:, :height, :width].to(torch.uint8)
+                self.canvas[slot, :, : rim.shape[1], : rim.shape[2]] = rim
                 bar.advance(1)
         self.canvas = self.canvas.to(device)
         self.sizes = manifest.sizes[ids].to(device)

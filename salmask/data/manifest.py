@@ -3,6 +3,7 @@ everything: saliency maps, views and features refer to images by row."""
 
 import csv
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ def load(folder: Path) -> Manifest:
             f"{folder}/manifest.csv is not the one that prepare wrote: run "
             f"`dvc repro --force prepare`"
         )
-    rows = list(csv.DictReader(text.decode().splitlines()))
+    rows = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
     root = Path(dataset["root"])
     return Manifest(
         name=dataset["name"],

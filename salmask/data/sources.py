@@ -73,9 +73,18 @@ def imagefolder(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> 
 
 
 def _images(folder: Path) -> list[Path]:
-    """Every file with an image's extension below a folder, sorted by path."""
-    found = []
-    for base, _, names in os.walk(folder):
+    """Every file with an image's extension below a folder, sorted by path.
+
+    Links to folders are followed, each folder once, so that a loop of links ends.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for base, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(base)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
         found += [Path(base, n) for n in names if n.lower().endswith(EXTENSIONS)]
     return sorted(found)
 

@@ -43,7 +43,8 @@ def run(
     )
     ids = manifest.ids("train")
     ids = ids[manifest.labels[ids] >= 0]
-    schedule = Schedule(job.seed, ids, min(batch, len(ids)), epochs)
+    batch = min(batch, len(ids))
+    schedule = Schedule(job.seed, ids, batch, epochs)
     labels = manifest.labels.to(job.device)
     with torch.inference_mode():
         width = encoder(torch.zeros(1, 3, config.size, config.size, device=job.device)).shape[1]

@@ -97,8 +97,8 @@ class Framework(nn.Module):
     @torch.no_grad()
     def _follow(self) -> None:
         """key parameters <- momentum * key + (1 - momentum) * query (He et al. 2020, Eq. 2)."""
-        theirs = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
-        ours = [*self.encoder.parameters(), *self.projector.parameters()]
+        theirs: list[Tensor] = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
+        ours: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
         torch._foreach_lerp_(theirs, ours, 1 - self.momentum)
 
     @torch.no_grad()

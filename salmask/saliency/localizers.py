@@ -46,6 +46,9 @@ class Localizer:
 class Trunk(nn.Module):
     """Normalisation, then the feature layers: (B,3,S,S) in [0,1] -> (B,D,S/stride,S/stride)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, spec: Localizer) -> None:
         super().__init__()
         self.layers = build_layers(spec.family, spec.arch)
@@ -63,7 +66,8 @@ class _TimmFeatures(nn.Module):
         self.model = timm.create_model(arch, pretrained=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.forward_features(images)
+        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
+        return features
 
 
 def build_layers(family: str, arch: str) -> nn.Module:
@@ -216,6 +220,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             tensors = tensors.get("state_dict", tensors)
     except Exception as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from None
+    if not all(isinstance(value, Tensor) for value in tensors.values()):
+        others = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+        raise UserError(f"{path} is not a state dict: {_some(others)} are no tensors")
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 

@@ -17,6 +17,7 @@ def foreground(activation: Tensor, threshold: float = 0.6) -> Tensor:
     Mean and population deviation are those of the same map. Chin et al. 2024, Eq. 1. A constant
     map is all foreground.
     """
-    mean = activation.mean(dim=(1, 2), keepdim=True)
-    deviation = activation.std(dim=(1, 2), keepdim=True, correction=0)
-    return activation >= mean - threshold * deviation
+    exact = activation.double()  # in float32 the mean of equal numbers can lie above them
+    mean = exact.mean(dim=(1, 2), keepdim=True)
+    deviation = exact.std(dim=(1, 2), keepdim=True, correction=0)
+    return exact >= mean - threshold * deviation

@@ -1,8 +1,9 @@
 """The saliency store: one Zarr group of activation maps, written by shard, read whole.
 
-    activation/<level>  (N,U,V) float16   each map divided by its own mean (Eq. 1 ignores scale,
-                                          and raw sums can overflow float16); fill NaN
-    mean/<level>        (N,)    float32   the means that were divided out
+    activation/<level>  (N,U,V) float16   each map divided by the mean of its magnitudes (Eq. 1
+                                          ignores scale; raw sums can overflow float16); fill NaN
+    mean/<level>        (N,)    float32   what was divided out: the map's mean, for a network
+                                          whose last features are not negative
 
 A chunk is a shard is the unit of work: `shard_rows` images. Only one process writes a shard, and a
 done-mark with the checksum of what was written says that it is complete; that a file exists
@@ -86,11 +87,18 @@ def write_shard(path: Path, plan: Plan, index: int, maps: Mapping[int, Tensor]) 
     rows = plan.shard(index)
     group = zarr.open_group(path, mode="r+")
     for level, raw in maps.items():
-        mean = raw.mean(dim=(1, 2))
-        scale = torch.where(mean.abs() > 0, mean, 1)[:, None, None]  # an all-zero map stays zero
-        group[f"activation/{level}"][rows.start : rows.stop] = (raw / scale).half().cpu().numpy()
-        group[f"mean/{level}"][rows.start : rows.stop] = mean.float().cpu().numpy()
+        mean = raw.abs().mean(dim=(1, 2))
+        scale = torch.where(mean > 0, mean, 1)[:, None, None]  # an all-zero map stays zero
+        _array(group, f"activation/{level}")[rows.start : rows.stop] = (raw / scale).half().numpy()
+        _array(group, f"mean/{level}")[rows.start : rows.stop] = mean.float().numpy()
     write_json(_mark(path, index), {"shard": index, "sha256": _shard_digest(path, plan, index)})
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise UserError(f"{group.store_path}: {name} is not an array")
+    return found
 
 
 def done_shards(path: Path, plan: Plan) -> set[int]:
@@ -154,7 +162,7 @@ class SaliencyStore:
             group = zarr.open_group(path, mode="r")
         except FileNotFoundError:
             raise UserError(f"no saliency store at {path}: run `dvc repro saliency`") from None
-        attributes = dict(group.attrs)
+        attributes: dict[str, Any] = dict(group.attrs)
         schema = attributes.get("schema")
         if schema != SCHEMA:
             raise UserError(f"{path} is of schema {schema}, not {SCHEMA}: {repair}")
@@ -165,7 +173,7 @@ class SaliencyStore:
             )
         maps = {}
         for level in attributes["levels"]:
-            values = np.asarray(group[f"activation/{level}"][:])
+            values = np.asarray(_array(group, f"activation/{level}")[:])
             if np.isnan(values).any():
                 holes = int(np.isnan(values).any(axis=(1, 2)).sum())
                 raise UserError(f"{path}: {holes} rows of level {level} are missing: {repair}")
@@ -180,8 +188,9 @@ class SaliencyStore:
         """The maps as the views see them: (B,U,V) float32.
 
         ids: (B,). boxes: (B,4) y, x, h, w in [0,1]. flips: (B,) bool. grid: (U,V). Each cell is
-        the average of the map under it. The level follows the zoom: a crop that covers half the
-        side reads the level of twice the resolution, and between two levels, both.
+        the average of the map under it, read bilinearly at 4x4 points. The level follows the zoom:
+        a crop that covers half the side reads the level of twice the resolution, and between two
+        levels, both.
         """
         zoom = 1 / (boxes[:, 2] * boxes[:, 3]).sqrt()
         weights = _level_weights(self.levels, zoom)

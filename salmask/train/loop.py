@@ -21,7 +21,7 @@ from salmask.config import RunConfig
 from salmask.data import manifest as manifests
 from salmask.data import views
 from salmask.data.loader import Crops, Schedule, pairs
-from salmask.devices import autocast
+from salmask.devices import autocast, place
 from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
@@ -59,7 +59,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     steps = schedule.steps_per_epoch * config.train.epochs
     torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
     model = frameworks.build(config.framework, config.encoder, config.train.batch, steps)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = place(model, device)
     optimizer = build_optimizer(model.parameters(), config.train)
     mask = strategies.build(config.mask)
     store = None
@@ -117,7 +117,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
             sums = {k: sums.get(k, 0.0) + v for k, v in zip(seen, values, strict=True)}
             loss = values[list(seen).index("loss")]
             if not math.isfinite(loss):
-                last = (checkpoint.saved(job.work) or ["none"])[0]
+                last = next(iter(checkpoint.saved(job.work)), "none")
                 raise NonFiniteLossError(
                     f"the loss is {loss} at step {step}; last good checkpoint: {last}"
                 )

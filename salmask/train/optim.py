@@ -26,6 +26,6 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     warmup = config.warmup_epochs * steps_per_epoch
     total = config.epochs * steps_per_epoch
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.lr * min(1.0, (step + 1) / warmup)
     share = (step - warmup) / max(total - warmup, 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * share))

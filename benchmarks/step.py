@@ -1,0 +1,96 @@
+"""Speed of a pretraining step for each mask, as a ratio to the step without one.
+
+    python -m benchmarks.step --arch resnet18 --stem small2 --size 64 --grid 8 --batch 128
+
+Random pixels and maps; what is timed is everything on the device: photometry, saliency crop, masks,
+forward passes, backward pass, optimizer. The masks take turns, so that a slower spell of the
+machine meets them all. Only the ratios are comparable between machines.
+"""
+
+import time
+from statistics import median
+
+import click
+import torch
+
+from salmask import frameworks
+from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask.data.loader import BRANCHES, Crops
+from salmask.devices import autocast, pick_device, place
+from salmask.masks import strategies
+from salmask.saliency.store import SaliencyStore
+from salmask.train.loop import make_views
+from salmask.train.optim import build_optimizer
+
+
+def random_crops(batch: int, size: int, device: torch.device) -> Crops:
+    """One batch of noise with plausible boxes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
+    box = torch.tensor([0.2, 0.2, 0.6, 0.6]).expand(batch, 4)
+    flip = torch.arange(batch) % 2 == 0
+    parts = [dict.fromkeys(BRANCHES, part) for part in (pixels, box, flip)]
+    return Crops(0, 0, torch.arange(batch), *parts).to(device)
+
+
+class Candidate:
+    """One mask's model, ready to step."""
+
+    def __init__(self, mask: str, run: RunConfig, crops: Crops, store: SaliencyStore) -> None:
+        self.device = crops.ids.device
+        self.run, self.crops = run, crops
+        self.mask = strategies.build(Choice(mask, {}))
+        self.store = None if mask in strategies.WITHOUT_SALIENCY else store
+        model = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
+        self.model = place(model, self.device)
+        self.optimizer = build_optimizer(self.model.parameters(), run.train)
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        start = time.perf_counter()
+        views = make_views(self.crops, self.run, 0, self.mask, self.store)
+        with autocast(self.device, self.run.train.precision):
+            loss = self.model(views, 0.0)["loss"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - start)
+
+
+@click.command()
+@click.option("--arch", default="resnet18")
+@click.option("--stem", default="small2")
+@click.option("--size", default=64)
+@click.option("--grid", default=8)
+@click.option("--batch", default=128)
+@click.option("--steps", default=5, help="Timed steps of each mask; one more warms up.")
+@click.option("--precision", default="bfloat16")
+def main(
+    arch: str, stem: str, size: int, grid: int, batch: int, steps: int, precision: str
+) -> None:
+    """Prints images/s and the ratio to the step without a mask."""
+    device = pick_device()
+    run = RunConfig(
+        name="benchmark",
+        encoder=EncoderConfig(arch=arch, stem=stem),  # type: ignore[arg-type]
+        view=ViewConfig(size=size, grid=grid),
+        mask=Choice("none", {}),
+        framework=Choice("moco", {"queue": 32 * batch, "bn_group": min(32, batch)}),
+        train=TrainConfig(batch=batch, precision=precision),  # type: ignore[arg-type]
+    )
+    crops = random_crops(batch, size, device)
+    store = SaliencyStore({}, {224: torch.rand(batch, 7, 7, device=device)})
+    candidates = {name: Candidate(name, run, crops, store) for name in strategies.MASKS}
+    for _ in range(steps + 1):
+        for candidate in candidates.values():
+            candidate.step()
+    times = {name: median(c.seconds[1:]) for name, c in candidates.items()}
+    print(f"{arch}, stem {stem}, {size} px, batch {batch}, {precision}, {device.type}")
+    for name, seconds in times.items():
+        print(f"{name:12} {batch / seconds:8.0f} images/s   {times['none'] / seconds:5.2f} of none")
+
+
+if __name__ == "__main__":
+    main()

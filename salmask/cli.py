@@ -1,0 +1,186 @@
+"""The `salmask` command: what a person asks about a project, beside `dvc repro` that makes it."""
+
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+
+from salmask import frameworks, provenance
+from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
+from salmask.config import check as check_value
+from salmask.data import manifest
+from salmask.data.images import decode, resample
+from salmask.data.sources import SOURCES
+from salmask.errors import UserError
+from salmask.masks import strategies
+from salmask.report import gallery as sheet
+from salmask.saliency import localizers
+from salmask.saliency.scda import activation_map
+
+
+def _readable_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+
+    return wrapped
+
+
+@click.group()
+@click.version_option(package_name="salmask")
+def main() -> None:
+    """Masking as an augmentation, saliency says where."""
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+@click.option("--images", is_flag=True, help="Also read every image and compare its sha256.")
+@_readable_errors
+def lineage(file: Path, images: bool) -> None:
+    """Walks from FILE back to the bytes it came from, and checks every digest on the way."""
+    root = provenance.find_root(file.resolve().parent)
+    if provenance.find(file.resolve(), root) is None:
+        raise UserError(f"{file} carries no provenance: it is not an artifact of this pipeline")
+    chain = provenance.trace(file.resolve(), root)
+    _show(chain, 0, set())
+    sound = chain.sound()
+    if images:
+        sound = _check_images(root / "artifacts" / "data") and sound
+    click.echo("everything matches" if sound else "something no longer matches: see `!` above")
+    sys.exit(0 if sound else 1)
+
+
+def _show(link: provenance.Link, depth: int, shown: set[Path]) -> None:
+    pad = "   " * depth + ("<- " if depth else "")
+    if link.path in shown:
+        click.echo(f"{pad}{link.path} (above)")
+        return
+    shown.add(link.path)
+    made = link.provenance
+    if made:
+        name = " ".join(filter(None, [made["stage"], made["name"]]))
+        versions = f"torch {made['versions']['torch']}, {made['device']['type']}"
+        click.echo(f"{pad}{link.path}: {name} @{made['fingerprint']}, {versions}")
+    else:
+        click.echo(f"{pad}{link.path}")
+    for problem in link.problems:
+        click.echo("   " * depth + f"   ! {problem}")
+    for parent in link.parents:
+        _show(parent, depth + 1, shown)
+
+
+def _check_images(data: Path) -> bool:
+    rows = manifest.load(data)
+    bad = 0
+    for row in range(len(rows)):
+        path = rows.file(row)
+        if not path.is_file():
+            click.echo(f"   ! {path} is missing")
+        elif provenance.file_digest(path) != rows.sha256[row]:
+            click.echo(f"   ! {path} is not the file that prepare read")
+        else:
+            continue
+        bad += 1
+    click.echo(f"{len(rows) - bad} of {len(rows)} images are the ones in the manifest")
+    return not bad
+
+
+@main.command()
+@click.argument("name")
+@_readable_errors
+def suite(name: str) -> None:
+    """Puts suites/NAME.yaml in place of params.yaml, once it has passed every check."""
+    root = provenance.find_root()
+    source, target = root / "suites" / f"{name}.yaml", root / "params.yaml"
+    if not source.is_file():
+        known = ", ".join(sorted(p.stem for p in source.parent.glob("*.yaml")))
+        raise UserError(f"no suite `{name}`; there are: {known}")
+    validate(Params.read(source))
+    edits = subprocess.run(
+        ["git", "status", "--porcelain", "params.yaml"], cwd=root, capture_output=True, text=True
+    )
+    if edits.stdout.strip():
+        raise UserError("params.yaml has uncommitted edits that this would overwrite: commit them")
+    shutil.copyfile(source, target)
+    click.echo(f"params.yaml is now {source.relative_to(root)}; go on with `dvc repro`")
+
+
+@main.command()
+@_readable_errors
+def check() -> None:
+    """Checks all of params.yaml, every run included, before hours are spent on it."""
+    validate(Params.read(provenance.find_root() / "params.yaml"))
+    click.echo("params.yaml is sound")
+
+
+@main.command()
+@_readable_errors
+def results() -> None:
+    """Prints the table of results of the last report."""
+    report = provenance.find_root() / "artifacts" / "report"
+    if not (report / "results.txt").is_file():
+        raise UserError(f"{report} holds no results yet: run `dvc repro`")
+    click.echo((report / "results.txt").read_text())
+    click.echo(f"report: {report / 'index.html'}")
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--out", default="gallery.png", type=click.Path(path_type=Path), show_default=True)
+@click.option("--size", default=224, show_default=True, help="Side of the views in px.")
+@click.option("--grid", default=7, show_default=True, help="Patches a side.")
+@_readable_errors
+def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int) -> None:
+    """Draws what every mask does to your own pictures: views, saliency, hard negatives."""
+    spec, tensors = localizers.lite0()
+    trunk = localizers.Trunk(spec)
+    trunk.layers.load_state_dict(tensors)
+    pictures = [_opened(path) for path in images]
+    whole = torch.stack([resample(picture, (size, size)) for picture in pictures])
+    with torch.inference_mode():
+        activation = activation_map(trunk(whole.float() / 255))
+    view = check_value({"size": size, "grid": grid}, ViewConfig, "--size and --grid")
+    maps = {size: activation / activation.mean(dim=(1, 2), keepdim=True)}
+    out.write_bytes(sheet.mask_sheet(pictures, maps, view, sheet.masks_of([])))
+    click.echo(f"{len(pictures)} pictures drawn to {out}")
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return decode(path)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as an image: {error}") from None
+
+
+def validate(params: Params) -> None:
+    """Reads every section as the stages will. Raises UserError at the first that does not fit."""
+    data = params.choice("data")
+    options = {key: value for key, value in data.options.items() if key != "max_rejected"}
+    bind(pick(SOURCES, data, "data"), Choice(data.name, options), f"{params.source}: data")
+    localizer = params.choice("localizer")
+    bind(
+        pick(localizers.LOCALIZERS, localizer, "localizer"),
+        localizer,
+        f"{params.source}: localizer",
+    )
+    params.section("saliency", SaliencyConfig)
+    for name in params.run_names():
+        run = params.run(name)
+        strategies.build(run.mask, f"{params.source}: runs.{name}: mask")
+        with torch.device("meta"):  # runs the framework's own checks, without its memory
+            frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The report: everything collected, drawn and written as one page that needs no network."""
+
+import base64
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import Tensor
+
+from salmask import encoder_file
+from salmask.config import RunConfig, ViewConfig
+from salmask.data import manifest as manifests
+from salmask.data.manifest import Manifest, read_image
+from salmask.evaluate.features import validation_splits
+from salmask.files import write_bytes, write_json
+from salmask.provenance import Link, summary
+from salmask.report import figures, gallery, papers, samples, sheets, tables
+from salmask.saliency.store import SaliencyStore
+
+_TEMPLATE = "page.html.j2"
+_MASKED_ROWS, _QUERIES, _NEIGHBOURS = 4, 8, 5
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the pipeline left its artifacts; absolute. root: the project's folder."""
+
+    root: Path
+    data: Path
+    store: Path
+    pretrain: Path
+    evaluate: Path
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page. facts: what was measured on it, for its caption."""
+
+    png: bytes
+    facts: Mapping[str, Any]
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class Report:
+    """html: the page. results: what goes into results.json. text: the tables for a terminal."""
+
+    html: str
+    results: Mapping[str, Any]
+    text: str
+
+
+def build(
+    runs: Sequence[RunConfig],
+    protocols: Sequence[str],
+    seed: int,
+    places: Places,
+    device: torch.device,
+) -> Report:
+    """Collects the listed runs and protocols and draws the page.
+
+    Raises UserError when something that the pipeline should have made is missing.
+    """
+    names = [run.name for run in runs]
+    rows = manifests.load(places.data)
+    scored = tables.collect(names, protocols, places.evaluate, places.root)
+    found = tables.results(names, scored, rows.name)
+    blocks = tables.blocks(found, validation_splits(rows), {run.name: run for run in runs})
+    store = SaliencyStore.open(places.store, rows.digest) if places.store.exists() else None
+    pictures = {
+        "curves": _curves(names, places.pretrain),
+        "bars": _bars(blocks),
+        "saliency": store and _saliency(rows, store, places.data / "masks"),
+        "neighbours": _neighbours(rows, blocks, names, places.pretrain, device),
+    }
+    dataset = json.loads((places.data / "dataset.json").read_text())
+    html = render(
+        dataset=dataset,
+        labelled=rows.labelled(),
+        about=_about(runs, scored),
+        seed=seed,
+        blocks=blocks,
+        has_paper=any(c.paper for b in blocks for cells in b.rows.values() for c in cells),
+        pictures=pictures,
+        masked=[] if store is None else _masked(rows, store, runs, seed),
+        evidence=[_evidence(s) for s in scored],
+        runs=names,
+    )
+    return Report(html, found, tables.text(blocks))
+
+
+def render(**context: Any) -> str:
+    """The template with its values; everything that is text is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = tables.number
+    environment.globals["papers"] = papers
+    return environment.get_template(_TEMPLATE).render(**context)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Writes index.html, results.json and results.txt, the tables for a terminal."""
+    write_bytes(folder / "index.html", report.html.encode())
+    write_json(folder / "results.json", report.results)
+    write_bytes(folder / "results.txt", f"{report.text}\n".encode())
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def _curves(names: Sequence[str], pretrain: Path) -> Picture | None:
+    histories = {}
+    for name in names:
+        file = pretrain / name / "history.csv"
+        if file.is_file():  # an encoder that was brought along has none
+            with file.open(newline="") as stream:
+                histories[name] = [
+                    {k: float(v) for k, v in r.items()} for r in csv.DictReader(stream)
+                ]
+    return Picture(figures.curves(histories), {}) if histories else None
+
+
+def _bars(blocks: Sequence[tables.Block]) -> Picture | None:
+    panels = []
+    for block in blocks:
+        column = tables.first_knn(block)
+        if column is not None:
+            scores = {r: (c[column].value, c[column].untrained) for r, c in block.rows.items()}
+            panels.append(figures.Bars(f"{block.metrics[column]} on {block.split}", scores))
+    return Picture(figures.bars(panels), {"splits": len(panels)}) if panels else None
+
+
+def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> Picture | None:
+    split = samples.validation_split(rows)
+    level = store.levels[-1]
+    groups = []
+    for title, ids in samples.groups(rows, split):
+        maps = store.activation(torch.tensor(ids), level)
+        groups.append((title, list(zip(samples.pictures(rows, ids), maps, strict=True))))
+    if not groups:
+        return None
+    overlap = samples.overlap(rows, store, split, masks)
+    facts = {
+        "split": split,
+        "level": level,
+        "grid": tuple(store.maps[level].shape[1:]),
+        "overlap": overlap,
+        "classes": [title for title, _ in groups if title],
+    }
+    return Picture(sheets.overlays(groups), facts)
+
+
+def _masked(
+    rows: Manifest, store: SaliencyStore, runs: Sequence[RunConfig], seed: int
+) -> list[Picture]:
+    """One sheet per kind of view that the runs use (mostly one)."""
+    by_view: dict[ViewConfig, list[RunConfig]] = {}
+    for run in runs:
+        by_view.setdefault(run.view, []).append(run)
+    ids = samples.spread(rows, "train", _MASKED_ROWS)
+    return [_mask_sheet(rows, store, ids, view, own, seed) for view, own in by_view.items()]
+
+
+def _mask_sheet(
+    rows: Manifest,
+    store: SaliencyStore,
+    ids: Tensor,
+    view: ViewConfig,
+    runs: Sequence[RunConfig],
+    seed: int,
+) -> Picture:
+    images = [read_image(rows, row) for row in ids.tolist()]  # whole: views crop them
+    maps = {level: store.activation(ids, level) for level in store.levels}
+    drawn = gallery.mask_sheet(images, maps, view, gallery.masks_of(runs), seed=seed, ids=ids)
+    return Picture(drawn, {"view": view, "runs": [run.name for run in runs]})
+
+
+def _neighbours(
+    rows: Manifest,
+    blocks: Sequence[tables.Block],
+    names: Sequence[str],
+    pretrain: Path,
+    device: torch.device,
+) -> Picture | None:
+    run, why = tables.best_run(blocks, names)
+    split = samples.validation_split(rows)
+    encoder = encoder_file.load(pretrain / run, device)
+    found, searched = samples.nearest(encoder, rows, split, _QUERIES, _NEIGHBOURS)
+    if not found:
+        return None
+    drawn = [
+        (f.title, samples.pictures(rows, [f.query])[0], samples.judged(rows, f)) for f in found
+    ]
+    facts = {
+        "run": run,
+        "why": why,
+        "split": split,
+        "searched": searched,
+        "of": len(rows.ids("train")),
+    }
+    return Picture(sheets.neighbours(drawn), facts)
+
+
+# ------------------------------------------------------------------------------------- lineage
+
+
+def _about(runs: Sequence[RunConfig], scored: Sequence[tables.Scored]) -> dict[str, str]:
+    """What the runs have in common, or the values they differ in."""
+
+    def values(each: Sequence[object]) -> str:
+        return " / ".join(dict.fromkeys(str(value) for value in each))
+
+    devices = [
+        step.provenance["device"]["type"]
+        for s in scored
+        for step in _steps(s.link)
+        if step.provenance["stage"] == "pretrain"
+    ]
+    return {
+        "framework": values(
+            [papers.FRAMEWORKS.get(r.framework.name, r.framework.name) for r in runs]
+        ),
+        "arch": values([r.encoder.arch for r in runs]),
+        "width": values([r.encoder.width for r in runs]),
+        "view": values([r.view.size for r in runs]),
+        "grid": values([f"{r.view.grid}×{r.view.grid}" for r in runs]),
+        "epochs": values([r.train.epochs for r in runs]),
+        "device": values(devices) or "unknown device",
+    }
+
+
+def _steps(link: Link) -> list[Link]:
+    """Every recorded step behind a link, itself first, each once."""
+    found: dict[str, Link] = {}
+    todo = [link]
+    while todo:
+        step = todo.pop(0)
+        if step.provenance:
+            found.setdefault(step.provenance["fingerprint"], step)
+        todo.extend(step.parents)
+    return list(found.values())
+
+
+def _evidence(scored: tables.Scored) -> dict[str, Any]:
+    """What the page says under one protocol's numbers."""
+    return {
+        "run": scored.run,
+        "protocol": scored.protocol,
+        "metrics": scored.metrics,
+        "path": scored.link.path.as_posix(),
+        "chain": summary(scored.link),
+        "sound": scored.link.sound(),
+        "steps": [
+            {"made": step.provenance, "path": step.path.as_posix(), "problems": step.problems}
+            for step in _steps(scored.link)
+        ],
+    }

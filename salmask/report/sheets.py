@@ -1,0 +1,214 @@
+"""Sheets of pictures as PNG bytes: saliency overlays, nearest neighbours, masked views.
+
+They take decoded images and tensors, so that a command line can draw them without a manifest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from salmask.report.figures import DPI, FAINT, INK, png
+from salmask.saliency.scda import foreground
+
+WIDTH = 1680  # px of a sheet
+RIGHT, WRONG = "#1f9d78", "#d9592b"
+_TITLE, _LINE = 34, 27  # px of a heading and of a line of small text
+_GAP = 8
+_TOP = 6  # px of air above the first heading
+
+Extent = tuple[float, float, float, float]  # x, y, w, h in px of the sheet, y downwards
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A picture found near a query. right: whether it is of the query's class, None unlabelled."""
+
+    image: Image.Image
+    cosine: float
+    right: bool | None
+
+
+class Sheet:
+    """One canvas on which every picture has an exact place in px."""
+
+    def __init__(self, height: float) -> None:
+        self.figure = Figure(figsize=(WIDTH / DPI, round(height) / DPI), dpi=DPI)
+        self.axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        self.axes.set_axis_off()
+        self.height = round(height)
+
+    def text(self, x: float, y: float, words: str, **style: Any) -> None:
+        """Words whose top left corner is at (x, y). A dollar sign is only a dollar sign."""
+        defaults: dict[str, Any] = {"color": INK, "size": 8.5, "va": "top", "ha": "left"}
+        self.axes.text(x, y, words, parse_math=False, **(defaults | style))
+
+    def picture(self, x: float, y: float, side: float, pixels: NDArray[Any]) -> Extent:
+        """(H,W,3) pixels fitted into a square, centred. Returns where they came to lie."""
+        high, wide = pixels.shape[:2]
+        scale = side / max(high, wide)
+        w, h = wide * scale, high * scale
+        place = (x + (side - w) / 2, y + (side - h) / 2, w, h)
+        self.axes.imshow(pixels, extent=_limits(place), aspect="auto")
+        return place
+
+    def heat(self, place: Extent, activation: Tensor) -> None:
+        """An activation map (U,V) laid over a picture, cell by cell."""
+        self.axes.imshow(
+            activation.numpy(),
+            extent=_limits(place),
+            cmap="inferno",
+            alpha=0.6,
+            interpolation="nearest",
+            aspect="auto",
+        )
+
+    def outline(self, place: Extent, cells: Tensor, width: float = 1.2) -> None:
+        """The border of the True cells of (U,V), white on black so that it shows on anything."""
+        x, y, w, h = place
+        lines = _borders(cells, (x + 2.5, y + 2.5, w - 5, h - 5))  # inside the picture
+        for colour, extra in (("black", width), ("white", 0.0)):
+            self.axes.add_collection(LineCollection(lines, colors=colour, lw=width + extra))
+
+    def frame(self, place: Extent, colour: str, dashed: bool) -> None:
+        x, y, w, h = place
+        style = (0, (2.5, 1.5)) if dashed else "-"
+        box = Rectangle((x + 2.5, y + 2.5), w - 5, h - 5, fill=False, ec=colour, lw=2.6, ls=style)
+        self.axes.add_patch(box)
+
+    def png(self) -> bytes:
+        self.axes.set(xlim=(0, WIDTH), ylim=(self.height - _TOP, -_TOP))
+        return png(self.figure)
+
+
+def overlays(groups: Sequence[tuple[str, Sequence[tuple[Image.Image, Tensor]]]]) -> bytes:
+    """Groups of (image, activation map (U,V)): each image plain, then with its map and the
+    outline of its foreground (Eq. 1). Two groups a row."""
+    per_group = max(len(items) for _, items in groups)
+    half = (WIDTH - 3 * _GAP) / 2
+    side = (half - (3 * per_group - 1) * _GAP / 2) / (2 * per_group)
+    tall = side + _TITLE + 2 * _GAP
+    sheet = Sheet(-(-len(groups) // 2) * tall)
+    for i, (title, items) in enumerate(groups):
+        left, top = i % 2 * (half + 3 * _GAP), i // 2 * tall
+        sheet.text(left, top, _short(title), size=9.5)
+        for j, (image, activation) in enumerate(items):
+            x = left + j * (2 * side + 1.5 * _GAP)
+            sheet.picture(x, top + _TITLE, side, np.asarray(image))
+            place = sheet.picture(x + side + _GAP / 2, top + _TITLE, side, np.asarray(image))
+            sheet.heat(place, activation)
+            sheet.outline(place, foreground(activation[None])[0])
+    return sheet.png()
+
+
+def neighbours(rows: Sequence[tuple[str, Image.Image, Sequence[Neighbour]]]) -> bytes:
+    """(title, query, neighbours) per row: the query, then what was found with its cosine.
+
+    Two rows side by side. Frames say whether the class is right, where there are classes.
+    """
+    most = max(len(found) for _, _, found in rows)
+    half = (WIDTH - 4 * _GAP) / 2
+    side = (half - (most + 2) * _GAP) / (most + 1)
+    tall = side + _TITLE + _LINE + 2 * _GAP
+    sheet = Sheet(-(-len(rows) // 2) * tall)
+    for i, (title, query, found) in enumerate(rows):
+        left, top = i % 2 * (half + 4 * _GAP), i // 2 * tall
+        sheet.text(left, top, _short(title), size=9.5)
+        sheet.picture(left, top + _TITLE, side, np.asarray(query))
+        for j, neighbour in enumerate(found):
+            x = left + side + 3 * _GAP + j * (side + _GAP)
+            place = sheet.picture(x, top + _TITLE, side, np.asarray(neighbour.image))
+            colour = INK
+            if neighbour.right is not None:
+                colour = RIGHT if neighbour.right else WRONG
+                sheet.frame(place, colour, dashed=not neighbour.right)
+            under = top + _TITLE + side + 5
+            sheet.text(x + side / 2, under, f"{neighbour.cosine:.2f}", ha="center", color=colour)
+    return sheet.png()
+
+
+def grid_sheet(
+    leads: Sequence[tuple[str, Sequence["Tile | None"]]],
+    groups: Sequence[tuple[str, Sequence[tuple[str, Sequence["Tile | None"]]]]],
+    per_band: int,
+) -> bytes:
+    """Rows of images by columns of tiles, in bands when there are many groups of columns.
+
+    leads: (title, one tile per row), the columns that open every band. groups: (title, columns).
+    per_band: groups in a band.
+    """
+    bands = [groups[i : i + per_band] for i in range(0, len(groups), per_band)] or [[]]
+    rows = len(leads[0][1])
+    widest = max(sum(len(columns) for _, columns in band) for band in bands)
+    inner = WIDTH - 3 * _GAP * max(len(band) for band in bands)
+    side = min(inner / (len(leads) + widest) - _GAP / 2, 190.0)
+    tall = 2 * _LINE + 2 * _GAP + rows * (side + _GAP / 2) + 3 * _GAP
+    sheet = Sheet(len(bands) * tall)
+    for b, band in enumerate(bands):
+        x, top = 0.0, b * tall
+        for title, columns in [("", leads), *band]:
+            if title:
+                x += 3 * _GAP
+                sheet.text(x, top, title, size=9.5)
+                wide = len(columns) * (side + _GAP / 2) - _GAP / 2
+                sheet.axes.plot([x, x + wide], [top + _LINE + 2] * 2, color=FAINT, lw=1)
+            for heading, tiles in columns:
+                sheet.text(x, top + _LINE + _GAP, heading)
+                for row, tile in enumerate(tiles):
+                    y = top + 2 * _LINE + 2 * _GAP + row * (side + _GAP / 2)
+                    _put(sheet, tile, x, y, side)
+                x += side + _GAP / 2
+    return sheet.png()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """pixels: (H,W,3). heat: (U,V) map to lay over it. cells: (U,V) bool to outline."""
+
+    pixels: NDArray[Any]
+    heat: Tensor | None = None
+    cells: Tensor | None = None
+
+
+def _put(sheet: Sheet, tile: Tile | None, x: float, y: float, side: float) -> None:
+    if tile is None:
+        sheet.text(x + side / 2, y + side / 2, "–", ha="center", va="center", size=12)
+        return
+    place = sheet.picture(x, y, side, tile.pixels)
+    if tile.heat is not None:
+        sheet.heat(place, tile.heat)
+    if tile.cells is not None:
+        sheet.outline(place, tile.cells, width=0.8)
+
+
+def _limits(place: Extent) -> Extent:
+    """What imshow calls extent: left, right, bottom, top, with y downwards."""
+    x, y, w, h = place
+    return (x, x + w, y + h, y)
+
+
+def _borders(cells: Tensor, place: Extent) -> list[list[tuple[float, float]]]:
+    """Line segments between True and False cells of (U,V), and where True meets the edge."""
+    x, y, w, h = place
+    u, v = cells.shape
+    padded = torch.nn.functional.pad(cells.int(), (1, 1, 1, 1))
+    across = (padded[1:, 1:-1] != padded[:-1, 1:-1]).nonzero().tolist()  # above row i
+    down = (padded[1:-1, 1:] != padded[1:-1, :-1]).nonzero().tolist()  # left of column j
+
+    def at(row: int, column: int) -> tuple[float, float]:
+        return x + column * w / v, y + row * h / u
+
+    lines = [[at(i, j), at(i, j + 1)] for i, j in across]
+    return lines + [[at(i, j), at(i + 1, j)] for i, j in down]
+
+
+def _short(title: str, most: int = 60) -> str:
+    return title if len(title) <= most else title[: most - 1] + "…"

@@ -1,0 +1,193 @@
+"""Collects what the runs of params.yaml scored, and lays it out for the page and the terminal.
+
+Only the runs and protocols that params name are read, never a folder's contents: the files of a
+run that was taken out of params.yaml stay on disk and must not come back in a table.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from salmask.config import RunConfig
+from salmask.errors import UserError
+from salmask.provenance import Link, summary, trace
+from salmask.report.papers import Reported, beside
+
+DASH = "–"
+_UNTRAINED = "random_"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one protocol said about one run, and where that comes from."""
+
+    run: str
+    protocol: str
+    metrics: Mapping[str, float]
+    link: Link
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one run on one split. None where there is no such number."""
+
+    value: float | None
+    untrained: float | None
+    paper: Reported | None
+
+    @property
+    def gain(self) -> float | None:
+        """Points above the untrained encoder."""
+        if self.value is None or self.untrained is None:
+            return None
+        return self.value - self.untrained
+
+
+@dataclass(frozen=True)
+class Block:
+    """The results on one split: a row of cells per run, one cell per metric."""
+
+    split: str
+    metrics: Sequence[str]
+    rows: Mapping[str, Sequence[Cell]]
+
+    def has_untrained(self, column: int) -> bool:
+        return any(cells[column].untrained is not None for cells in self.rows.values())
+
+    def is_best(self, run: str, column: int) -> bool:
+        values = [cells[column].value for cells in self.rows.values()]
+        known = [value for value in values if value is not None]
+        return bool(known) and self.rows[run][column].value == max(known)
+
+    def untrained_rows(self) -> list[tuple[str, list[float | None]]]:
+        """Random encoders, one row per distinct one: (the runs it belongs to, its numbers)."""
+        groups: dict[tuple[float | None, ...], list[str]] = {}
+        for run, cells in self.rows.items():
+            groups.setdefault(tuple(cell.untrained for cell in cells), []).append(run)
+        found = [(", ".join(runs), list(values)) for values, runs in groups.items()]
+        return [(runs, values) for runs, values in found if any(v is not None for v in values)]
+
+
+def collect(
+    runs: Sequence[str], protocols: Sequence[str], evaluate: Path, root: Path
+) -> list[Scored]:
+    """Reads evaluate/<run>/<protocol>/metrics.json of every run and protocol, with its lineage.
+
+    evaluate, root: absolute; `root` is the project's folder. Raises UserError for a missing file.
+    """
+    found = []
+    for run in runs:
+        for protocol in protocols:
+            file = evaluate / run / protocol / "metrics.json"
+            if not file.is_file():
+                raise UserError(f"{file} is missing: run `dvc repro` to evaluate {run}")
+            metrics = json.loads(file.read_text())
+            found.append(Scored(run, protocol, metrics, trace(file, root)))
+    return found
+
+
+def results(runs: Sequence[str], scored: Sequence[Scored], dataset: str) -> dict[str, Any]:
+    """One row per run: the metrics of all its protocols and, in one line, what made them."""
+    rows = []
+    for run in runs:
+        own = [s for s in scored if s.run == run]
+        chain = Link(Path(), {}, parents=[s.link for s in own])
+        metrics = {name: value for s in own for name, value in s.metrics.items()}
+        rows.append({"run": run, "dataset": dataset, "metrics": metrics, "lineage": summary(chain)})
+    return {"rows": rows}
+
+
+def blocks(
+    found: Mapping[str, Any], splits: Mapping[str, str], configs: Mapping[str, RunConfig]
+) -> list[Block]:
+    """The results per split. splits: name -> prefix of its metrics, as `validation_splits` says.
+
+    A split on which nothing was scored is left out.
+    """
+    made = [_block(found["rows"], split, splits, configs) for split in splits]
+    return [block for block in made if block.metrics]
+
+
+def _block(
+    rows: Sequence[Mapping[str, Any]],
+    split: str,
+    splits: Mapping[str, str],
+    configs: Mapping[str, RunConfig],
+) -> Block:
+    prefix = splits[split]
+    others = tuple(p for p in splits.values() if p and p != prefix)
+
+    def own(name: str) -> bool:
+        return name.startswith(prefix) and not (not prefix and name.startswith(others))
+
+    names = {n.removeprefix(prefix) for row in rows for n in row["metrics"] if own(n)}
+    headline = sorted((n for n in names if not n.startswith(_UNTRAINED)), key=_natural)
+    table = {}
+    for row in rows:
+        config, metrics = configs[row["run"]], row["metrics"]
+        table[row["run"]] = [
+            Cell(
+                metrics.get(prefix + name),
+                metrics.get(prefix + _UNTRAINED + name),
+                None if prefix else beside(config, row["dataset"], name),
+            )
+            for name in headline
+        ]
+    return Block(split, headline, table)
+
+
+def first_knn(block: Block) -> int | None:
+    """The column of the k-NN metric with the smallest k, or None."""
+    columns = [i for i, name in enumerate(block.metrics) if name.startswith("knn")]
+    return columns[0] if columns else None
+
+
+def best_run(found: Sequence[Block], runs: Sequence[str]) -> tuple[str, str]:
+    """(the run to look at, why): the best by the first k-NN metric, or simply the first one."""
+    column = first_knn(found[0]) if found else None
+    if column is None:
+        return runs[0], "the first run, since none has a k-NN score"
+    scores = {run: cells[column].value for run, cells in found[0].rows.items()}
+    known = {run: value for run, value in scores.items() if value is not None}
+    best = max(known, key=lambda run: known[run])
+    return best, f"the best by {found[0].metrics[column]} on {found[0].split}"
+
+
+def text(found: Sequence[Block]) -> str:
+    """The tables for a terminal: value, random encoder and gain in points side by side."""
+    return "\n\n".join(_text_block(block) for block in found) or "no metrics: nothing was scored"
+
+
+def _text_block(block: Block) -> str:
+    header = [block.split]
+    for i, name in enumerate(block.metrics):
+        header += [name, "random", "gain"] if block.has_untrained(i) else [name]
+    lines = [header]
+    for run, cells in block.rows.items():
+        line = [run]
+        for i, cell in enumerate(cells):
+            line.append(number(cell.value))
+            if block.has_untrained(i):
+                line += [number(cell.untrained), number(cell.gain, signed=True)]
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def number(value: float | None, signed: bool = False, decimals: int = 2) -> str:
+    """Two decimals or so, a real minus sign, and a dash for what does not exist."""
+    if value is None:
+        return DASH
+    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sorts knn20 before knn200: digits compare as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,40 @@
+"""Results, curves, pictures and lineage of the listed runs -> one self-contained page."""
+
+from pathlib import Path
+
+import click
+
+from salmask.config import Params
+from salmask.devices import pick_device
+from salmask.files import write_json
+from salmask.provenance import FILE_NAME, recipe, record
+from salmask.report import page
+from stages.common import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE, readable_errors
+
+
+@click.command()
+@readable_errors
+def main() -> None:
+    """Writes artifacts/report: index.html and results.json."""
+    params = Params.read()
+    runs = [params.run(name) for name in params.run_names()]
+    protocols, seed = params.section("evaluate.protocols", list[str]), params.seed()
+    places = page.Places(
+        root=Path.cwd(),
+        data=DATA.resolve(),
+        store=(SALIENCY / STORE).resolve(),
+        pretrain=PRETRAIN.resolve(),
+        evaluate=EVALUATE.resolve(),
+    )
+    report = page.build(runs, protocols, seed, places, pick_device())
+    page.write(report, REPORT)
+    # By name: the files of a run that params.yaml no longer lists may still lie there.
+    inputs = [DATA, SALIENCY, *(PRETRAIN / run.name for run in runs)]
+    inputs += [EVALUATE / run.name / protocol for run in runs for protocol in protocols]
+    made_by = recipe("report", "", params.reads, inputs, Path.cwd())
+    write_json(REPORT / FILE_NAME, record(made_by, REPORT, pick_device()))
+    print(f"\n{report.text}\n\nreport: {REPORT}/index.html")
+
+
+if __name__ == "__main__":
+    main()
