@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from salmask import frameworks, provenance
+from salmask import lineage as lineages
 from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
 from salmask.data import manifest
@@ -50,9 +51,9 @@ def main() -> None:
 def lineage(file: Path, images: bool) -> None:
     """Walks from FILE back to the bytes it came from, and checks every digest on the way."""
     root = provenance.find_root(file.resolve().parent)
-    if provenance.find(file.resolve(), root) is None:
+    if lineages.find(file.resolve(), root) is None:
         raise UserError(f"{file} carries no provenance: it is not an artifact of this pipeline")
-    chain = provenance.trace(file.resolve(), root)
+    chain = lineages.trace(file.resolve(), root)
     _show(chain, 0, set())
     sound = chain.sound()
     if images:
@@ -61,7 +62,7 @@ def lineage(file: Path, images: bool) -> None:
     sys.exit(0 if sound else 1)
 
 
-def _show(link: provenance.Link, depth: int, shown: set[Path]) -> None:
+def _show(link: lineages.Link, depth: int, shown: set[Path]) -> None:
     pad = "   " * depth + ("<- " if depth else "")
     if link.path in shown:
         click.echo(f"{pad}{link.path} (above)")

@@ -1,4 +1,4 @@
-"""What made an artifact: code, params, input digests, versions, seed; and how to check the chain.
+"""What made an artifact: code, params, input digests, versions, seed.
 
 Every stage leaves `provenance.json` in its output folder. It holds nothing that differs between
 equal runs (no time, host or job id: those stand in the run's own folder), so that a rebuilt
@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -167,80 +167,6 @@ def record(
         | {package: version(package) for package in RECORDED_VERSIONS},
         "device": {"type": device.type, "threads": torch.get_num_threads()},
     }
-
-
-# ------------------------------------------------------------------------------------- lineage
-
-
-@dataclass(frozen=True)
-class Link:
-    """One artifact in a lineage. problems: what no longer matches, in words."""
-
-    path: Path
-    provenance: Mapping[str, Any]
-    problems: list[str] = field(default_factory=list)
-    parents: list["Link"] = field(default_factory=list)
-
-    def sound(self) -> bool:
-        return not self.problems and all(parent.sound() for parent in self.parents)
-
-
-def find(path: Path, root: Path) -> Path | None:
-    """The provenance.json that speaks for `path`: in it, beside it or above it, below `root`."""
-    start = path if path.is_dir() else path.parent
-    for folder in (start, *start.parents):
-        if (folder / FILE_NAME).is_file():
-            return folder / FILE_NAME
-        if folder == root:
-            break
-    return None
-
-
-def trace(path: Path, root: Path) -> Link:
-    """Walks from an artifact back to its first inputs, checking every digest on the way.
-
-    path: absolute. Problems are collected, not raised. An input without provenance (a folder of
-    images, a digest of code) is a leaf.
-    """
-    shown = path.relative_to(root) if path.is_relative_to(root) else path
-    where = find(path, root)
-    if where is None:
-        return Link(shown, {}, [] if path.exists() else ["missing"])
-    made = json.loads(where.read_text())
-    problems = []
-    for name, digest in made["outputs"].items():
-        file = where.parent / name
-        if not file.is_file():
-            problems.append(f"{name} is missing")
-        elif file_digest(file) != digest:
-            problems.append(f"{name} is not the file that was made (its sha256 differs)")
-    if not path.exists():
-        problems.append("missing")
-    if made["code"] != code_digest(f"stages.{made['stage']}", root):
-        problems.append(f"the code of stage {made['stage']} has changed since")
-    parents = []
-    for name, digest in made["inputs"].items():
-        parent = trace((root / name).resolve(), root)
-        if not (root / name).exists():
-            parent.problems.append(f"missing (was sha256 {digest[:12]})")
-        elif tree_digest(root / name) != digest:
-            parent.problems.append(f"changed since {shown} was made (was sha256 {digest[:12]})")
-        parents.append(parent)
-    return Link(shown, made, problems, parents)
-
-
-def summary(link: Link) -> str:
-    """One line: the chain of stages with the digests that identify them, last first."""
-    steps, todo, seen = [], [link], set()
-    while todo:
-        step = todo.pop(0)
-        mark = step.provenance.get("fingerprint")
-        if mark and mark not in seen:
-            seen.add(mark)
-            name = ":".join(filter(None, [step.provenance["stage"], step.provenance["name"]]))
-            steps.append(f"{name}@{mark}")
-        todo.extend(step.parents)
-    return " < ".join(steps)
 
 
 def find_root(start: Path | None = None) -> Path:

@@ -42,7 +42,7 @@ def masks_of(runs: Sequence[RunConfig]) -> list[Shown]:
     for run in runs:
         if run.mask.name != "none" and run.mask not in found.values():
             named = _name(run.mask.name)
-            found[f"{named} ({run.name})" if run.mask.options else named] = run.mask
+            found[f"{named}\n{run.name}" if run.mask.options else named] = run.mask
     for name in _ALWAYS:
         found.setdefault(_name(name), Choice(name, {}))
     order = {_name(name): place for place, name in enumerate(_ALWAYS)}
@@ -54,8 +54,14 @@ def _kinds(title: str, mask: Choice) -> list[Shown]:
     if mask.name != "high_pass":
         return [Shown(title, mask)]
 
+    named = _name(mask.name)
+
     def forced(kind: str, guided: bool = True, **chances: float) -> Shown:
-        return Shown(f"{title}, {kind}", Choice(mask.name, {**mask.options, **chances}), guided)
+        return Shown(
+            title.replace(named, f"{named}, {kind}", 1),
+            Choice(mask.name, {**mask.options, **chances}),
+            guided,
+        )
 
     return [
         forced("spatial", focal=0.0, channel=0.0),

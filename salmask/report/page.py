@@ -18,7 +18,7 @@ from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest, read_image
 from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
-from salmask.provenance import Link, summary
+from salmask.lineage import Link, summary
 from salmask.report import figures, gallery, papers, samples, sheets, tables
 from salmask.saliency.store import SaliencyStore
 
@@ -92,6 +92,7 @@ def build(
         pictures=pictures,
         masked=[] if store is None else _masked(rows, store, runs, seed),
         evidence=[_evidence(s) for s in scored],
+        has_saliency=store is not None,
         runs=names,
     )
     return Report(html, found, tables.text(blocks))

@@ -72,8 +72,12 @@ class Sheet:
         )
 
     def outline(self, place: Extent, cells: Tensor, width: float = 1.2) -> None:
-        """The border of the True cells of (U,V), white on black so that it shows on anything."""
+        """The border of the True cells of (U,V), white on black so that it shows on anything.
+
+        width: in points, less where cells are small.
+        """
         x, y, w, h = place
+        width = max(0.4, min(width, h / cells.shape[0] / 22))
         lines = _borders(cells, (x + 2.5, y + 2.5, w - 5, h - 5))  # inside the picture
         for colour, extra in (("black", width), ("white", 0.0)):
             self.axes.add_collection(LineCollection(lines, colors=colour, lw=width + extra))
@@ -142,28 +146,31 @@ def grid_sheet(
 ) -> bytes:
     """Rows of images by columns of tiles, in bands when there are many groups of columns.
 
-    leads: (title, one tile per row), the columns that open every band. groups: (title, columns).
-    per_band: groups in a band.
+    leads: (title, one tile per row), the columns that open every band. groups: (title, columns);
+    a title may have two lines. per_band: groups in a band.
     """
     bands = [groups[i : i + per_band] for i in range(0, len(groups), per_band)] or [[]]
     rows = len(leads[0][1])
     widest = max(sum(len(columns) for _, columns in band) for band in bands)
     inner = WIDTH - 3 * _GAP * max(len(band) for band in bands)
     side = min(inner / (len(leads) + widest) - _GAP / 2, 190.0)
-    tall = 2 * _LINE + 2 * _GAP + rows * (side + _GAP / 2) + 3 * _GAP
+    lines = max([1, *(1 + title.count("\n") for title, _ in groups)])
+    under = lines * _LINE + _GAP  # where the columns' own titles stand
+    tall = under + _LINE + _GAP + rows * (side + _GAP / 2) + 3 * _GAP
     sheet = Sheet(len(bands) * tall)
     for b, band in enumerate(bands):
         x, top = 0.0, b * tall
         for title, columns in [("", leads), *band]:
             if title:
                 x += 3 * _GAP
-                sheet.text(x, top, title, size=9.5)
+                for i, line in enumerate(title.split("\n")):
+                    sheet.text(x, top + i * _LINE, _short(line, 32), size=8 if i else 9.5)
                 wide = len(columns) * (side + _GAP / 2) - _GAP / 2
-                sheet.axes.plot([x, x + wide], [top + _LINE + 2] * 2, color=FAINT, lw=1)
+                sheet.axes.plot([x, x + wide], [top + under - _GAP + 2] * 2, color=FAINT, lw=1)
             for heading, tiles in columns:
-                sheet.text(x, top + _LINE + _GAP, heading)
+                sheet.text(x, top + under, heading)
                 for row, tile in enumerate(tiles):
-                    y = top + 2 * _LINE + 2 * _GAP + row * (side + _GAP / 2)
+                    y = top + under + _LINE + _GAP + row * (side + _GAP / 2)
                     _put(sheet, tile, x, y, side)
                 x += side + _GAP / 2
     return sheet.png()

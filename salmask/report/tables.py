@@ -13,7 +13,7 @@ from typing import Any
 
 from salmask.config import RunConfig
 from salmask.errors import UserError
-from salmask.provenance import Link, summary, trace
+from salmask.lineage import Link, Memory, summary, trace
 from salmask.report.papers import Reported, beside
 
 DASH = "–"
@@ -78,14 +78,14 @@ def collect(
 
     evaluate, root: absolute; `root` is the project's folder. Raises UserError for a missing file.
     """
-    found = []
+    found, memory = [], Memory()
     for run in runs:
         for protocol in protocols:
             file = evaluate / run / protocol / "metrics.json"
             if not file.is_file():
                 raise UserError(f"{file} is missing: run `dvc repro` to evaluate {run}")
             metrics = json.loads(file.read_text())
-            found.append(Scored(run, protocol, metrics, trace(file, root)))
+            found.append(Scored(run, protocol, metrics, trace(file, root, memory)))
     return found
 
 
