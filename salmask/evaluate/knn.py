@@ -16,7 +16,7 @@ def predict(train: Labelled, queries: Tensor, k: int, temperature: float) -> Ten
     """The class of each query (n,D): (n,) int64.
 
     Cosine similarity; each of the k nearest votes with exp(similarity / temperature), relative to
-    a perfect match so that it cannot overflow; the class with the most weight wins. Labels need
+    the nearest one so that it neither overflows nor vanishes; the class with the most weight wins. Labels need
     not be contiguous. k is clamped to what there is.
     """
     classes, targets = train.labels.unique(return_inverse=True)
@@ -25,7 +25,9 @@ def predict(train: Labelled, queries: Tensor, k: int, temperature: float) -> Ten
     for chunk in F.normalize(queries, dim=1).split(_CHUNK):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = chunk.new_zeros(len(chunk), len(classes))
-        votes.scatter_add_(1, targets[nearest], ((similarity - 1) / temperature).exp())
+        votes.scatter_add_(
+            1, targets[nearest], ((similarity - similarity[:, :1]) / temperature).exp()
+        )
         found.append(classes[votes.argmax(dim=1)])
     return torch.cat(found)
 

@@ -1,0 +1,51 @@
+"""Small shared pieces. Nothing here touches the network or anything outside tmp_path."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+from salmask.data import manifest
+from salmask.data.manifest import Found, Listing, Manifest
+from salmask.job import Job
+
+torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.load_profile("suite")
+
+CPU = torch.device("cpu")
+Labelled = tuple[np.ndarray, int, str]  # image (H,W,3) uint8, label, split
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded generator of a test's own."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job on the CPU that decodes in its own process."""
+    return Job("f" * 12, tmp_path / "work", tmp_path / "out", CPU, seed=0, workers=0)
+
+
+@pytest.fixture
+def make_manifest(tmp_path: Path) -> Callable[[list[Labelled]], Manifest]:
+    """Writes images as PNG files and the manifest over them."""
+
+    def make(images: list[Labelled], classes: tuple[str, ...] = ("a", "b")) -> Manifest:
+        folder = tmp_path / "data"
+        files = []
+        (folder / "images").mkdir(parents=True)
+        for index, (pixels, label, split) in enumerate(images):
+            name = f"{index:03d}.png"
+            Image.fromarray(pixels).save(folder / "images" / name)
+            files.append(Found(name, label, split))
+        manifest.write(Listing(folder / "images", classes, files), "toy", folder, 0)
+        return manifest.load(folder)
+
+    return make

@@ -1,0 +1,291 @@
+import colorsys
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as reference
+
+from salmask.config import ViewConfig
+from salmask.data import views
+from salmask.randomness import Draws
+
+
+class Scripted:
+    """Stands for Draws: the crop's tries and the place of its corner are given."""
+
+    def __init__(self, tries: list[list[float]], corner: list[float]) -> None:
+        self.tries = torch.tensor([tries])
+        self.place = torch.tensor([corner])
+
+    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
+        return self.place if purpose.endswith("corner") else self.tries
+
+
+@pytest.fixture
+def images(generator) -> torch.Tensor:
+    return torch.rand(4, 3, 9, 11, generator=generator)
+
+
+# ------------------------------------------------------------------------------------ geometry
+
+
+def reference_crop(tries, corner, height, width, crop, aspect):
+    """RandomResizedCrop in pixels, unrounded: ten tries, then the largest central crop."""
+    for share, turn in tries:
+        area = height * width * (crop[0] + (crop[1] - crop[0]) * share)
+        low, high = math.log(aspect[0]), math.log(aspect[1])
+        ratio = math.exp(low + (high - low) * turn)
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            y, x = corner[0] * (height - h), corner[1] * (width - w)
+            return [y / height, x / width, h / height, w / width]
+    if width / height < aspect[0]:
+        w, h = width, width / aspect[0]
+    elif width / height > aspect[1]:
+        w, h = height * aspect[1], height
+    else:
+        w, h = width, height
+    return [(height - h) / 2 / height, (width - w) / 2 / width, h / height, w / width]
+
+
+UNIT = st.floats(0, 1, exclude_max=True, width=32)
+SIZE = st.integers(8, 400)
+
+
+@given(
+    st.lists(st.tuples(UNIT, UNIT), min_size=10, max_size=10),
+    st.tuples(UNIT, UNIT),
+    SIZE,
+    SIZE,
+    st.sampled_from([(0.2, 1.0), (0.08, 1.0), (0.9, 1.0), (1.0, 1.0)]),
+    st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0), (0.2, 0.5), (2.0, 3.0)]),
+)
+def test_crops_follow_random_resized_crop(tries, corner, height, width, crop, aspect):
+    scripted = Scripted([list(t) for t in tries], list(corner))
+    sizes = torch.tensor([[height, width]])
+    found = views.crop_boxes(scripted, "query", sizes, crop, aspect)
+    wanted = reference_crop(tries, corner, height, width, crop, aspect)
+    assert found[0].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+@given(
+    st.integers(0, 1000),
+    st.lists(st.tuples(SIZE, SIZE), min_size=1, max_size=8),
+    st.floats(0.01, 1),
+    st.floats(1, 3),
+)
+def test_boxes_lie_inside_and_keep_their_bounds(seed, sizes, smallest, stretch):
+    crop, aspect = (smallest, 1.0), (1 / stretch, stretch)
+    sizes = torch.tensor(sizes)
+    draws = Draws.of(seed, 0, torch.arange(len(sizes)))
+    boxes = views.crop_boxes(draws, "query", sizes, crop, aspect)
+    y, x, h, w = boxes.double().unbind(1)
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > 0).all()
+    assert (y + h <= 1 + 1e-6).all() and (x + w <= 1 + 1e-6).all()
+    ratio = (w * sizes[:, 1]) / (h * sizes[:, 0])
+    whole = ((h > 1 - 1e-6) & (w > 1 - 1e-6)) | ((ratio / stretch - 1).abs() < 1e-5)
+    whole |= (ratio * stretch - 1).abs() < 1e-5
+    central = ((y - (1 - h) / 2).abs() < 1e-6) & ((x - (1 - w) / 2).abs() < 1e-6)
+    fallback = whole & central & ((h > 1 - 1e-6) | (w > 1 - 1e-6))
+    assert (fallback | ((h * w > smallest - 1e-5) & (h * w < 1 + 1e-5))).all()
+    inside = (ratio > 1 / stretch - 1e-4) & (ratio < stretch + 1e-4)
+    assert (inside | fallback).all()
+
+
+@pytest.mark.parametrize("size", [(20, 200), (200, 20)])
+def test_the_fallback_is_torchvisions(size):
+    height, width = size
+    boxes = views.crop_boxes(
+        Draws.of(0, 0, torch.arange(1)), "query", torch.tensor([size]), (0.9, 1.0), (0.75, 4 / 3)
+    )
+    i, j, h, w = RandomResizedCrop.get_params(
+        torch.zeros(3, height, width), [0.9, 1.0], [0.75, 4 / 3]
+    )
+    found = boxes[0] * torch.tensor([height, width, height, width])
+    torch.testing.assert_close(found, torch.tensor([i, j, h, w]).float(), atol=1.0, rtol=0)
+
+
+def test_boxes_are_distributed_as_torchvisions():
+    torch.manual_seed(0)
+    height, width, count = 400, 600, 3000
+    blank = torch.zeros(1, height, width)
+    theirs = torch.tensor(
+        [RandomResizedCrop.get_params(blank, [0.2, 1.0], [0.75, 4 / 3]) for _ in range(count)]
+    ).double() / torch.tensor([height, width, height, width])
+    sizes = torch.tensor([[height, width]]).expand(count, 2)
+    ours = views.crop_boxes(
+        Draws.of(0, 0, torch.arange(count)), "query", sizes, (0.2, 1.0), (0.75, 4 / 3)
+    ).double()
+    for a, b in zip(
+        (*ours.unbind(1), ours[:, 2] * ours[:, 3], ours[:, 2] / ours[:, 3]),
+        (*theirs.unbind(1), theirs[:, 2] * theirs[:, 3], theirs[:, 2] / theirs[:, 3]),
+        strict=True,
+    ):
+        error = b.std() * math.sqrt(2 / count)
+        assert abs(a.mean() - b.mean()) < 4 * error + 0.002  # theirs are whole pixels
+        assert (a.std() / b.std()).item() == pytest.approx(1, abs=0.08)
+
+
+@given(st.integers(0, 100), st.integers(0, 100))
+def test_geometry_depends_on_the_sample_alone(seed, epoch):
+    ids = torch.tensor([4, 9, 2])
+    sizes = torch.tensor([[30, 50], [60, 20], [40, 40]])
+    config = ViewConfig()
+
+    def of(rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = Draws.of(seed, epoch, ids[rows])
+        boxes = views.crop_boxes(draws, "query", sizes[rows], config.crop, config.aspect)
+        return boxes, views.flips(draws, "query", 0.5)
+
+    together, apart = of([0, 1, 2]), of([2, 0])
+    assert torch.equal(apart[0], together[0][[2, 0]])
+    assert torch.equal(apart[1], together[1][[2, 0]])
+
+
+@pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5), (0.2, 0.2)])
+def test_flips_come_as_often_as_asked(probability, share):
+    found = views.flips(Draws.of(0, 0, torch.arange(4000)), "query", probability)
+    deviation = math.sqrt(share * (1 - share) / 4000)
+    assert found.float().mean().item() == pytest.approx(share, abs=4 * deviation)
+
+
+def test_the_two_views_of_an_image_are_independent():
+    draws, sizes = Draws.of(0, 0, torch.arange(2000)), torch.tensor([[64, 64]]).expand(2000, 2)
+    a, b = (
+        views.crop_boxes(draws, view, sizes, (0.2, 1.0), (0.75, 4 / 3)) for view in ("query", "key")
+    )
+    for column in range(4):
+        r = torch.corrcoef(torch.stack([a[:, column], b[:, column]]))[0, 1]
+        assert abs(r) < 4 / math.sqrt(2000)
+
+
+# ---------------------------------------------------------------------------------- photometry
+
+
+@pytest.mark.parametrize(
+    ("piece", "adjust"),
+    [
+        (0, reference.adjust_brightness),
+        (1, reference.adjust_contrast),
+        (2, reference.adjust_saturation),
+    ],
+    ids=["brightness", "contrast", "saturation"],
+)
+@pytest.mark.parametrize("strength", [0.4, 0.8, 1.5])
+def test_each_jitter_is_torchvisions(images, piece, adjust, strength):
+    u = torch.full((4, 4), 0.5)
+    u[:, piece] = torch.tensor([0.0, 0.3, 0.7, 0.999])
+    strengths = [0.0] * 4
+    strengths[piece] = strength
+    found = views.jitter(images, u, tuple(strengths))
+    low, high = max(0.0, 1 - strength), 1 + strength
+    for i in range(4):
+        wanted = adjust(images[i], low + (high - low) * u[i, piece].item())
+        torch.testing.assert_close(found[i], wanted, atol=1e-3, rtol=0)  # they round the luma
+
+
+def test_the_whole_jitter_runs_in_torchvisions_default_order(images):
+    u = torch.rand(4, 4, generator=torch.Generator().manual_seed(3))
+    found = views.jitter(images, u, (0.4, 0.4, 0.4, 0.1))
+    for i in range(4):
+        factors = [0.6 + 0.8 * u[i, j].item() for j in range(3)]
+        wanted = reference.adjust_brightness(images[i], factors[0])
+        wanted = reference.adjust_contrast(wanted, factors[1])
+        wanted = reference.adjust_saturation(wanted, factors[2])
+        wanted = reference.adjust_hue(wanted, 0.2 * u[i, 3].item() - 0.1)
+        torch.testing.assert_close(found[i], wanted, atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("turns", [0.0, 0.1, -0.25, 0.5, -0.5, 0.9])
+def test_hue_turns_as_in_colorsys(turns):
+    dice = random.Random(0)
+    colours = [[dice.random() for _ in range(3)] for _ in range(60)]
+    colours += [[0.0] * 3, [1.0] * 3, [0.5] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]
+    pixels = torch.tensor(colours, dtype=torch.float32).T.reshape(1, 3, 1, -1)
+    found = views.shift_hue(pixels, torch.tensor([turns]))[0, :, 0].T
+    for colour, ours in zip(colours, found.tolist(), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+        wanted = colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value)
+        assert ours == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("turns", [0.1, -0.25, 0.5])
+def test_hue_turns_as_in_torchvision(images, turns):
+    found = views.shift_hue(images, torch.full((4,), turns))
+    torch.testing.assert_close(found, reference.adjust_hue(images, turns), atol=1e-4, rtol=0)
+
+
+def test_luma_by_hand():
+    # 0.299 * 1 + 0.587 * 0.5 + 0.114 * 0 = 0.5925
+    pixel = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(views.luma(pixel), torch.tensor([[[[0.5925]]]]))
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.3])
+def test_photometric_blur_is_torchvisions(generator, sigma):
+    config = ViewConfig(size=16, grid=4, jitter_p=0, gray_p=0, blur_p=1, blur_sigma=(sigma, sigma))
+    images = torch.rand(3, 3, 16, 16, generator=generator)
+    found = views.photometry(images, Draws.of(0, 0, torch.arange(3)), "query", config)
+    reach = math.ceil(3 * sigma)  # three deviations each way
+    wanted = reference.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_blur_wider_than_the_view_still_works(generator):
+    config = ViewConfig(size=4, grid=4, jitter_p=0, gray_p=0, blur_p=1, blur_sigma=(5.0, 5.0))
+    images = torch.rand(1, 3, 4, 4, generator=generator)
+    found = views.photometry(images, Draws.of(0, 0, torch.arange(1)), "query", config)
+    assert found.isfinite().all()
+
+
+def test_photometry_with_all_chances_off_is_the_identity(generator):
+    config = ViewConfig(size=16, grid=4, jitter_p=0, gray_p=0, blur_p=0)
+    images = torch.rand(3, 3, 16, 16, generator=generator)
+    draws = Draws.of(0, 0, torch.arange(3))
+    assert torch.equal(views.photometry(images, draws, "query", config), images)
+
+
+def test_grayscale_is_luma_in_every_channel(generator):
+    config = ViewConfig(size=8, grid=4, jitter_p=0, gray_p=1, blur_p=0)
+    images = torch.rand(2, 3, 8, 8, generator=generator)
+    found = views.photometry(images, Draws.of(0, 0, torch.arange(2)), "query", config)
+    wanted = reference.rgb_to_grayscale(images, 3)
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("what", ["jitter_p", "gray_p", "blur_p"])
+def test_each_chance_comes_as_often_as_asked(what):
+    chances = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0} | {what: 0.3}
+    config = ViewConfig(size=8, grid=4, **chances)
+    images = torch.rand(1, 3, 8, 8).expand(1000, 3, 8, 8)
+    found = views.photometry(images, Draws.of(0, 0, torch.arange(1000)), "query", config)
+    changed = (found != images).flatten(1).any(1).float().mean()
+    assert changed.item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 1000))
+
+
+@given(st.integers(0, 100))
+def test_photometry_depends_on_the_sample_alone(seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(5, 3, 8, 8, generator=generator)
+    ids, config = torch.tensor([8, 3, 5, 1, 0]), ViewConfig(size=8, grid=4)
+    together = views.photometry(images, Draws.of(seed, 1, ids), "key", config)
+    for rows in ([3], [4, 0, 2]):
+        apart = views.photometry(images[rows], Draws.of(seed, 1, ids[rows]), "key", config)
+        torch.testing.assert_close(apart, together[rows], atol=1e-6, rtol=0)
+
+
+@given(st.integers(0, 100))
+def test_photometry_stays_between_zero_and_one(seed):
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    config = ViewConfig(size=8, grid=4, jitter=(1.0, 1.0, 1.0, 0.5), jitter_p=1)
+    found = views.photometry(images, Draws.of(seed, 0, torch.arange(4)), "query", config)
+    assert found.min() >= -1e-6 and found.max() <= 1 + 1e-6
+
+
+def test_normalisation_is_torchvisions(images):
+    wanted = reference.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(views.normalise(images), wanted)

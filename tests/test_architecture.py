@@ -1,0 +1,89 @@
+"""The house rules of the layout, checked on the import graph."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from salmask.provenance import imported_modules
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / top).rglob("*.py"))
+
+# Lower layers first: a module may import from its own layer and from those before it.
+LAYERS = [
+    ["salmask", "salmask.shapes", "salmask.errors", "salmask.progress", "salmask.devices",
+     "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job"],
+    ["salmask.config", "salmask.provenance", "salmask.lineage"],
+    ["salmask.losses", "salmask.backbones"],
+    ["salmask.data", "salmask.saliency", "salmask.masks", "salmask.frameworks"],
+    ["salmask.encoder_file"],
+    ["salmask.train"],
+    ["salmask.evaluate", "salmask.report"],
+    ["salmask.cli"],
+    ["slurm"],
+    ["stages"],
+]  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> int:
+    exact = [i for i, layer in enumerate(LAYERS) if module in layer]
+    if exact:
+        return exact[0]
+    return next(i for i, layer in enumerate(LAYERS) for e in layer if module.startswith(e + ".")
+                and e != "salmask")  # fmt: skip
+
+
+def top_level_imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_only_look_down(path: Path) -> None:
+    name = module_name(path)
+    here = layer_of(name)
+    if here == len(LAYERS) - 1:
+        return  # stages may use everything, and nothing uses them (the other cases say so)
+    for imported in imported_modules(path, name, ROOT) | slurm_imports(path):
+        assert layer_of(imported) <= here, f"{name} reaches up to {imported}"
+
+
+def slurm_imports(path: Path) -> set[str]:
+    return {m for m in top_level_imports(path) if m in ("slurm", "stages")}
+
+
+def test_the_library_knows_no_pipeline_tools() -> None:
+    for path in SOURCES:
+        if module_name(path).startswith("salmask") and path.name != "cli.py":
+            assert not top_level_imports(path) & {"dvc", "click", "submitit", "slurm", "stages"}
+
+
+def test_only_the_store_knows_zarr() -> None:
+    users = [module_name(p) for p in SOURCES if "zarr" in top_level_imports(p)]
+    assert users == ["salmask.saliency.store"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_stay_small_and_say_their_purpose(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    assert not text or ast.get_docstring(ast.parse(text)), f"{path} does not say what it is for"
+
+
+def test_no_unsafe_loading() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                safe = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert safe.get("weights_only") == "True", f"{path}:{node.lineno}"

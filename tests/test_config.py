@@ -1,0 +1,218 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from salmask.config import Choice, Params, TrainConfig, ViewConfig, bind, check, merge, pick
+from salmask.errors import UserError
+
+VALUES = {
+    "seed": 3,
+    "encoder": {"arch": "resnet10", "width": 8, "stem": "small"},
+    "view": {"size": 64, "grid": 8, "crop": [0.3, 1.0]},
+    "train": {"epochs": 2, "batch": 4},
+    "mask": {"name": "blur", "kernel": 31, "sigma": 10.0},
+    "framework": {"name": "moco", "dim": 16},
+    "runs": {
+        "plain": {},
+        "other": {
+            "mask": {"name": "mean"},
+            "train": {"epochs": 5},
+            "framework": {"dim": 32},
+            "view": {"crop": [0.5, 0.9]},
+        },
+    },
+}
+
+
+def params(**changes) -> Params:
+    return Params(VALUES | changes)
+
+
+def with_run(entry) -> Params:
+    return params(runs={"bad": entry})
+
+
+def test_a_run_is_its_entries_over_the_common_sections():
+    plain, other = (params().run(name) for name in ("plain", "other"))
+    assert (plain.train.epochs, plain.train.batch, plain.view.size) == (2, 4, 64)
+    assert plain.mask == Choice("blur", {"kernel": 31, "sigma": 10.0})
+    assert (other.train.epochs, other.train.batch) == (5, 4)
+    assert other.view.crop == (0.5, 0.9)
+    assert other.mask == Choice("mean", {})  # blur's options do not follow
+    assert other.framework == Choice("moco", {"dim": 32})
+    assert other.encoder == plain.encoder
+
+
+@pytest.mark.parametrize(
+    ("common", "override", "wanted"),
+    [
+        ({"a": 1, "b": 2}, {}, {"a": 1, "b": 2}),
+        ({"a": 1, "b": 2}, {"b": 3, "c": 4}, {"a": 1, "b": 3, "c": 4}),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"a": {"x": 1, "y": 3}}),
+        ({"a": None}, {"a": {"y": 3}}, {"a": {"y": 3}}),
+        ({"a": {"x": 1}}, {"a": None}, {"a": None}),
+        ({"name": "blur", "sigma": 1}, {"sigma": 2}, {"name": "blur", "sigma": 2}),
+        ({"name": "blur", "sigma": 1}, {"name": "mean"}, {"name": "mean"}),
+        ({"name": "blur", "sigma": 1}, {"name": "blur"}, {"name": "blur", "sigma": 1}),
+    ],
+)
+def test_merge(common, override, wanted):
+    before = repr(common)
+    assert merge(common, override) == wanted
+    assert repr(common) == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"train": {"lrr": 0.1}}, ["train", "lrr", "0.1"]),
+        ({"train": {"lr": "fast"}}, ["train", "lr", "'fast'", "number"]),
+        ({"train": {"epochs": 0}}, ["train", "epochs", "0", "greater than 0"]),
+        ({"train": {"optimizer": "lars"}}, ["optimizer", "'lars'", "'sgd'", "'adamw'"]),
+        ({"encoder": {"stem": "big"}}, ["stem", "'big'", "'imagenet'", "'small'", "'small2'"]),
+        ({"view": {"grid": 7}}, ["view", "grid 7", "size 64"]),
+        ({"trian": {}}, ["runs.bad.trian", "train", "encoder", "framework"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_told_with_key_value_and_what_is_allowed(entry, told):
+    with pytest.raises(UserError) as error:
+        with_run(entry).run("bad")
+    assert all(part in str(error.value) for part in ["runs.bad", *told]), str(error.value)
+
+
+def test_an_unknown_key_lists_the_keys_there_are():
+    with pytest.raises(UserError, match=r"lrr.*momentum"):
+        with_run({"train": {"lrr": 0.1}}).run("bad")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"mask": "blur"}, {"train": 5}, {"mask": None}, ["train"], 7], ids=str
+)
+def test_a_run_entry_that_is_no_mapping_is_a_users_mistake(entry):
+    with pytest.raises(UserError, match=r"runs\.bad"):
+        with_run(entry).run("bad")
+
+
+def test_a_common_section_that_is_no_mapping_is_a_users_mistake():
+    with pytest.raises(UserError, match="view"):
+        params(view=5).run("plain")
+
+
+@pytest.mark.parametrize("name", ["moco.v2", "MoCo", "a b", "a_b", "", "ä"])
+def test_a_run_name_that_dvc_could_not_carry_is_refused(name):
+    with pytest.raises(UserError, match=r"a-z, 0-9\s+and -"):
+        params(runs={name: {}}).run_names()
+
+
+def test_run_names_keep_their_order():
+    assert params(runs={"b-2": {}, "a": {}, "10": {}}).run_names() == ["b-2", "a", "10"]
+
+
+def test_a_run_named_by_a_number_is_refused():
+    """YAML reads `1:` as a number, which no dotted key would find again."""
+    numbered = Params(yaml.safe_load("runs: {1: {}}"))
+    with pytest.raises(UserError, match=r"runs\.1: a run's name is made of"):
+        numbered.run_names()
+
+
+@pytest.mark.parametrize("runs", [{}, None, ["a"]])
+def test_runs_must_name_at_least_one(runs):
+    with pytest.raises(UserError, match="at least one"):
+        params(runs=runs).run_names()
+
+
+@pytest.mark.parametrize("key", ["train", "mask", "framework", "runs"])
+def test_a_missing_section_is_named(key):
+    values = {k: v for k, v in VALUES.items() if k != key}
+    with pytest.raises(UserError, match=rf"params\.yaml.*`{key}.*` is missing"):
+        Params(values).run("plain")
+
+
+def test_a_missing_run_is_named():
+    with pytest.raises(UserError, match=r"`runs\.absent` is missing"):
+        params().run("absent")
+
+
+def test_what_was_read_is_recorded_with_its_value():
+    read = params()
+    assert read.reads == {}
+    read.seed()
+    assert read.reads == {"seed": 3}
+    read.run("other")
+    sections = {"encoder", "view", "mask", "framework", "train"}
+    assert set(read.reads) == {"seed", "runs.other"} | sections
+    assert read.reads["runs.other"] == VALUES["runs"]["other"]
+    assert read.reads["train"] == VALUES["train"]
+
+
+def test_a_wrong_seed_is_refused():
+    with pytest.raises(UserError, match=r"seed.*'x'"):
+        params(seed="x").seed()
+
+
+@pytest.mark.parametrize("value", ["blur", None, {}, {"name": 3}])
+def test_a_choice_needs_a_name(value):
+    with pytest.raises(UserError, match="mask: must be a mapping with a `name`"):
+        params(mask=value).choice("mask")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("- a\n- b\n", "must be a mapping.*list"), ("a: [1\n", "not valid YAML")],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, told):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=told):
+        Params.read(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        Params.read(tmp_path / "params.yaml")
+
+
+def test_a_file_is_read(tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(VALUES))
+    assert Params.read(tmp_path / "params.yaml").run("plain") == params().run("plain")
+
+
+def _function(pair, *, kernel: int = 31, path: Path | None = None, sigma: float) -> None:
+    """What `bind` takes as a schema: its keyword-only arguments."""
+
+
+def test_bind_fills_in_defaults_and_converts():
+    bound = bind(_function, Choice("f", {"sigma": 2, "path": "a/b"}), "mask")
+    assert bound == {"kernel": 31, "path": Path("a/b"), "sigma": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sigma": 1, "kernl": 3}, ["mask (name: f)", "kernl", "no such key", "3"]),
+        ({"sigma": "wide"}, ["mask (name: f)", "sigma", "'wide'", "number"]),
+        ({}, ["mask (name: f)", "sigma", "required"]),
+        ({"sigma": 1, "pair": 3}, ["pair", "no such key"]),
+    ],
+    ids=str,
+)
+def test_bind_tells_what_does_not_fit(options, told):
+    with pytest.raises(UserError) as error:
+        bind(_function, Choice("f", options), "mask")
+    assert all(part in str(error.value) for part in told), str(error.value)
+
+
+def test_pick_lists_what_there_is():
+    with pytest.raises(UserError, match=r"mask: no `bluur` here; choose from blur, mean"):
+        pick({"blur": 1, "mean": 2}, Choice("bluur", {}), "mask")
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(AttributeError):
+        check({}, TrainConfig, "train").lr = 1
+
+
+@pytest.mark.parametrize(("size", "grid"), [(224, 7), (64, 8), (64, 4), (32, 4), (32, 1)])
+def test_grids_that_divide_the_view_are_accepted(size, grid):
+    assert ViewConfig(size=size, grid=grid).grid == grid
