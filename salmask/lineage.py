@@ -66,15 +66,17 @@ def _link(path: Path, root: Path, memory: Memory) -> Link:
         memory.codes[stage] = code_digest(f"stages.{stage}", root)
     if made["code"] != memory.codes[stage]:
         problems.append(f"the code of stage {stage} has changed since")
-    parents = []
+    parents: dict[Path, Link] = {}
     for name, digest in made["inputs"].items():
         source = (root / name).resolve()
-        parents.append(trace(source, root, memory))
+        made_in = find(source, root) if source.exists() else None
+        artifact = made_in.parent if made_in else source  # several inputs may be of one artifact
+        parents[artifact] = trace(artifact, root, memory)
         if source.exists() and source not in memory.digests:
             memory.digests[source] = tree_digest(source)
         if memory.digests.get(source, digest) != digest:
             problems.append(f"its input {name} has changed since (was sha256 {digest[:12]})")
-    return Link(shown, made, problems, parents)
+    return Link(shown, made, problems, list(parents.values()))
 
 
 def _changed_outputs(folder: Path, outputs: Mapping[str, str]) -> Iterator[str]:

@@ -15,7 +15,13 @@ SALIENCY = Path("artifacts/saliency")
 PRETRAIN = Path("artifacts/pretrain")
 EVALUATE = Path("artifacts/evaluate")
 REPORT = Path("artifacts/report")
-STORE = "saliency.zarr"  # inside SALIENCY
+
+# What later stages read of an artifact, and so depend on: its contents, not its provenance. Code
+# that changes without changing what it makes then reruns nothing further down.
+MANIFEST_FILES = [DATA / "manifest.csv", DATA / "dataset.json"]
+LOCALIZER_FILES = [LOCALIZER / "localizer.json", LOCALIZER / "weights.safetensors"]
+STORE = SALIENCY / "saliency.zarr"
+ENCODER_FILES = ("encoder.json", "encoder.safetensors")
 
 MISTAKE, FAILED, STOPPED = 2, 1, 143
 

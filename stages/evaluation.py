@@ -13,7 +13,7 @@ from salmask.files import write_json
 from salmask.job import Job
 from salmask.provenance import recipe
 from slurm import launch
-from stages.common import DATA, EVALUATE, PRETRAIN, readable_errors
+from stages.common import DATA, ENCODER_FILES, EVALUATE, MANIFEST_FILES, PRETRAIN, readable_errors
 
 Evaluate = Callable[..., dict[str, float]]
 
@@ -44,7 +44,8 @@ def command(protocol: str, evaluate: Evaluate) -> click.Command:
         choice = Choice(protocol, params.section(key, dict[str, Any]))
         options, seed = bind(evaluate, choice, f"params.yaml: {key}"), params.seed()
         encoder = PRETRAIN / name
-        made_by = recipe(protocol, name, params.reads, [DATA, encoder], Path.cwd())
+        inputs = [*MANIFEST_FILES, *(encoder / file for file in ENCODER_FILES)]
+        made_by = recipe(protocol, name, params.reads, inputs, Path.cwd())
         arguments = {
             "evaluate": evaluate,
             "options": options,

@@ -9,7 +9,7 @@ from salmask.job import Job
 from salmask.provenance import recipe
 from salmask.train import loop
 from slurm import launch
-from stages.common import DATA, PRETRAIN, SALIENCY, STORE, readable_errors
+from stages.common import DATA, MANIFEST_FILES, PRETRAIN, STORE, readable_errors
 
 
 def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
@@ -24,8 +24,8 @@ def main(name: str) -> None:
     """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, history.csv."""
     params = Params.read()
     config, seed = params.run(name), params.seed()
-    made_by = recipe("pretrain", name, params.reads, [DATA, SALIENCY], Path.cwd())
-    inputs = loop.Inputs(DATA.resolve(), (SALIENCY / STORE).resolve())
+    made_by = recipe("pretrain", name, params.reads, [*MANIFEST_FILES, STORE], Path.cwd())
+    inputs = loop.Inputs(DATA.resolve(), STORE.resolve())
     arguments = {"config": config, "inputs": inputs}
     launch.run(made_by, seed, work, arguments, (PRETRAIN / name).resolve())
 

@@ -22,7 +22,7 @@ def main() -> None:
     places = page.Places(
         root=Path.cwd(),
         data=DATA.resolve(),
-        store=(SALIENCY / STORE).resolve(),
+        store=STORE.resolve(),
         pretrain=PRETRAIN.resolve(),
         evaluate=EVALUATE.resolve(),
     )

@@ -103,6 +103,12 @@ def test_a_comment_reruns_only_code(project: Project) -> None:
     assert project.repro() == ["code"]
 
 
+def test_new_code_that_makes_the_same_files_stops_there(project: Project) -> None:
+    path = project.folder / "salmask/data/sources.py"
+    path.write_text(path.read_text() + "\nUNUSED = 1\n")
+    assert project.repro() == ["code", "prepare", "report"]
+
+
 def test_changed_code_reruns_the_stages_that_use_it(project: Project) -> None:
     path = project.folder / "salmask/evaluate/linear_fast.py"
     path.write_text(path.read_text() + "\nUNUSED = 1\n")

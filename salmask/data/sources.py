@@ -85,6 +85,7 @@ def _images(folder: Path) -> list[Path]:
             below.clear()
             continue
         seen.add(real)
+        below.sort()  # which of two links to one folder comes first must not depend on the disk
         found += [Path(base, n) for n in names if n.lower().endswith(EXTENSIONS)]
     return sorted(found)
 

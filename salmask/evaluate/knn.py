@@ -16,8 +16,8 @@ def predict(train: Labelled, queries: Tensor, k: int, temperature: float) -> Ten
     """The class of each query (n,D): (n,) int64.
 
     Cosine similarity; each of the k nearest votes with exp(similarity / temperature), relative to
-    the nearest one so that it neither overflows nor vanishes; the class with the most weight wins. Labels need
-    not be contiguous. k is clamped to what there is.
+    the nearest one so that it neither overflows nor vanishes; the class with the most weight
+    wins. Labels need not be contiguous. k is clamped to what there is.
     """
     classes, targets = train.labels.unique(return_inverse=True)
     bank = F.normalize(train.features, dim=1)
