@@ -1,0 +1,29 @@
+"""Draws docs/masks.png, the picture in the README: `python docs/masks.py`."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from salmask.data.demo import render
+
+ROWS = (307, 68, 86, 179)  # of the demo's validation split
+SHRUNK = 3, 4
+
+
+def main() -> None:
+    """The demo's images at 224 px, through `salmask gallery`, reduced to 200 colours."""
+    out = Path(__file__).parent / "masks.png"
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = [Path(folder) / f"{row}.png" for row in ROWS]
+        for path, row in zip(drawn, ROWS, strict=True):
+            Image.fromarray(render(0, "val", row, side=224).image).save(path)
+        subprocess.run(["salmask", "gallery", *map(str, drawn), "--out", str(out)], check=True)
+    sheet = Image.open(out).convert("RGB")
+    size = sheet.width * SHRUNK[0] // SHRUNK[1], sheet.height * SHRUNK[0] // SHRUNK[1]
+    sheet.resize(size, Image.Resampling.LANCZOS).quantize(200).save(out, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The `salmask` command, called as a person calls it."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+from pipeline import TINY
+
+from salmask.cli import main
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed project with the tiny params and one suite."""
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "other.yaml").write_text(yaml.safe_dump(TINY | {"seed": 7}))
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "start")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_check_accepts_what_fits(project: Path) -> None:
+    assert call("check").output.strip() == "params.yaml is sound"
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from none, high_pass, blur, mean"),
+        ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
+        ({"framework": {"name": "moco", "bn_group": 5, "queue": 64}}, "does not divide"),
+        ({"localizer": {"name": "lite1"}}, "choose from lite0, resnet50, file"),
+        ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
+        ({"view": {"size": 32, "grid": 5}}, "grid 5 does not divide size 32"),
+    ],
+)
+def test_check_names_what_does_not_fit(project: Path, edit: dict[str, object], told: str) -> None:
+    (project / "params.yaml").write_text(yaml.safe_dump(TINY | edit))
+    result = call("check")
+    assert result.exit_code == 2 and told in result.output, result.output
+
+
+def test_a_suite_takes_the_place_of_params(project: Path) -> None:
+    assert call("suite", "other").exit_code == 0
+    assert yaml.safe_load((project / "params.yaml").read_text())["seed"] == 7
+
+
+def test_a_suite_never_overwrites_uncommitted_edits(project: Path) -> None:
+    edited = (project / "params.yaml").read_text() + "\n# mine\n"
+    (project / "params.yaml").write_text(edited)
+    result = call("suite", "other")
+    assert result.exit_code == 2 and "uncommitted edits" in result.output
+    assert (project / "params.yaml").read_text() == edited
+
+
+def test_an_unknown_suite_lists_those_there_are(project: Path) -> None:
+    result = call("suite", "chin")
+    assert result.exit_code == 2 and "there are: other" in result.output
+
+
+def test_results_before_a_report_says_what_to_run(project: Path) -> None:
+    result = call("results")
+    assert result.exit_code == 2 and "dvc repro" in result.output
+
+
+def test_lineage_of_something_else_is_refused(project: Path) -> None:
+    result = call("lineage", "params.yaml")
+    assert result.exit_code == 2 and "carries no provenance" in result.output
+
+
+def test_outside_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("check")
+    assert result.exit_code == 2 and "no dvc.yaml" in result.output
+
+
+def test_gallery_draws_pictures_of_any_shape(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels[:, :20]).save(tmp_path / "tall.jpg")
+    out = tmp_path / "sheet.png"
+    pictures = [str(tmp_path / name) for name in ("wide.png", "tall.jpg")]
+    result = call("gallery", *pictures, "--out", str(out), "--size", "64", "--grid", "4")
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).width > 300
+
+
+def test_gallery_names_the_file_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    result = call("gallery", str(tmp_path / "text.jpg"))
+    assert result.exit_code == 2 and "text.jpg cannot be read" in result.output
