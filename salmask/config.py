@@ -67,8 +67,9 @@ class ViewConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """batch: global. lr: as the recipe says it, for this batch. steps: (epoch, factor) milestones
-    are not used with `cosine`. images: `stream` from disk, or `resident` on the device."""
+    """batch: global. lr: the peak, for this batch; warm-up and cosine run per step. momentum: of
+    SGD. precision: `auto` is bfloat16 on CUDA. images: `stream` from disk, or `resident` on the
+    device."""
 
     epochs: PositiveInt = 200
     warmup_epochs: float = 10

@@ -1,0 +1,165 @@
+"""What the report draws, on tiny made-up projects."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_report import CPU, a_run, params, picture
+
+from salmask import encoder_file
+from salmask.config import Choice, Params, ViewConfig
+from salmask.data import manifest
+from salmask.data.images import resample
+from salmask.data.loader import Crops, geometry, mirror
+from salmask.masks import strategies
+from salmask.randomness import Draws
+from salmask.report import figures, gallery, samples, sheets
+from salmask.saliency import store as stores
+from salmask.saliency.scda import foreground
+from salmask.train.loop import make_views
+
+# -------------------------------------------------------------------------------------- figures
+
+
+def test_charts_are_the_same_bytes_and_carry_no_version() -> None:
+    histories = {"a": [{"epoch": 1, "loss": 2.0}], "b": [{"epoch": 1, "loss": 1.0, "new": 3.0}]}
+    bars = [figures.Bars("val", {"a": (50.0, 10.0), "b": (None, None)})]
+    for draw in (lambda: figures.curves(histories), lambda: figures.bars(bars)):
+        assert draw() == draw()
+        assert not Image.open(io.BytesIO(draw())).text  # type: ignore[attr-defined]
+
+
+VIEWS = [(32, 4), (64, 8), (64, 4), (224, 7)]
+
+
+@pytest.mark.parametrize(("size", "grid"), VIEWS)
+def test_masked_views_of_any_size_and_of_images_of_any_shape(size: int, grid: int) -> None:
+    images = [picture(0, 50, 30), picture(1, 30, 70)]
+    maps = {64: torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0))}
+    view, shown = ViewConfig(size=size, grid=grid), gallery.masks_of([])
+    drawn = gallery.mask_sheet(images, maps, view, shown, seed=1)
+    assert drawn == gallery.mask_sheet(images, maps, view, shown, seed=1)
+    assert drawn != gallery.mask_sheet(images, maps, view, shown, seed=2)
+    assert Image.open(io.BytesIO(drawn)).width == sheets.WIDTH
+
+
+def test_the_sheet_shows_the_views_that_training_sees(built) -> None:
+    project, _, _ = built
+    rows = manifest.load(project / "artifacts/data")
+    store = stores.SaliencyStore.open(project / "artifacts/saliency/saliency.zarr", rows.digest)
+    run, ids = Params(params()).run("masked"), rows.ids("train")[:8]
+    images = [manifest.read_image(rows, row) for row in ids.tolist()]
+    pair = gallery.pair_of(images, {64: store.activation(ids, 64)}, run.view, Draws.of(5, 0, ids))
+    boxes, flips = geometry(rows, run.view, 5, 0, ids)
+    cut = {
+        b: torch.stack([resample(i, (16, 16), x) for i, x in zip(images, boxes[b], strict=True)])
+        for b in boxes
+    }
+    crops = Crops(0, 0, ids, {b: mirror(cut[b], flips[b]) for b in cut}, boxes, flips)
+    seen = make_views(crops, run, 5, strategies.build(Choice("none", {})), store)
+    assert torch.equal(pair.query, seen.query) and torch.equal(pair.key, seen.key)
+    assert torch.equal(pair.key_activation, store.crop(ids, boxes["key"], flips["key"], (4, 4)))
+
+
+def masked_cells(title: str) -> tuple[torch.Tensor, ...]:
+    """Share of changed pixels per image, channel and cell, of query and negative (B,3,8,8), and
+    the foregrounds (B,8,8), under the mask that the sheet shows as `title`."""
+    images = [picture(i, 64, 64) for i in range(6)]
+    maps = {64: torch.rand(6, 9, 9, generator=torch.Generator().manual_seed(0))}
+    view = ViewConfig(size=64, grid=8)
+    draws = Draws.of(0, 0, torch.arange(6))
+    pair = gallery.pair_of(images, maps, view, draws)
+    (shown,) = [s for s in gallery.masks_of([]) if s.title == title]
+    plain = Choice("high_pass", {**shown.mask.options, "focal": 0.0, "ratio": [0.0, 0.0]})
+    query, key, negative = strategies.build(shown.mask)(pair, draws, 8)
+    before = (
+        pair.query if shown.mask.name != "high_pass" else strategies.build(plain)(pair, draws, 8)[0]
+    )
+    changed = [(a != b).float() for a, b in ((query, before), (negative, key))]
+    cells = [torch.nn.functional.avg_pool2d(c, 8) for c in changed]
+    return *cells, foreground(pair.query_activation), foreground(pair.key_activation)
+
+
+@pytest.mark.parametrize("title", ["strong blur", "mean fill", "high-pass, spatial"])
+def test_queries_lose_patches_on_both_sides_and_negatives_in_the_foreground(title: str) -> None:
+    query, negative, query_front, key_front = (
+        c.amax(1) > 0 if c.dim() == 4 else c for c in masked_cells(title)
+    )
+    inside, outside = (query & query_front).sum((1, 2)), (query & ~query_front).sum((1, 2))
+    assert (inside + outside <= 16).all() and (inside > 0).any() and (outside > 0).any()
+    share = query_front.sum((1, 2)) / 64
+    assert ((inside - (inside + outside) * share).abs() <= 1).all()  # in proportion
+    assert not (negative & ~key_front).any()
+    beta = (negative & key_front).sum((1, 2)) / key_front.sum((1, 2))
+    assert ((beta > 0.35) & (beta < 0.75)).all()
+
+
+def test_the_kinds_of_high_pass_are_what_their_titles_say() -> None:
+    spatial, channel, focal = (
+        masked_cells(f"high-pass, {kind}")[0] > 0.5 for kind in ("spatial", "per channel", "focal")
+    )
+    assert (spatial == spatial[:, :1]).all()
+    assert not (channel == channel[:, :1]).all()
+    assert not focal[:, :, 2:6, 2:6].any() and (focal == focal[:, :1]).all()
+
+
+def test_a_mask_with_options_is_shown_apart_and_named_after_its_run() -> None:
+    own = a_run(name="light", mask=Choice("blur", {"ratio": [0.0, 0.1]}))
+    plain = a_run(name="plain", mask=Choice("blur", {}))
+    titles = [s.title for s in gallery.masks_of([own, plain, plain])]
+    assert titles.count("strong blur") == 1 and titles.count("strong blur\nlight") == 1
+
+
+def test_the_outline_of_a_cell_has_four_sides_and_neighbours_share_none() -> None:
+    cells = torch.zeros(3, 4, dtype=torch.bool)
+    cells[0, 0] = True
+    assert len(sheets._borders(cells, (0, 0, 4, 3))) == 4
+    cells[0, 1] = True
+    lines = sheets._borders(cells, (0, 0, 4, 3))
+    assert len(lines) == 6 and [(1, 0), (1, 1)] not in [[*map(tuple, line)] for line in lines]
+
+
+# -------------------------------------------------------------------------------------- samples
+
+
+def test_the_overlap_with_true_masks_is_that_of_cells(built, tmp_path: Path) -> None:
+    project, _, _ = built
+    rows = manifest.load(project / "artifacts/data")
+    found = torch.zeros(len(rows), 2, 2)
+    found[:, 0] = 1.0  # the upper half
+    store = stores.SaliencyStore({}, {64: found})
+    assert samples.overlap(rows, store, "val", tmp_path) is None
+    for row in rows.ids("val").tolist()[:3]:
+        mask = Image.new("1", (8, 8))
+        mask.paste(1, (0, 0, 5 if row % 2 else 8, 3))  # most of the upper cells
+        (tmp_path / "val").mkdir(exist_ok=True)
+        mask.save(tmp_path / rows.paths[row])
+    known = samples.overlap(rows, store, "val", tmp_path)
+    odd = sum(row % 2 for row in rows.ids("val").tolist()[:3])
+    assert known is not None and known.images == 3
+    assert known.saliency == pytest.approx(100 * (odd * 0.5 + (3 - odd)) / 3)
+    assert known.everything == pytest.approx(100 * (odd * 0.25 + (3 - odd) * 0.5) / 3)
+
+
+def test_a_query_is_not_its_own_neighbour_and_classes_are_judged(built) -> None:
+    project, _, _ = built
+    rows = manifest.load(project / "artifacts/data")
+    encoder = encoder_file.load(project / "artifacts/pretrain/plain", CPU)
+    found, searched = samples.nearest(encoder, rows, "train", 2, 50)
+    assert searched == len(rows.ids("train")) == 12
+    for one in found:
+        assert one.query not in one.rows and len(one.rows) == 11
+        assert list(one.cosines) == sorted(one.cosines, reverse=True)
+        same = [bool(rows.labels[r] == rows.labels[one.query]) for r in one.rows]
+        assert [n.right for n in samples.judged(rows, one)] == same
+    # val holds the very pictures of train: each finds its own copy first
+    for one in samples.nearest(encoder, rows, "val", 2, 1)[0]:
+        assert rows.sha256[one.rows[0]] == rows.sha256[one.query]
+
+
+def test_even_spacing_covers_the_range() -> None:
+    assert samples.evenly(torch.arange(10), 3).tolist() == [0, 3, 6]
+    assert samples.evenly(torch.arange(2), 5).tolist() == [0, 1]
+    assert samples.evenly(torch.arange(0), 5).tolist() == []

@@ -1,0 +1,88 @@
+"""The page that the report stage writes, on tiny made-up projects."""
+
+import shutil
+from html.parser import HTMLParser
+
+from tiny_report import CPU, EVIL, evaluated, make_project, run_stage
+
+from salmask import encoder_file
+from salmask.data import manifest
+from salmask.report import samples
+
+# -------------------------------------------------------------------------------------- the page
+
+
+class Loads(HTMLParser):
+    """Collects what a browser would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data")]
+
+
+def test_the_page_needs_no_network(built) -> None:
+    page = Loads()
+    page.feed(built[1])
+    assert len(page.sources) == 5  # curves, bars, saliency, masks, neighbours
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in built[1] and "@import" not in built[1] and "://" not in built[1]
+
+
+def test_names_are_escaped(built) -> None:
+    assert EVIL not in built[1]
+    assert "&lt;script&gt;alert(1)" in built[1]
+
+
+def test_the_page_says_what_was_run_and_shows_what_was_scored(built) -> None:
+    _, html, said = built
+    for words in ("12 train, 12 val", "of 2 classes", "1 file could not be read", "+30.00"):
+        assert words in html
+    assert "salmask lineage artifacts/evaluate/masked/knn/metrics.json" in html
+    assert "demo numbers" not in html and 'class="first best"' in html
+    assert "plain" in said and "+30.00" in said and "artifacts/report/index.html" in said
+
+
+def test_equal_runs_write_equal_bytes_and_removed_runs_stay_out(built, monkeypatch) -> None:
+    project, html, _ = built
+    before = {p.name: p.read_bytes() for p in (project / "artifacts/report").iterdir()}
+    evaluated(project, "removed", "knn", {"knn20_top1": 99.99})
+    evaluated(project, "plain", "removed-protocol", {"knn20_top1": 99.98})
+    again, said = run_stage(project, monkeypatch)
+    assert again == html and "99.9" not in again + said
+    after = {p.name: p.read_bytes() for p in (project / "artifacts/report").iterdir()}
+    assert after == before and {"index.html", "results.json", "provenance.json"} <= set(after)
+
+
+def test_images_without_labels_and_without_a_validation_split(tmp_path, monkeypatch) -> None:
+    project = make_project(tmp_path, classes=(), splits=("train",))
+    html, said = run_stage(project, monkeypatch)
+    assert (
+        "without labels" in html and "Nothing was scored" in html and "nothing was scored" in said
+    )
+    assert "Solid green frames" not in html and "Nearest neighbours" in html
+    rows = manifest.load(project / "artifacts/data")
+    encoder = encoder_file.load(project / "artifacts/pretrain/plain", CPU)
+    found, _ = samples.nearest(encoder, rows, "train", 1, 3)
+    assert [n.right for n in samples.judged(rows, found[0])] == [None] * 3
+
+
+def test_the_page_says_that_there_is_no_saliency(tmp_path, monkeypatch) -> None:
+    project = make_project(tmp_path)
+    shutil.rmtree(project / "artifacts/saliency")
+    html, _ = run_stage(project, monkeypatch)
+    assert "There is no saliency store" in html and "What the masks do" not in html
+
+
+def test_the_demo_is_announced_and_its_best_is_not_bold(tmp_path, monkeypatch) -> None:
+    project = make_project(tmp_path)
+    dataset = project / "artifacts/data/dataset.json"
+    dataset.write_text(dataset.read_text().replace('"mine"', '"demo"'))
+    html, _ = run_stage(project, monkeypatch)
+    assert "These are demo numbers: they test the plumbing and order no masks." in html
+    assert 'class="first best"' not in html

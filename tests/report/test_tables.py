@@ -1,0 +1,107 @@
+"""What the report reads and compares, on tiny made-up projects."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_report import KNN, a_run
+
+from salmask.config import Choice, EncoderConfig
+from salmask.errors import UserError
+from salmask.report import papers, tables
+
+# -------------------------------------------------------------------------------------- tables
+
+
+def test_results_hold_the_metrics_of_every_protocol_and_their_lineage(built) -> None:
+    project, _, _ = built
+    rows = json.loads((project / "artifacts/report/results.json").read_text())["rows"]
+    assert [row["run"] for row in rows] == ["plain", "masked"]  # as params lists them
+    assert rows[0]["dataset"] == "mine"
+    assert rows[0]["metrics"] == KNN | {"linear_fast_top1": 61.0}
+    for step in ("knn:plain@", "linear_fast:plain@", "pretrain:plain@"):
+        assert step in rows[0]["lineage"]
+    assert "masked" not in rows[0]["lineage"] and "\n" not in rows[0]["lineage"]
+
+
+def test_a_missing_protocol_is_the_users_to_repair(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"plain.knn.metrics\.json is missing"):
+        tables.collect(["plain"], ["knn"], tmp_path, tmp_path)
+
+
+def scores(**metrics: float) -> list[tables.Block]:
+    rows = [
+        {"run": "a", "dataset": "mine", "metrics": KNN},
+        {"run": "b", "dataset": "mine", "metrics": metrics},
+    ]
+    configs = {"a": a_run(name="a"), "b": a_run(name="b")}
+    return tables.blocks({"rows": rows}, {"val": "", "far": "far_"}, configs)
+
+
+def test_gain_is_in_points_over_the_untrained_encoder_and_small_k_comes_first() -> None:
+    (block,) = scores(knn20_top1=30.0)  # nothing was scored on `far`
+    assert list(block.metrics) == ["knn20_top1", "knn200_top1"]
+    assert block.rows["a"][0].gain == 30.0
+    assert block.rows["a"][1].gain is None and block.rows["b"][0].gain is None
+
+
+def test_metrics_of_another_split_stand_in_a_table_of_their_own() -> None:
+    val, far = scores(far_knn20_top1=7.0, far_random_knn20_top1=3.0)
+    assert val.rows["b"][0].value is None
+    assert (far.split, list(far.metrics), far.rows["b"][0].gain) == ("far", ["knn20_top1"], 4.0)
+
+
+def test_what_is_missing_is_a_dash_in_the_text_table() -> None:
+    lines = tables.text(scores(knn20_top1=30.0)).splitlines()
+    assert lines[0].split() == ["val", "knn20_top1", "random", "gain", "knn200_top1"]
+    assert lines[2].split() == ["a", "50.00", "20.00", "+30.00", "40.00"]
+    assert lines[3].split() == ["b", "30.00", "–", "–", "–"]
+    assert len({len(line) for line in lines}) == 1  # aligned
+
+
+def test_the_best_run_is_the_one_with_the_best_first_knn() -> None:
+    assert tables.best_run(scores(knn20_top1=51.0, knn200_top1=1.0), ["a", "b"])[0] == "b"
+    assert tables.best_run([], ["a", "b"])[0] == "a"
+
+
+@pytest.mark.parametrize(
+    ("framework", "mask", "value"),
+    [("moco", "high_pass", 73.8), ("moco", "none", 68.22), ("simclr", "mean", 77.36)],
+)
+def test_the_papers_number_stands_beside_ours(framework: str, mask: str, value: float) -> None:
+    run = a_run(framework=Choice(framework, {}), mask=Choice(mask, {}))
+    found = papers.beside(run, "imagenet100", "linear_top1")
+    assert found is not None and found.value == value and found.table == "1"
+
+
+@pytest.mark.parametrize(
+    ("change", "dataset", "metric"),
+    [
+        ({}, "demo", "linear_top1"),
+        ({}, "imagenet100", "linear_fast_top1"),
+        ({}, "imagenet100", "knn20_top1"),
+        ({"encoder": EncoderConfig(arch="resnet18")}, "imagenet100", "linear_top1"),
+        ({"encoder": EncoderConfig(width=32)}, "imagenet100", "linear_top1"),
+        ({"mask": Choice("high_pass", {"focal": 0.0})}, "imagenet100", "linear_top1"),
+        ({"framework": Choice("moco", {"head": "linear"})}, "imagenet100", "linear_top1"),
+        ({"framework": Choice("byol", {})}, "imagenet100", "linear_top1"),
+        ({}, "tinyimagenet", "top1"),  # the ablations vary more than we record
+    ],
+)
+def test_whatever_differs_from_the_paper_stands_alone(change, dataset: str, metric: str) -> None:
+    assert papers.beside(a_run(**change), dataset, metric) is None
+
+
+def test_options_that_repeat_the_defaults_are_still_the_papers_mask() -> None:
+    run = a_run(mask=Choice("high_pass", {"ratio": [0.05, 0.25]}))
+    assert papers.beside(run, "imagenet100", "linear_top1") is not None
+
+
+def test_a_number_that_the_paper_prints_twice_is_the_same_number() -> None:
+    seen: dict[tuple, float] = {}
+    for row in papers.reported():
+        if row.dataset == "imagenet100" and "COCO" not in row.setting:
+            key = (row.framework, row.mask, row.metric)
+            assert seen.setdefault(key, row.value) == row.value, key
+    counts = {name: sum(r.table == name for r in papers.reported()) for name in papers.TITLES}
+    assert list(counts.values()) == [12, 36, 8, 9, 12, 10, 5, 6, 60]

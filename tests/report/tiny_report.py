@@ -1,0 +1,97 @@
+"""Tiny made-up projects with everything that a report reads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from salmask import encoder_file
+from salmask.backbones import build_encoder
+from salmask.config import Params, RunConfig
+from salmask.data import manifest
+from salmask.data.manifest import Found, Listing
+from salmask.files import write_json
+from salmask.provenance import recipe, record
+from salmask.saliency import store as stores
+from stages.report import main as stage
+
+EVIL = "<script>alert(1)</script>"
+KNN = {"knn20_top1": 50.0, "knn200_top1": 40.0, "random_knn20_top1": 20.0}
+CPU = torch.device("cpu")
+
+
+def picture(index: int, width: int = 24, height: int = 24) -> Image.Image:
+    generator = torch.Generator().manual_seed(index)
+    pixels = torch.randint(0, 255, (height, width, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def params(**runs: dict) -> dict:
+    return {
+        "seed": 0,
+        "encoder": {"arch": "resnet10", "width": 4, "stem": "small2"},
+        "view": {"size": 16, "grid": 4, "crop": [0.5, 1.0], "blur_p": 0.0},
+        "mask": {"name": "none"},
+        "framework": {"name": "moco"},
+        "train": {"epochs": 2, "batch": 4},
+        "runs": runs or {"plain": {}, "masked": {"mask": {"name": "high_pass"}}},
+        "evaluate": {"protocols": ["knn", "linear_fast"]},
+    }
+
+
+def evaluated(root: Path, run: str, protocol: str, metrics: dict[str, float]) -> None:
+    folder = root / "artifacts/evaluate" / run / protocol
+    write_json(folder / "metrics.json", metrics)
+    made = recipe(protocol, run, {"seed": 0}, [Path("artifacts/pretrain") / run], root)
+    write_json(folder / "provenance.json", record(made, folder, CPU))
+
+
+def make_project(
+    root: Path, classes: tuple[str, ...] = ("cat", EVIL), splits: tuple[str, ...] = ("train", "val")
+) -> Path:
+    """A project whose pipeline has run, with images of two shapes and random saliency."""
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    (root / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
+    data, found = root / "artifacts/data", []
+    for split in splits:
+        for i in range(12):
+            path = f"{split}/{i}.png"
+            (data / "images" / split).mkdir(parents=True, exist_ok=True)
+            picture(i, 24 + 8 * (i % 2)).save(data / "images" / path)
+            found.append(Found(path, i % len(classes) if classes else -1, split))
+    (data / "images/train/broken.png").write_text("not an image")
+    found.append(Found("train/broken.png", -1, "train"))
+    manifest.write(Listing(data / "images", classes, found), "mine", data, 0.5)
+    rows = manifest.load(data)
+    plan = stores.Plan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
+    maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))
+    (root / "artifacts/saliency").mkdir()
+    stores.fill(
+        root / "artifacts/saliency/saliency.zarr", plan, lambda r: {64: maps[r.start : r.stop]}
+    )
+    for name in params()["runs"]:
+        config = Params(params()).run(name)
+        folder = root / "artifacts/pretrain" / name
+        encoder_file.save(build_encoder(config.encoder, seed=0), config, folder)
+        (folder / "history.csv").write_text("epoch,lr,loss,other\n1,0.1,3,1\n2,0,2,4\n")
+        made = recipe("pretrain", name, {"seed": 0}, [Path("artifacts/data")], root)
+        write_json(folder / "provenance.json", record(made, folder, CPU))
+        evaluated(root, name, "knn", KNN if classes else {})
+        evaluated(root, name, "linear_fast", {"linear_fast_top1": 61.0} if classes else {})
+    return root
+
+
+def run_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """(the page, what the terminal shows)."""
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(stage, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return (project / "artifacts/report/index.html").read_text(), done.output
+
+
+def a_run(**changes: object) -> RunConfig:
+    common = params() | {"encoder": {"arch": "resnet50"}, "mask": {"name": "high_pass"}}
+    return replace(Params(common).run("plain"), **changes)  # type: ignore[arg-type]
