@@ -1,5 +1,6 @@
 """Tiny made-up projects with everything that a report reads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
