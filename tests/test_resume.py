@@ -45,7 +45,7 @@ def start(project: Project, stage: str, *arguments: str, **env: str) -> subproce
 
 
 def checkpoints(runs: Path) -> list[str]:
-    return sorted(p.name for p in runs.glob("pretrain-*/work/step-*.pt"))
+    return sorted(p.name for p in runs.glob("pretrain-*/*/step-*.pt"))
 
 
 def wait_for(condition, process: subprocess.Popen[str]) -> None:  # type: ignore[no-untyped-def]
@@ -96,10 +96,10 @@ def test_a_killed_saliency_stage_ends_in_the_same_bytes(project: Project, tmp_pa
     out = project.folder / "artifacts/saliency"
     calm = tree_digest(out)
     process = start(project, "saliency", SALMASK_RUNS=str(tmp_path))
-    wait_for(lambda: list(tmp_path.glob("saliency-*/work/shards/*.done")), process)
+    wait_for(lambda: list(tmp_path.glob("saliency-*/*/shards/*.done")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = sorted(tmp_path.glob("saliency-*/work/shards/*.done"))
+    done = sorted(tmp_path.glob("saliency-*/*/shards/*.done"))
     assert 1 <= len(done) <= 3
     project.stage("saliency", SALMASK_RUNS=str(tmp_path), SALMASK_CLUSTER="often.yaml")
     assert tree_digest(out) == calm
