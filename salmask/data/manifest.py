@@ -144,7 +144,8 @@ def _relative(root: Path, folder: Path) -> str:
 
 
 def load(folder: Path) -> Manifest:
-    """The manifest in `folder`. Raises UserError when it is missing or was changed by hand."""
+    """The manifest in `folder`. Raises UserError when it is missing or was changed by
+    hand, or when the folder of images is gone."""
     try:
         dataset = json.loads((folder / "dataset.json").read_text())
         text = (folder / "manifest.csv").read_bytes()
@@ -158,9 +159,12 @@ def load(folder: Path) -> Manifest:
         )
     rows = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
     root = Path(dataset["root"])
+    root = root if root.is_absolute() else folder / root
+    if not root.is_dir():  # else every image would be a stand-in, and training would go on
+        raise UserError(f"the images' folder {root} is not there: mount it, or run `dvc repro`")
     return Manifest(
         name=dataset["name"],
-        root=root if root.is_absolute() else (folder / root),
+        root=root,
         classes=tuple(dataset["classes"]),
         digest=digest,
         paths=np.array([r["path"] for r in rows], dtype=object),

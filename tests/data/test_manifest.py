@@ -168,3 +168,13 @@ def test_a_lost_image_is_a_gray_one_of_its_size_and_told(make_manifest, caplog, 
     assert image.size == (36, 24)
     assert len(image.getcolors()) == 1
     assert "row 0, 000.png" in caplog.text
+
+
+def test_a_folder_of_images_that_is_gone_is_refused_at_the_start(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "photos" / "a.png")
+    listing = Listing(tmp_path / "photos", (), [Found("a.png", -1, "train")])
+    manifest.write(listing, "x", tmp_path / "data", 0)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="photos is not there"):
+        manifest.load(tmp_path / "data")
