@@ -1,5 +1,6 @@
 """The `salmask` command: what a person asks about a project, beside `dvc repro` that makes it."""
 
+import contextlib
 import functools
 import shutil
 import subprocess
@@ -12,13 +13,16 @@ import click
 import torch
 from PIL import Image
 
+from salmask import doctor as doctors
 from salmask import frameworks, provenance
 from salmask import lineage as lineages
-from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
+from salmask.config import Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
 from salmask.data import manifest
+from salmask.data import watch as watches
+from salmask.data.content import ImageError, content
 from salmask.data.images import decode, resample
-from salmask.data.sources import SOURCES
+from salmask.data.sources import configured
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.report import gallery as sheet
@@ -85,14 +89,15 @@ def _check_images(data: Path) -> bool:
     rows = manifest.load(data)
     bad = 0
     for row in range(len(rows)):
-        path = rows.file(row)
-        if not path.is_file():
-            click.echo(f"   ! {path} is missing")
-        elif provenance.file_digest(path) != rows.sha256[row]:
-            click.echo(f"   ! {path} is not the file that prepare read")
-        else:
-            continue
-        bad += 1
+        try:
+            with content(rows.file(row)) as (sha256, _):
+                problem = "" if sha256 == rows.sha256[row] else "not the file that prepare read"
+        except ImageError as error:
+            problem = str(error)
+        if problem:
+            shown = str(rows.file(row)).encode(errors="backslashreplace").decode()
+            click.echo(f"   ! {shown}: {problem}")
+            bad += 1
     click.echo(f"{len(rows) - bad} of {len(rows)} images are the ones in the manifest")
     return not bad
 
@@ -123,6 +128,30 @@ def check() -> None:
     """Checks all of params.yaml, every run included, before hours are spent on it."""
     validate(Params.read(provenance.find_root() / "params.yaml"))
     click.echo("params.yaml is sound")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+@_readable_errors
+def watch(folder: Path, file: Path) -> None:
+    """Writes FILE, to be data.root in FOLDER's place where DVC cannot watch that itself."""
+    count = watches.write(folder, file)
+    click.echo(f"{file} stands for {count} files; run this again when they change")
+
+
+@main.command()
+@_readable_errors
+def doctor() -> None:
+    """Checks machine, params.yaml, data and weights, and estimates prepare and saliency."""
+    root = provenance.find_root()
+    params = Params.read(root / "params.yaml")
+    stopped = False
+    with contextlib.chdir(root):  # where stages run: data.root may be relative to it
+        for finding in doctors.examine(params, validate, root):
+            click.echo(f"{finding.state:5} {finding.text}")
+            stopped |= finding.state == "stop"
+    sys.exit(1 if stopped else 0)
 
 
 @main.command()
@@ -166,9 +195,7 @@ def _opened(path: Path) -> Image.Image:
 
 def validate(params: Params) -> None:
     """Reads every section as the stages will. Raises UserError at the first that does not fit."""
-    data = params.choice("data")
-    options = {key: value for key, value in data.options.items() if key != "max_rejected"}
-    bind(pick(SOURCES, data, "data"), Choice(data.name, options), f"{params.source}: data")
+    configured(params.choice("data"), f"{params.source}: data")
     localizer = params.choice("localizer")
     bind(
         pick(localizers.LOCALIZERS, localizer, "localizer"),

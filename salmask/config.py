@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 from pydantic.dataclasses import dataclass
 
 from salmask.errors import UserError
@@ -24,12 +31,20 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, config=STRICT)
 class SaliencyConfig:
-    """levels: sides in px at which whole images are scored. shard_rows: images per unit of work.
-    batch: images per forward, part of the result (its size changes rounding)."""
+    """levels: sides in px at which whole images are scored; the first is the views' own.
+    correction: views that teach a store how a view's own map differs, 0 for none. precision:
+    `auto` is bfloat16 on CUDA. shard_rows: images per unit of work. batch: images per forward,
+    part of the result (its size changes rounding)."""
 
-    levels: tuple[PositiveInt, ...]
+    levels: tuple[PositiveInt, ...] = (224, 320, 448)
+    correction: NonNegativeInt = 1024
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     shard_rows: PositiveInt = 1024
     batch: PositiveInt = 32
+
+    def __post_init__(self) -> None:
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels must grow, got {list(self.levels)}")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -9,5 +9,13 @@ class InterruptedRunError(Exception):
     """A signal asked for the end; everything up to here is in a checkpoint. Exit code 143."""
 
 
+class DataGoneError(InterruptedRunError):
+    """The folder of images vanished (a disk unmounted) while a run was reading from it."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader hands on its worker's whole traceback as the message; this is its last line.
+        super().__init__(message.rpartition("DataGoneError: ")[2].strip())
+
+
 class NonFiniteLossError(Exception):
     """The loss left the numbers. Exit code 1."""

@@ -31,7 +31,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[
     """A CSV file with a header line."""
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", newline="") as stream:
+    # file names need not be text: what is not goes out as the bytes that it is
+    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         table = csv.DictWriter(stream, list(columns), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

@@ -163,8 +163,15 @@ def record(
         "params": dict(made_by.params),
         "inputs": dict(made_by.inputs),
         "outputs": {p.relative_to(outputs).as_posix(): file_digest(p) for p in files},
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in RECORDED_VERSIONS},
+        **environment(device),
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and device: what equal recipes may still differ by."""
+    packages = {package: version(package) for package in RECORDED_VERSIONS}
+    return {
+        "versions": {"python": platform.python_version()} | packages,
         "device": {"type": device.type, "threads": torch.get_num_threads()},
     }
 

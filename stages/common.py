@@ -19,7 +19,8 @@ REPORT = Path("artifacts/report")
 # What later stages read of an artifact, and so depend on: its contents, not its provenance. Code
 # that changes without changing what it makes then reruns nothing further down.
 MANIFEST_FILES = [DATA / "manifest.csv", DATA / "dataset.json"]
-LOCALIZER_FILES = [LOCALIZER / "localizer.json", LOCALIZER / "weights.safetensors"]
+LOCALIZER_SPEC = LOCALIZER / "localizer.json"
+LOCALIZER_FILES = [LOCALIZER_SPEC, LOCALIZER / "weights.safetensors"]
 STORE = SALIENCY / "saliency.zarr"
 ENCODER_FILES = ("encoder.json", "encoder.safetensors")
 

@@ -1,15 +1,24 @@
 """One pretraining run of `runs:` -> an encoder."""
 
+import json
 from pathlib import Path
 
 import click
 
 from salmask.config import Params, RunConfig
+from salmask.errors import UserError
 from salmask.job import Job
 from salmask.provenance import recipe
 from salmask.train import loop
 from slurm import launch
-from stages.common import DATA, MANIFEST_FILES, PRETRAIN, STORE, readable_errors
+from stages.common import (
+    DATA,
+    LOCALIZER_SPEC,
+    MANIFEST_FILES,
+    PRETRAIN,
+    STORE,
+    readable_errors,
+)
 
 
 def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
@@ -24,8 +33,12 @@ def main(name: str) -> None:
     """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, history.csv."""
     params = Params.read()
     config, seed = params.run(name), params.seed()
-    made_by = recipe("pretrain", name, params.reads, [*MANIFEST_FILES, STORE], Path.cwd())
-    inputs = loop.Inputs(DATA.resolve(), STORE.resolve())
+    files = [*MANIFEST_FILES, LOCALIZER_SPEC, STORE]
+    made_by = recipe("pretrain", name, params.reads, files, Path.cwd())
+    if not LOCALIZER_SPEC.is_file():
+        raise UserError(f"{LOCALIZER_SPEC} is missing: run `dvc repro localizer`")
+    localizer = json.loads(LOCALIZER_SPEC.read_text())
+    inputs = loop.Inputs(DATA.resolve(), STORE.resolve(), localizer)
     arguments = {"config": config, "inputs": inputs}
     launch.run(made_by, seed, work, arguments, (PRETRAIN / name).resolve())
 

@@ -9,8 +9,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from salmask.data import manifest
-from salmask.data.manifest import Found, Listing, Manifest
+from salmask.data import manifest, preparation
+from salmask.data.manifest import Manifest
+from salmask.data.preparation import Found, Listing
 from salmask.job import Job
 
 torch.set_num_threads(1)
@@ -45,7 +46,7 @@ def make_manifest(tmp_path: Path) -> Callable[[list[Labelled]], Manifest]:
             name = f"{index:03d}.png"
             Image.fromarray(pixels).save(folder / "images" / name)
             files.append(Found(name, label, split))
-        manifest.write(Listing(folder / "images", classes, files), "toy", folder, 0)
+        preparation.write(Listing(folder / "images", classes, files), "toy", folder, 0)
         return manifest.load(folder)
 
     return make

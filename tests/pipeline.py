@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
         "images": {"train": 96, "val": 32, "decorrelated": 32},
     },
     "localizer": {"name": "lite0"},
-    "saliency": {"levels": [64], "shard_rows": 64, "batch": 32},
+    "saliency": {"levels": [64], "correction": 16, "shard_rows": 64, "batch": 32},
     "encoder": {"arch": "resnet10", "width": 8, "stem": "small2"},
     "view": {"size": 32, "grid": 4, "blur_p": 0.0},
     "framework": {"name": "moco", "dim": 16, "hidden": 16, "queue": 64, "bn_group": 16},

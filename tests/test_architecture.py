@@ -20,6 +20,7 @@ LAYERS = [
     ["salmask.encoder_file"],
     ["salmask.train"],
     ["salmask.evaluate", "salmask.report"],
+    ["salmask.doctor"],
     ["salmask.cli"],
     ["slurm"],
     ["stages"],

@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from salmask.config import Choice, Params, TrainConfig, ViewConfig, bind, check, merge, pick
+from salmask.config import (
+    Choice,
+    Params,
+    SaliencyConfig,
+    TrainConfig,
+    ViewConfig,
+    bind,
+    check,
+    merge,
+    pick,
+)
 from salmask.errors import UserError
 
 VALUES = {
@@ -216,3 +226,39 @@ def test_configurations_are_frozen():
 @pytest.mark.parametrize(("size", "grid"), [(224, 7), (64, 8), (64, 4), (32, 4), (32, 1)])
 def test_grids_that_divide_the_view_are_accepted(size, grid):
     assert ViewConfig(size=size, grid=grid).grid == grid
+
+
+def test_the_section_of_saliency_has_defaults():
+    found = params(saliency={}).section("saliency", SaliencyConfig)
+    assert (found.levels, found.correction, found.precision) == ((224, 320, 448), 1024, "auto")
+    assert (found.shard_rows, found.batch) == (1024, 32)
+
+
+@pytest.mark.parametrize("levels", [[224], [32, 33], [224, 320, 448, 640]], ids=str)
+def test_levels_that_grow_are_accepted(levels):
+    found = params(saliency={"levels": levels, "correction": 0}).section("saliency", SaliencyConfig)
+    assert found.levels == tuple(levels) and found.correction == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"levels": []}, ["levels must grow, got []"]),
+        ({"levels": [320, 224]}, ["levels must grow, got [320, 224]"]),
+        ({"levels": [224, 224]}, ["levels must grow, got [224, 224]"]),
+        ({"levels": [0, 224]}, ["levels.0", "greater than 0", "0"]),
+        ({"levels": 224}, ["levels", "224", "tuple"]),
+        ({"correction": -1}, ["correction", "greater than or equal to 0", "-1"]),
+        ({"batch": 1.5}, ["batch", "1.5"]),
+        ({"precision": "float16"}, ["precision", "'float16'", "'float32'", "'bfloat16'"]),
+        ({"shard_rows": 0}, ["shard_rows", "greater than 0"]),
+        ({"batch": 0}, ["batch", "greater than 0"]),
+        ({"size": 224}, ["size", "no such key", "levels", "correction", "shard_rows"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_section_of_saliency_is_told(entry, told):
+    with pytest.raises(UserError) as error:
+        params(saliency=entry).section("saliency", SaliencyConfig)
+    wanted = ["params.yaml: saliency", *told]
+    assert all(part in str(error.value) for part in wanted), str(error.value)

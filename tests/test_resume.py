@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from pipeline import TINY, Project
 
 from salmask.provenance import file_digest, tree_digest
@@ -127,3 +129,30 @@ def test_two_processes_never_work_on_one_run(project: Project, tmp_path: Path) -
     said_first, said_second = first.communicate()[0], second.communicate()[0]
     assert (first.returncode, second.returncode) == (0, 0), said_first + said_second
     assert "finished earlier" in said_second
+
+
+def test_new_images_are_read_and_computed_without_the_old_ones(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+
+    def add(name: str) -> None:
+        Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(photos / name)
+
+    for i in range(0, 20, 2):
+        add(f"{i:02d}.png")
+    params = copy.deepcopy(TINY)
+    params["data"] = {"name": "imagefolder", "root": str(photos)}
+    params["saliency"]["shard_rows"] = 4
+    (tmp_path / "project").mkdir()
+    made = Project(tmp_path / "project", params)
+    for stage in ("prepare", "localizer", "saliency"):
+        made.stage(stage)
+    add("07.png")  # between others, so that rows move
+    (photos / "04.png").unlink()
+    made.stage("prepare")
+    assert "9 of 10 maps are an earlier store's" in made.stage("saliency")
+    store = made.folder / "artifacts/saliency/saliency.zarr"
+    grown = tree_digest(store)
+    made.stage("saliency", SALMASK_RUNS=str(tmp_path / "elsewhere"))
+    assert tree_digest(store) == grown

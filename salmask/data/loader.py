@@ -131,7 +131,7 @@ class Resident:
         with progress("load images", len(ids)) as bar:
             for slot, row in enumerate(ids.tolist()):
                 image = read_image(manifest, row)
-                pixels = resample(image, (image.height, image.width))
+                pixels = resample(image, (int(manifest.sizes[row, 0]), int(manifest.sizes[row, 1])))
                 # The last row and column twice: what lies past the rim must not blend in.
                 rim = torch.nn.functional.pad(pixels.float(), (0, 1, 0, 1), mode="replicate")
                 rim = rim[:, :height, :width].to(torch.uint8)

@@ -6,10 +6,8 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,33 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from salmask.data.images import decode
-from salmask.errors import UserError
-from salmask.files import write_json, write_rows
-from salmask.progress import progress
-from salmask.provenance import file_digest
+from salmask.data.content import ImageError, content, gone, regular
+from salmask.data.images import opened, pixels
+from salmask.errors import DataGoneError, UserError
 
-COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
 log = logging.getLogger(__name__)
-_CHUNK = 4096  # files in flight: bounds memory on folders of any size
-
-
-@dataclass(frozen=True)
-class Found:
-    """A file that a source offers. path: relative to the listing's root. label: -1 for none."""
-
-    path: str
-    label: int
-    split: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source found: the folder, the class names, the files."""
-
-    root: Path
-    classes: tuple[str, ...]
-    files: list[Found]
 
 
 @dataclass(frozen=True)
@@ -80,69 +56,6 @@ class Manifest:
         return len(set(self.labels[self.labels >= 0].tolist())) > 1
 
 
-def _inspect(root: Path, found: Found) -> tuple[Found, tuple[int, int] | None, str]:
-    """(file, (width, height), sha256), or (file, None, why it cannot be used)."""
-    try:
-        image = decode(root / found.path)
-        return found, image.size, file_digest(root / found.path)
-    except Exception as error:  # whatever a broken file provokes is that file's reason
-        return found, None, f"{type(error).__name__}: {error}".replace(str(root), "")
-
-
-def _inspected(listing: Listing) -> Iterator[tuple[Found, tuple[int, int] | None, str]]:
-    files = iter(listing.files)
-    with ThreadPoolExecutor() as pool, progress("prepare", len(listing.files)) as bar:
-        while chunk := list(islice(files, _CHUNK)):
-            for result in pool.map(lambda found: _inspect(listing.root, found), chunk):
-                bar.advance(1)
-                yield result
-
-
-def write(listing: Listing, name: str, folder: Path, max_rejected: float) -> int:
-    """Reads every file of a listing and writes manifest.csv, rejected.csv and dataset.json.
-
-    max_rejected: the share of unreadable files that is still accepted. Returns the number of
-    rejected files. Raises UserError when nothing readable is left or too much was rejected; the
-    list of what was rejected is written all the same.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    counts: dict[str, int] = {}
-    rejected: list[dict[str, str]] = []
-    row = 0
-    with (folder / "manifest.csv").open("w", newline="") as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(COLUMNS)
-        for found, size, detail in _inspected(listing):
-            if size is None:
-                rejected.append({"path": found.path, "reason": detail})
-                continue
-            rows.writerow((row, found.path, found.label, found.split, *size, detail))
-            counts[found.split] = counts.get(found.split, 0) + 1
-            row += 1
-    write_rows(folder / "rejected.csv", rejected, ("path", "reason"))
-    said = f"{len(rejected)} of {len(listing.files)} files cannot be read; see rejected.csv"
-    if row == 0:
-        raise UserError(f"no usable image under {listing.root}: {said}")
-    if len(rejected) > max_rejected * len(listing.files):
-        raise UserError(f"{said}. That is more than data.max_rejected ({max_rejected:g}) allows")
-    dataset = {
-        "name": name,
-        "root": _relative(listing.root, folder),
-        "classes": list(listing.classes),
-        "images": counts,
-        "rejected": len(rejected),
-        "digest": file_digest(folder / "manifest.csv"),
-    }
-    write_json(folder / "dataset.json", dataset)
-    return len(rejected)
-
-
-def _relative(root: Path, folder: Path) -> str:
-    """The root as seen from the manifest when it lies inside (a copied demo stays whole)."""
-    inside = root.is_relative_to(folder)
-    return root.relative_to(folder).as_posix() if inside else str(root)
-
-
 def load(folder: Path) -> Manifest:
     """The manifest in `folder`. Raises UserError when it is missing or was changed by
     hand, or when the folder of images is gone."""
@@ -157,11 +70,12 @@ def load(folder: Path) -> Manifest:
             f"{folder}/manifest.csv is not the one that prepare wrote: run "
             f"`dvc repro --force prepare`"
         )
-    rows = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
+    lines = io.StringIO(text.decode("utf-8", "surrogateescape"), newline="")
+    rows = list(csv.DictReader(lines))
     root = Path(dataset["root"])
     root = root if root.is_absolute() else folder / root
-    if not root.is_dir():  # else every image would be a stand-in, and training would go on
-        raise UserError(f"the images' folder {root} is not there: mount it, or run `dvc repro`")
+    if told := gone(root):  # else every image would be a stand-in, and training would go on
+        raise UserError(f"{told}, or run `dvc repro`")
     return Manifest(
         name=dataset["name"],
         root=root,
@@ -176,11 +90,49 @@ def load(folder: Path) -> Manifest:
 
 
 def read_image(manifest: Manifest, row: int, at_least: int | None = None) -> Image.Image:
-    """The image of a row, decoded as `decode` does. One that vanished or broke since `prepare`
-    becomes a gray image of its size, with a warning: hours of work must not end for one file."""
+    """The image of a row, decoded as `decode` does, whatever it shows by now.
+
+    One that vanished or broke since `prepare` becomes a gray image of its size: hours of work
+    must not end for one file. This, and a size that is no longer the manifest's, is told once.
+    Raises DataGoneError when the whole folder is gone.
+    """
     try:
-        return decode(manifest.file(row), at_least)
-    except Exception as error:
-        log.warning("row %d, %s: %s; a gray image stands in", row, manifest.paths[row], error)
-        height, width = manifest.sizes[row].tolist()
-        return Image.new("RGB", (width, height), (124, 116, 104))
+        with regular(manifest.file(row)) as stream:
+            image, (width, height) = pixels(opened(stream), at_least)
+    except ImageError as error:
+        image = _stand_in(manifest, row)
+        _tell(manifest.root, row, manifest.paths[row], f"{error}; a gray image stands in")
+        return image
+    if [height, width] != manifest.sizes[row].tolist():
+        said = f"it is {width}x{height} px by now and used so; `dvc repro` would take it in"
+        _tell(manifest.root, row, manifest.paths[row], said)
+    return image
+
+
+def verified_image(
+    manifest: Manifest, row: int, at_least: int | None = None
+) -> tuple[Image.Image, str | None]:
+    """The image of a row, decoded as `decode` does from the very bytes that `prepare` saw, and
+    None; or, when these cannot be had, a gray image of its size and the reason.
+
+    Raises DataGoneError when the whole folder is gone.
+    """
+    try:
+        with content(manifest.file(row)) as (sha256, stream):
+            if sha256 != manifest.sha256[row]:
+                raise ImageError("it has changed since prepare")
+            return pixels(opened(stream), at_least)[0], None
+    except ImageError as error:
+        return _stand_in(manifest, row), str(error)
+
+
+def _stand_in(manifest: Manifest, row: int) -> Image.Image:
+    if told := gone(manifest.root):
+        raise DataGoneError(told)
+    height, width = manifest.sizes[row].tolist()
+    return Image.new("RGB", (width, height), (124, 116, 104))
+
+
+@cache  # for its side: every process says a thing once
+def _tell(root: Path, row: int, path: str, what: str) -> None:
+    log.warning("row %d, %s: %s", row, path, what)

@@ -4,16 +4,21 @@
                                           ignores scale; raw sums can overflow float16); fill NaN
     mean/<level>        (N,)    float32   what was divided out: the map's mean, for a network
                                           whose last features are not negative
+    sha256              (N,32)  uint8     of the image that each row was computed from; zeros, and
+                                          maps of zeros, for an image that could not be read
+    correction/<name>           float32   the weights of `Correction`, if there is one
 
 A chunk is a shard is the unit of work: `shard_rows` images. Only one process writes a shard, and a
 done-mark with the checksum of what was written says that it is complete; that a file exists
-proves nothing, since a chunk equal to the fill value is never written. This is the only module
-that knows Zarr.
+proves nothing, since a chunk equal to the fill value is never written. Every chunk carries a
+checksum of its own, the attributes a digest, so that a reader meets no damage unawares. This is
+the only module that knows Zarr.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +27,27 @@ import numpy as np
 import torch
 import zarr
 from torch import Tensor
-from torchvision.ops import roi_align
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from salmask.errors import UserError
 from salmask.files import write_json
+from salmask.provenance import value_digest
+from salmask.saliency.correction import MARGIN, Correction
+from salmask.saliency.crops import blend, resample, zoom_of
 
-SCHEMA = "salmask.saliency/1"
-_SAMPLES = 4  # bilinear samples a side of a cell: enough for area-true averages
+SCHEMA = "salmask.saliency/2"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a store will hold. grids: level in px -> (U, V)."""
+    """What a store will hold. grids: level in px -> (U, V). correction: views to fit it on, 0 for
+    none. attributes: manifest and localizer, and nothing that differs between equal runs."""
 
     rows: int
     shard_rows: int
     grids: Mapping[int, tuple[int, int]]
     attributes: Mapping[str, Any]
+    correction: int = 0
 
     @property
     def shards(self) -> int:
@@ -49,49 +58,111 @@ class Plan:
         start = index * self.shard_rows
         return range(start, min(start + self.shard_rows, self.rows))
 
+    def sealed(self) -> dict[str, Any]:
+        """All attributes of the store, with a digest over them."""
+        described = dict(self.attributes) | {
+            "schema": SCHEMA,
+            "rows": self.rows,
+            "shard_rows": self.shard_rows,
+            "grids": {str(level): list(grid) for level, grid in sorted(self.grids.items())},
+            "correction": self.correction,
+        }
+        return described | {"seal": value_digest(described)}
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Rows as they stand in a store. activation: level -> (n,U,V) float16. mean: level -> (n,)
+    float32. sha256: (n,32) uint8."""
+
+    activation: Mapping[int, Tensor]
+    mean: Mapping[int, Tensor]
+    sha256: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """Which rows come from an image that could be read: (n,) bool."""
+        return _known(self.sha256)
+
+    def pick(self, index: Tensor) -> "Maps":
+        """Some of the rows: index (k,) int64, or (n,) bool."""
+        return Maps(
+            {level: maps[index] for level, maps in self.activation.items()},
+            {level: mean[index] for level, mean in self.mean.items()},
+            self.sha256[index],
+        )
+
+
+def scaled(raw: Mapping[int, Tensor], sha256: Tensor) -> Maps:
+    """Raw activation maps (n,U,V) per level, each divided by the mean of its magnitudes. Rows whose
+    sha256 is zero (no image) become zero."""
+    known = _known(sha256)[:, None, None]
+    raw = {level: torch.where(known, maps.float(), 0) for level, maps in raw.items()}
+    mean = {level: maps.abs().mean(dim=(1, 2)) for level, maps in raw.items()}
+    scale = {level: torch.where(m > 0, m, 1)[:, None, None] for level, m in mean.items()}
+    return Maps({level: (raw[level] / scale[level]).half() for level in raw}, mean, sha256)
+
+
+def _known(sha256: Tensor) -> Tensor:
+    return (sha256 != 0).any(dim=1)
+
+
+# --------------------------------------------------------------------------------------- writing
+
 
 def create(path: Path, plan: Plan) -> None:
     """Makes the empty store, or does nothing when this very store is already there."""
-    wanted = dict(plan.attributes) | {
-        "schema": SCHEMA,
-        "rows": plan.rows,
-        "shard_rows": plan.shard_rows,
-        "levels": sorted(plan.grids),
-    }
     if path.exists():
-        if dict(zarr.open_group(path, mode="r").attrs) == wanted:
+        if dict(zarr.open_group(path, mode="r").attrs) == plan.sealed():
             return
         raise UserError(f"{path} holds another store; remove the folder {path.parent}")
     building = path.with_name(path.name + ".partial")
-    group = zarr.open_group(building, mode="w", attributes=wanted)
-    for level, (u, v) in plan.grids.items():
-        group.create_array(
-            f"activation/{level}",
-            shape=(plan.rows, u, v),
-            chunks=(plan.shard_rows, u, v),
-            dtype="float16",
-            fill_value=float("nan"),
-        )
-        group.create_array(
-            f"mean/{level}",
-            shape=(plan.rows,),
-            chunks=(plan.shard_rows,),
-            dtype="float32",
-            fill_value=float("nan"),
-        )
+    group = zarr.open_group(building, mode="w", attributes=plan.sealed())
+    for level, grid in plan.grids.items():
+        _add(group, f"activation/{level}", plan, grid, "float16", float("nan"))
+        _add(group, f"mean/{level}", plan, (), "float32", float("nan"))
+    _add(group, "sha256", plan, (32,), "uint8", 0)
     building.rename(path)
 
 
-def write_shard(path: Path, plan: Plan, index: int, maps: Mapping[int, Tensor]) -> None:
-    """Writes one whole shard and then its done-mark. maps: level -> raw activation (n,U,V)."""
+def _add(
+    group: zarr.Group, name: str, plan: Plan, cell: tuple[int, ...], dtype: str, fill: float
+) -> None:
+    group.create_array(
+        name,
+        shape=(plan.rows, *cell),
+        chunks=(plan.shard_rows, *cell),
+        dtype=dtype,
+        fill_value=fill,
+        compressors=[ZstdCodec(), Crc32cCodec()],
+    )
+
+
+def write_shard(path: Path, plan: Plan, index: int, maps: Maps) -> None:
+    """Writes one whole shard and then its done-mark."""
     rows = plan.shard(index)
     group = zarr.open_group(path, mode="r+")
-    for level, raw in maps.items():
-        mean = raw.abs().mean(dim=(1, 2))
-        scale = torch.where(mean > 0, mean, 1)[:, None, None]  # an all-zero map stays zero
-        _array(group, f"activation/{level}")[rows.start : rows.stop] = (raw / scale).half().numpy()
-        _array(group, f"mean/{level}")[rows.start : rows.stop] = mean.float().numpy()
+    for level in plan.grids:
+        _array(group, f"activation/{level}")[rows.start : rows.stop] = maps.activation[
+            level
+        ].numpy()
+        _array(group, f"mean/{level}")[rows.start : rows.stop] = maps.mean[level].numpy()
+    _array(group, "sha256")[rows.start : rows.stop] = maps.sha256.numpy()
     write_json(_mark(path, index), {"shard": index, "sha256": _shard_digest(path, plan, index)})
+
+
+def write_correction(path: Path, correction: Correction) -> None:
+    """Writes, or writes again, the weights of a store's correction."""
+    group = zarr.open_group(path, mode="r+")
+    for name, weight in correction.state_dict().items():
+        group.create_array(
+            f"correction/{name}",
+            data=weight.numpy(),
+            chunks=weight.shape,
+            fill_value=float("nan"),
+            compressors=[ZstdCodec(), Crc32cCodec()],
+            overwrite=True,
+        )
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -107,10 +178,11 @@ def done_shards(path: Path, plan: Plan) -> set[int]:
 
 
 def _is_done(path: Path, plan: Plan, index: int) -> bool:
-    mark = _mark(path, index)
-    if not mark.is_file():
+    try:
+        told = json.loads(_mark(path, index).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or what a crash left of one
         return False
-    return bool(json.loads(mark.read_text())["sha256"] == _shard_digest(path, plan, index))
+    return bool(told == _shard_digest(path, plan, index))
 
 
 def _mark(path: Path, index: int) -> Path:
@@ -119,33 +191,103 @@ def _mark(path: Path, index: int) -> Path:
 
 def _shard_digest(path: Path, plan: Plan, index: int) -> str:
     sha = hashlib.sha256()
+    names = [f"sha256/c/{index}/0"]
     for level in sorted(plan.grids):
-        for name in (f"activation/{level}/c/{index}/0/0", f"mean/{level}/c/{index}"):
-            chunk = path / name
-            sha.update(chunk.read_bytes() if chunk.is_file() else b"absent")
+        names += [f"activation/{level}/c/{index}/0/0", f"mean/{level}/c/{index}"]
+    for name in names:
+        chunk = path / name
+        sha.update(chunk.read_bytes() if chunk.is_file() else b"absent")
     return sha.hexdigest()
 
 
-def fill(path: Path, plan: Plan, compute: Callable[[range], Mapping[int, Tensor]]) -> None:
-    """Computes and writes every shard that is not done. compute: rows -> level -> (n,U,V).
+def fill(path: Path, plan: Plan, compute: Callable[[list[range]], Iterator[Maps]]) -> None:
+    """Computes and writes every shard that is not done. compute: shards -> their maps, in order.
 
     A killed process loses at most the shard it was working on.
     """
     create(path, plan)
     done = done_shards(path, plan)
-    for index in range(plan.shards):
-        if index not in done:
-            write_shard(path, plan, index, compute(plan.shard(index)))
+    todo = [index for index in range(plan.shards) if index not in done]
+    made = compute([plan.shard(index) for index in todo])
+    for index, maps in zip(todo, made, strict=True):
+        write_shard(path, plan, index, maps)
     for leftover in path.rglob("*.partial"):
         leftover.unlink()
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+def read_rows(path: Path) -> Maps:
+    """Everything that a store holds, row by row. Raises UserError, with the command that repairs
+    it, when the store is missing, incomplete, damaged or of another schema."""
+    attributes = _attributes(path)
+    count = attributes["rows"]
+    with _told(path):
+        group = zarr.open_group(path, mode="r")
+        grids = {int(level): tuple(grid) for level, grid in attributes["grids"].items()}
+        rows = Maps(
+            {n: _whole(group, f"activation/{n}", (count, *grid)) for n, grid in grids.items()},
+            {n: _whole(group, f"mean/{n}", (count,)) for n in grids},
+            _whole(group, "sha256", (count, 32)),
+        )
+    for level, maps in rows.activation.items():
+        holes = int((maps.isnan().any(dim=2).any(dim=1) | rows.mean[level].isnan()).sum())
+        if holes:
+            raise UserError(f"{path}: {holes} rows of level {level} are missing: {_repair(path)}")
+        if (~rows.known & (rows.mean[level] != 0)).any():
+            raise UserError(f"{path} is damaged (digests are missing): {_repair(path)}")
+    return rows
+
+
+def _repair(path: Path) -> str:
+    return f"run `dvc repro --force saliency` to rebuild {path}"
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever Zarr says of damaged files, as a sentence with the way out."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({error}): {_repair(path)}") from None
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"no saliency store at {path}: run `dvc repro saliency`")
+    with _told(path):
+        attributes: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
+    schema = attributes.get("schema")
+    if schema != SCHEMA:
+        raise UserError(f"{path} is of schema {schema}, not {SCHEMA}: {_repair(path)}")
+    described = {key: value for key, value in attributes.items() if key != "seal"}
+    if attributes.get("seal") != value_digest(described):
+        raise UserError(f"{path} is damaged (its attributes were changed): {_repair(path)}")
+    return attributes
+
+
+def _whole(group: zarr.Group, name: str, shape: tuple[int, ...]) -> Tensor:
+    values = np.asarray(_array(group, name)[:])
+    if values.shape != shape:
+        raise ValueError(f"{name} is of shape {values.shape}, not {shape}")
+    return torch.from_numpy(values)
 
 
 class SaliencyStore:
     """All maps of a store in memory, on one device."""
 
-    def __init__(self, attributes: Mapping[str, Any], maps: Mapping[int, Tensor]) -> None:
+    def __init__(
+        self,
+        attributes: Mapping[str, Any],
+        maps: Mapping[int, Tensor],
+        correction: Correction | None = None,
+    ) -> None:
         self.attributes = attributes
         self.maps = maps
+        self.correction = correction
         self.levels = sorted(maps)
 
     @classmethod
@@ -153,32 +295,29 @@ class SaliencyStore:
         cls,
         path: Path,
         manifest_digest: str | None = None,
+        localizer: Mapping[str, Any] | None = None,
         device: torch.device | None = None,
     ) -> "SaliencyStore":
-        """Loads a store. Raises UserError when it is missing, incomplete, of another schema, or
-        made from another manifest than the one whose digest is given."""
-        repair = f"run `dvc repro --force saliency` to rebuild {path}"
-        try:
-            group = zarr.open_group(path, mode="r")
-        except FileNotFoundError:
-            raise UserError(f"no saliency store at {path}: run `dvc repro saliency`") from None
-        attributes: dict[str, Any] = dict(group.attrs)
-        schema = attributes.get("schema")
-        if schema != SCHEMA:
-            raise UserError(f"{path} is of schema {schema}, not {SCHEMA}: {repair}")
+        """Loads a store. Raises UserError, with the command that repairs it, when it is missing,
+        incomplete, damaged or of another schema, or made from another manifest or by another
+        localizer than those given."""
+        attributes = _attributes(path)
         if manifest_digest is not None and attributes["manifest"] != manifest_digest:
             raise UserError(
                 f"{path} belongs to another set of images (manifest {attributes['manifest'][:12]}, "
-                f"yours is {manifest_digest[:12]}): {repair}"
+                f"yours is {manifest_digest[:12]}): {_repair(path)}"
             )
-        maps = {}
-        for level in attributes["levels"]:
-            values = np.asarray(_array(group, f"activation/{level}")[:])
-            if np.isnan(values).any():
-                holes = int(np.isnan(values).any(axis=(1, 2)).sum())
-                raise UserError(f"{path}: {holes} rows of level {level} are missing: {repair}")
-            maps[int(level)] = torch.from_numpy(values).to(device or torch.device("cpu"))
-        return cls(attributes, maps)
+        if localizer is not None and attributes["localizer"] != localizer:
+            raise UserError(
+                f"{path} was made by another localizer ({_named(attributes['localizer'])}, yours "
+                f"is {_named(localizer)}): {_repair(path)}"
+            )
+        rows = read_rows(path)
+        place = device or torch.device("cpu")
+        maps = {level: found.to(place) for level, found in rows.activation.items()}
+        if not attributes["correction"]:
+            return cls(attributes, maps)
+        return cls(attributes, maps, _read_correction(path, len(maps)).to(place))
 
     def activation(self, ids: Tensor, level: int) -> Tensor:
         """The maps of whole images: ids (B,) -> (B,Us,Vs) float32."""
@@ -187,39 +326,33 @@ class SaliencyStore:
     def crop(self, ids: Tensor, boxes: Tensor, flips: Tensor, grid: tuple[int, int]) -> Tensor:
         """The maps as the views see them: (B,U,V) float32.
 
-        ids: (B,). boxes: (B,4) y, x, h, w in [0,1]. flips: (B,) bool. grid: (U,V). Each cell is
-        the average of the map under it, read bilinearly at 4x4 points. The level follows the zoom:
-        a crop that covers half the side reads the level of twice the resolution, and between two
-        levels, both.
+        ids: (B,). boxes: (B,4) y, x, h, w in [0,1]. flips: (B,) bool. grid: (U,V). The level
+        follows the zoom, between two levels both count, and the correction, if the store has
+        one, brings the result closer to what the localizer says of the view itself.
         """
-        zoom = 1 / (boxes[:, 2] * boxes[:, 3]).sqrt()
-        weights = _level_weights(self.levels, zoom)
-        crops = [self._resample(ids, boxes, level, grid) for level in self.levels]
-        blended = (torch.stack(crops) * weights[:, :, None, None]).sum(0)
-        return torch.where(flips[:, None, None], blended.flip(-1), blended)
-
-    def _resample(self, ids: Tensor, boxes: Tensor, level: int, grid: tuple[int, int]) -> Tensor:
-        maps = self.activation(ids, level)
-        high, wide = maps.shape[1:]
-        y, x, h, w = boxes.unbind(1)
-        corners = torch.stack([x * wide, y * high, (x + w) * wide, (y + h) * high], dim=1)
-        index = torch.arange(len(ids), device=maps.device, dtype=corners.dtype)
-        rois = torch.cat([index[:, None], corners], dim=1)
-        return roi_align(maps[:, None], rois, grid, sampling_ratio=_SAMPLES, aligned=True)[:, 0]
+        margin = MARGIN if self.correction else 0
+        zoom = zoom_of(boxes)
+        crops = {
+            level: resample(self.activation(ids, level), boxes, grid, margin)
+            for level in self.levels
+        }
+        found = self.correction(crops, zoom) if self.correction else blend(crops, zoom)
+        return torch.where(flips[:, None, None], found.flip(-1), found)
 
 
-def _level_weights(levels: list[int], zoom: Tensor) -> Tensor:
-    """How much each level counts at a zoom: (L,B), columns sum to 1.
+def _named(localizer: Mapping[str, Any]) -> str:
+    return f"{localizer.get('name')} {str(localizer.get('source'))[:12]}"
 
-    The first level is the one for whole images; weights are linear in the logarithm of scale.
-    """
-    scale = torch.tensor(levels, dtype=torch.float32, device=zoom.device).log()
-    wanted = (scale[0] + zoom.log()).clamp(scale[0], scale[-1])
-    if len(levels) == 1:
-        return torch.ones((1, len(zoom)), device=zoom.device)
-    upper = torch.searchsorted(scale, wanted).clamp(1, len(levels) - 1)
-    share = (wanted - scale[upper - 1]) / (scale[upper] - scale[upper - 1])
-    weights = torch.zeros((len(levels), len(zoom)), device=zoom.device)
-    columns = torch.arange(len(zoom), device=zoom.device)
-    weights = weights.index_put((upper - 1, columns), 1 - share)
-    return weights.index_put((upper, columns), share)
+
+def _read_correction(path: Path, levels: int) -> Correction:
+    correction = Correction(levels)
+    with _told(path):
+        group = zarr.open_group(path, mode="r")
+        weights = {
+            name: _whole(group, f"correction/{name}", tuple(weight.shape))
+            for name, weight in correction.state_dict().items()
+        }
+    if any(weight.isnan().any() for weight in weights.values()):
+        raise UserError(f"{path}: its correction is incomplete: {_repair(path)}")
+    correction.load_state_dict(weights)
+    return correction.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ an interrupted run ends in the same bytes as one that was left alone.
 import math
 import signal
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from salmask.data import manifest as manifests
 from salmask.data import views
 from salmask.data.loader import Crops, Schedule, pairs
 from salmask.devices import autocast, place
-from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
+from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.masks import strategies
@@ -36,17 +37,20 @@ from salmask.train.optim import build_optimizer, learning_rate
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a pretraining finds what it needs."""
+    """Where a pretraining finds what it needs. localizer: what localizer.json says of the network
+    that must have made the store, or None for any."""
 
     data: Path
     saliency: Path
+    localizer: Mapping[str, Any] | None = None
 
 
 def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     """Trains one run and writes encoder.safetensors, encoder.json and history.csv to `job.out`.
 
-    Returns the last row of the history. Raises InterruptedRunError after SIGTERM or SIGUSR2, with
-    a checkpoint saved in `job.work`; NonFiniteLossError when the loss leaves the numbers.
+    Returns the last row of the history. Raises InterruptedRunError after SIGTERM or SIGUSR2, and
+    DataGoneError when the folder of images vanishes, with a checkpoint saved in `job.work`;
+    NonFiniteLossError when the loss leaves the numbers.
     """
     seed, device = job.seed, job.device
     rows = manifests.load(inputs.data)
@@ -64,7 +68,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     mask = strategies.build(config.mask)
     store = None
     if config.mask.name not in strategies.WITHOUT_SALIENCY:
-        store = SaliencyStore.open(inputs.saliency, rows.digest, device)
+        store = SaliencyStore.open(inputs.saliency, rows.digest, inputs.localizer, device)
 
     step, history, sums = 0, [], {}
     state = checkpoint.load_newest(job.work, job.fingerprint)
@@ -101,7 +105,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     )
     model.train()
     with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar, stop:
-        for crops in batches:
+        for crops in _saving(batches, save):
             rate = learning_rate(config.train, step, schedule.steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -139,6 +143,15 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     write_history(job.out / "history.csv", history)
     encoder_file.save(model.get_submodule("encoder"), config, job.out)
     return history[-1]
+
+
+def _saving(batches: Iterator[Crops], save: Callable[[], None]) -> Iterator[Crops]:
+    """The batches; `save` is called when they end because the images are gone."""
+    try:
+        yield from batches
+    except DataGoneError:
+        save()
+        raise
 
 
 def make_views(

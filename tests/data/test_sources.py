@@ -1,8 +1,13 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from salmask.data import manifest, sources
+from salmask.config import Choice
+from salmask.data import manifest, preparation, sources
 from salmask.data.demo import CLASSES, render
 from salmask.data.images import decode
 from salmask.errors import UserError
@@ -93,7 +98,7 @@ def test_a_share_of_nothing_or_all(tmp_path, share, splits):
 
 
 def test_a_missing_folder_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"data\.root: .*absent is not a folder"):
+    with pytest.raises(UserError, match=r"data\.root: .*absent is neither a folder nor"):
         sources.imagefolder(tmp_path, 0, root=tmp_path / "absent")
 
 
@@ -109,12 +114,143 @@ def test_class_folders_may_be_links(tmp_path):
     assert _listed(tmp_path / "some", val_share=0) == {"cat/1.png": (0, "train")}
 
 
+# ------------------------------------------------------------------------------- odd folders
+
+
+@pytest.mark.timeout(60)
+def test_links_in_circles_and_pipes_are_not_followed_for_ever(tmp_path):
+    root = _folder(tmp_path / "photos", "cat/1.png", "dog/2.png")
+    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
+    (root / "cat" / "self").symlink_to(root / "cat" / "self")
+    (root / "dog" / "again.png").symlink_to(root / "dog" / "again.png")
+    (root / "dog" / "lost.png").symlink_to(root / "nowhere.png")
+    (root / "dog" / "folder.png").mkdir()
+    os.mkfifo(root / "dog" / "pipe.png")
+    found = _listed(root, val_share=0)
+    assert set(found) == {
+        "cat/1.png", "dog/2.png", "dog/again.png", "dog/lost.png", "dog/pipe.png"
+    }  # fmt: skip
+    listing = sources.imagefolder(root, 0, root=root, val_share=0)
+    assert preparation.write(listing, "x", tmp_path / "data", 1) == 3
+    assert manifest.load(tmp_path / "data").paths.tolist() == ["cat/1.png", "dog/2.png"]
+
+
+def test_files_come_in_order_of_their_path_part_by_part(tmp_path):
+    names = ["b/1.png", "a/2.png", "a/10.png", "a-b/1.png", "a/c/1.png", "B/1.png"]
+    names.append("\udcff/1.png")
+    found = list(_listed(_folder(tmp_path, *names), val_share=0))
+    wanted = ["B/1.png", "a/10.png", "a/2.png", "a/c/1.png", "a-b/1.png", "b/1.png", "\udcff/1.png"]
+    assert found == wanted
+
+
+def test_names_that_are_not_utf8_have_a_split_too(tmp_path):
+    names = [f"cat/\udcff{i}.png" for i in range(40)]
+    found = _listed(_folder(tmp_path, *names), val_share=0.5)
+    assert {split for _, split in found.values()} == {"train", "val"}
+
+
+def test_classes_are_text_whatever_the_folders_are_called(tmp_path):
+    root = _folder(tmp_path, "\udcff/1.png", "é/2.png")
+    found = sources.imagefolder(tmp_path, 0, root=root, val_share=0)
+    assert found.classes == ("é", "\\udcff")
+    assert {f.path: f.label for f in found.files} == {"é/2.png": 0, "\udcff/1.png": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "empty"),
+    [
+        (["cat/1.png", "dog/notes.txt", "ant/deep/notes.txt"], ("ant", "dog")),
+        (["cat/1.png", "dog/deep/2.png"], ()),
+        (["train/cat/1.png", "train/dog/a.txt", "val/dog/2.png", "val/eel/a.txt"],
+         ("train/dog", "val/eel")),
+        (["train/cat/1.png", "train/dog/a.txt"], ("train/dog",)),
+    ],
+)  # fmt: skip
+def test_folders_without_images_are_named_and_no_class(tmp_path, names, empty):
+    found = sources.imagefolder(tmp_path, 0, root=_folder(tmp_path, *names))
+    assert found.empty == empty
+    assert found.classes == tuple(sorted({"cat"} | {"dog" for n in names if "2.png" in n}))
+
+
+LIST_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from salmask.data import preparation, sources
+from salmask.errors import UserError
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+root, out = Path(sys.argv[1]), Path(sys.argv[2])
+preparation.write(sources.imagefolder(out, 0, root=root, val_share=0), "x", out, 0.9)
+try:
+    sources.imagefolder(out, 0, root=root / "closed")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_folder_that_may_not_be_listed_is_not_passed_over(tmp_path):
+    root = _folder(tmp_path / "photos", "cat/1.png", "closed/2.png", "closed/3.png", "dog/4.png")
+    (root / "dog" / "4.png").chmod(0)
+    (root / "closed").chmod(0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    for folder in [tmp_path, *tmp_path.parents][:3]:  # pytest's own; a stranger may pass
+        folder.chmod(0o755)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", LIST_AS_NOBODY, str(root), str(tmp_path / "out")],
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        (root / "closed").chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert "data.root: " in done.stdout and "closed cannot be listed: Permission" in done.stdout
+    assert (tmp_path / "out" / "rejected.csv").read_text().splitlines() == [
+        "path,reason",
+        "closed,permission denied: a folder that cannot be listed",
+        "dog/4.png,permission denied",
+    ]
+
+
+# ------------------------------------------------------------------------------------- options
+
+
+def test_options_of_data_are_parted_into_policy_and_source(tmp_path):
+    _folder(tmp_path, "cat/1.png", "dog/2.png")
+    options = {"root": str(tmp_path), "val_share": 1.0, "max_rejected": 0.2, "min_side": 16}
+    policy, source = sources.configured(Choice("imagefolder", options), "params.yaml: data")
+    assert (policy.max_rejected, policy.min_side) == (0.2, 16)
+    assert {found.split for found in source(tmp_path, 0).files} == {"val"}
+    policy, _ = sources.configured(Choice("imagefolder", {"root": "."}), "params.yaml: data")
+    assert (policy.max_rejected, policy.min_side) == (0.05, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_rejected": 1.5}, r"params.yaml: data: max_rejected: .*got 1.5"),
+        ({"max_rejected": -0.1}, r"max_rejected: .*got -0.1"),
+        ({"min_side": 0}, r"min_side: .*got 0"),
+        ({"min_side": "large"}, r"min_side: .*got 'large'"),
+        ({"min_sid": 9}, r"imagefolder\): min_sid: no such key"),
+    ],
+)
+def test_options_of_data_are_checked(options, told):
+    with pytest.raises(UserError, match=told):
+        sources.configured(Choice("imagefolder", {"root": "."} | options), "params.yaml: data")
+
+
+# ---------------------------------------------------------------------------------------- demo
+
+
 def test_the_demo_draws_images_and_masks(tmp_path):
     counts = {"train": 12, "val": 3, "decorrelated": 2}
     found = sources.demo(tmp_path, 5, root="ignored", images=counts)
     assert found.classes == CLASSES
     assert [f.split for f in found.files] == ["train"] * 12 + ["val"] * 3 + ["decorrelated"] * 2
-    manifest.write(found, "demo", tmp_path, 0)
+    preparation.write(found, "demo", tmp_path, 0)
     rows = manifest.load(tmp_path)
     drawn = render(5, "val", 2)
     row = rows.paths.tolist().index("val/00002.png")
@@ -122,79 +258,3 @@ def test_the_demo_draws_images_and_masks(tmp_path):
     mask = np.array(Image.open(tmp_path / "masks" / "val" / "00002.png"))
     assert np.array_equal(mask.astype(bool), drawn.mask)
     assert rows.labels[row] == drawn.label
-
-
-# -------------------------------------------------------------------------------------- decode
-
-
-@pytest.mark.parametrize(
-    ("orientation", "corner"),
-    # where the red pixel of the file's upper left corner stands in the upright image (x, y)
-    [(1, (0, 0)), (2, (3, 0)), (3, (3, 1)), (4, (0, 1)), (5, (0, 0)), (6, (1, 0)), (8, (0, 3))],
-)
-def test_images_are_turned_upright(tmp_path, orientation, corner):
-    image = Image.new("RGB", (4, 2), "blue")
-    image.putpixel((0, 0), (255, 0, 0))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "turned.png", exif=exif)
-    upright = decode(tmp_path / "turned.png")
-    assert upright.size == ((2, 4) if orientation >= 5 else (4, 2))
-    assert upright.getpixel(corner) == (255, 0, 0)
-
-
-def test_the_manifest_holds_the_upright_size(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    manifest.write(
-        manifest.Listing(tmp_path, (), [manifest.Found("turned.jpg", -1, "train")]),
-        "x",
-        tmp_path / "data",
-        0,
-    )
-    assert manifest.load(tmp_path / "data").sizes.tolist() == [[40, 20]]
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "suffix", "wanted"),
-    [
-        ("RGB", (200, 100, 50), "png", (200, 100, 50)),
-        ("RGBA", (200, 100, 50, 30), "png", (200, 100, 50)),
-        ("L", 120, "png", (120, 120, 120)),
-        ("LA", (120, 9), "png", (120, 120, 120)),
-        ("1", 1, "png", (255, 255, 255)),
-        ("CMYK", (0, 255, 255, 0), "jpg", (255, 0, 0)),
-        ("L", 120, "jpg", (120, 120, 120)),
-        ("P", 7, "gif", (0, 255, 0)),
-        ("P", 7, "png", (0, 255, 0)),
-    ],
-)
-def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, suffix, wanted):
-    image = Image.new(mode, (16, 16), colour)
-    if mode == "P":
-        image.putpalette(
-            [value for i in range(256) for value in ((0, 255, 0) if i == 7 else (i,) * 3)]
-        )
-    path = tmp_path / f"image.{suffix}"
-    image.save(path)
-    found = decode(path)
-    assert found.mode == "RGB"
-    assert found.getpixel((8, 8)) == pytest.approx(wanted, abs=3)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_gray_is_scaled_to_8_bits(tmp_path, suffix):
-    values = np.array([[0, 12850, 32896, 65535]], dtype=np.uint16)  # 257 times 0, 50, 128, 255
-    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
-    found = np.array(decode(tmp_path / f"deep.{suffix}"))
-    assert np.abs(found[0, :, 0].astype(int) - [0, 50, 128, 255]).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("at_least", "size"),
-    [(None, (800, 400)), (400, (800, 400)), (200, (400, 200)), (60, (200, 100))],
-)
-def test_a_large_jpeg_is_decoded_no_larger_than_needed(tmp_path, at_least, size):
-    Image.new("RGB", (800, 400), "teal").save(tmp_path / "large.jpg")
-    assert decode(tmp_path / "large.jpg", at_least).size == size

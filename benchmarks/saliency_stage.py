@@ -1,0 +1,85 @@
+"""Speed of the saliency stage, as a ratio to the bare forward passes of the localizer.
+
+    python -m benchmarks.saliency_stage --photos FOLDER [--count 512] [--levels 224,320,448]
+
+The stage reads, checks and decodes files, squashes them to every level, runs the localizer and
+writes the store; the bare loop runs the localizer on pixels that lie ready. They take turns. On a
+CPU, decoding and localizer share the cores, so the stage also pays for the former.
+"""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import click
+import torch
+
+from salmask.config import SaliencyConfig
+from salmask.data import manifest, preparation
+from salmask.data.preparation import Found, Listing
+from salmask.devices import autocast, pick_device, place
+from salmask.job import Job
+from salmask.saliency import localizers, maps
+from salmask.saliency.localizers import Trunk
+from salmask.saliency.scda import activation_map
+
+
+@torch.inference_mode()
+def bare(trunk: Trunk, config: SaliencyConfig, batches: int, device: torch.device) -> float:
+    """Seconds of the forward passes alone."""
+    pixels = {n: torch.zeros(config.batch, 3, n, n, dtype=torch.uint8) for n in config.levels}
+    start = time.perf_counter()
+    for _ in range(batches):
+        for images in pixels.values():
+            ready = (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+            with autocast(device, config.precision):
+                activation_map(trunk(ready)).cpu()
+    return time.perf_counter() - start
+
+
+@click.command()
+@click.option("--photos", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--count", default=512, show_default=True, help="Images; more than there are repeat.")
+@click.option("--levels", default="224,320,448", show_default=True)
+@click.option("--precision", default="auto", show_default=True)
+@click.option("--workers", default=2, show_default=True, help="Processes that decode.")
+@click.option("--rounds", default=3, show_default=True)
+def main(photos: Path, count: int, levels: str, precision: str, workers: int, rounds: int) -> None:
+    """Prints images/s of both and the ratio."""
+    device = pick_device()
+    config = SaliencyConfig(
+        levels=tuple(int(n) for n in levels.split(",")),
+        correction=0,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    spec, tensors = localizers.lite0()
+    trunk = Trunk(spec)
+    trunk.layers.load_state_dict(tensors)
+    trunk = place(trunk, device)
+    files = sorted(photos.rglob("*.jpg"))
+    found = [
+        Found(str(files[i % len(files)].relative_to(photos)), -1, "train") for i in range(count)
+    ]
+    times: dict[str, list[float]] = {"bare": [], "stage": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        preparation.write(Listing(photos.resolve(), (), found), "photos", folder / "data", 0.05)
+        rows = manifest.load(folder / "data")
+        plan = maps.plan(rows, config, spec)
+        job = Job("0" * 12, folder / "work", folder / "out", device, seed=0, workers=workers)
+        for _ in range(rounds + 1):
+            times["bare"].append(bare(trunk, config, -(-len(rows) // config.batch), device))
+            start = time.perf_counter()
+            maps.compute(folder / "work" / "saliency.zarr", plan, rows, trunk, config, job)
+            times["stage"].append(time.perf_counter() - start)
+            shutil.rmtree(folder / "work")
+    rate = {name: len(rows) / median(seconds[1:]) for name, seconds in times.items()}
+    print(f"levels {levels}, {precision}, {device.type}, {workers} workers, {len(rows)} images")
+    print(f"bare forward {rate['bare']:.1f} images/s, stage {rate['stage']:.1f}, "
+          f"ratio {rate['stage'] / rate['bare']:.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from salmask.data import manifest, notices, preparation, sources
+from salmask.data.preparation import Found, Listing
+
+
+def of(labels, splits, contents=None, classes="abcdefgh", empty=()) -> list[str]:
+    """The notes on images given by label, split and content (a letter each, all different by
+    default)."""
+    contents = contents or [chr(200 + index) for index in range(len(labels))]
+    digests = b"".join(content.encode("utf-32-le") * 8 for content in contents)
+    same_as = notices.first_with(digests)
+    return notices.notes(
+        tuple(classes), np.array(labels), np.array(splits, dtype=object), same_as, empty
+    )
+
+
+COPIES = (
+    "duplicate content: {} images have the bytes of an earlier one; all are kept, see "
+    "duplicates.csv"
+)
+TWO, SPLIT = [0, 1, 0, 1], ["train", "train", "val", "val"]
+
+
+def test_of_a_sound_set_there_is_nothing_to_say():
+    assert of(TWO, SPLIT, classes="ab") == []
+
+
+def test_the_first_row_of_the_same_content():
+    contents = [b"a" * 32, b"b" * 32, b"a" * 32, b"a" * 31 + b"\0", b"b" * 32]
+    assert notices.first_with(b"".join(contents)).tolist() == [0, 1, 0, 3, 1]
+
+
+def test_copies_and_leaks_are_counted():
+    splits = ["train", "train", "train", "val", "val", "test"]
+    assert of([0, 1, 1, 0, 1, 1], splits, "xxyxxz", "ab") == [
+        COPIES.format("3 of 6"),
+        "leak: 2 of 2 images of val also stand in train; its scores will be too good",
+        "classes of train without images in test: a",
+    ]
+
+
+def test_a_copy_within_validation_is_no_leak():
+    assert of(TWO, SPLIT, "xyzz", "ab") == [COPIES.format("1 of 4")]
+
+
+def test_classes_of_one_split_only_are_named_at_most_five_of_them():
+    labels = [0, 1, 2, 3, 4, 5, 6, 0, 7]
+    assert of(labels, ["train"] * 7 + ["val"] * 2) == [
+        "classes of train without images in val: b, c, d, e, f and 1 more",
+        "classes of val without images in train: h",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "said"),
+    [
+        ([-1, -1, -1, -1], "", ["no labels: evaluations that need them are left out"]),
+        ([0, 0, 0, 0], "a", ["only one class, a: evaluations of labels are left out"]),
+        ([0, 0, -1, -1], "a", ["only one class, a: evaluations of labels are left out"]),
+        ([0, 1, 0, 1], "abc", ["classes without a usable image: c"]),
+    ],
+)
+def test_what_labels_lack(labels, classes, said):
+    assert of(labels, SPLIT, classes=classes) == said
+
+
+def test_names_that_cannot_be_printed_are_escaped():
+    assert notices.named(["b\udcff", "new\nline", "é"]) == "b\\udcff, new\\nline, é"
+    assert of(TWO, SPLIT, classes="ab", empty=["x", "y"]) == [
+        "folders without images, which make no class: x, y"
+    ]
+
+
+# -------------------------------------------------------------------- from files to dataset.json
+
+
+def prepared(root, folder) -> tuple[dict, list[dict[str, str]]]:
+    """What dataset.json and duplicates.csv say of a folder of images."""
+    preparation.write(sources.imagefolder(folder, 0, root=root), "x", folder, 0)
+    with (folder / "duplicates.csv").open(newline="") as stream:
+        return json.loads((folder / "dataset.json").read_text()), list(csv.DictReader(stream))
+
+
+def test_a_folder_with_everything_odd_is_accepted_and_told(tmp_path):
+    root = tmp_path / "photos"
+    for index, name in enumerate(["train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/c/5"]):
+        path = root / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (index, 0, 0)).save(path)
+    (root / "val/a/6.png").write_bytes((root / "train/b/3.png").read_bytes())
+    (root / "train/nothing").mkdir()
+    (root / "val/text").mkdir()
+    (root / "val/text/notes.txt").write_text("no image")
+    dataset, pairs = prepared(root, tmp_path / "data")
+    assert dataset["notes"] == [
+        COPIES.format("1 of 6"),
+        "leak: 1 of 3 images of val also stand in train; its scores will be too good",
+        "classes of train without images in val: b",
+        "classes of val without images in train: c",
+        "folders without images, which make no class: train/nothing, val/text",
+    ]
+    assert pairs == [{"path": "val/a/6.png", "same_as": "train/b/3.png"}]
+    assert dataset["classes"] == ["a", "b", "c"]
+    assert dataset["images"] == {"train": 3, "val": 3}
+
+
+def test_without_copies_the_list_of_them_is_empty(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / "1.png")
+    dataset, pairs = prepared(tmp_path / "photos", tmp_path / "data")
+    assert dataset["notes"] == ["no labels: evaluations that need them are left out"]
+    assert pairs == []
+
+
+def test_copies_are_kept_in_the_manifest(tmp_path):
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    files = [Found(name, -1, "train") for name in ("1.png", "2.png", "3.png")]
+    preparation.write(Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
+    assert len(manifest.load(tmp_path / "data")) == 3

@@ -1,0 +1,77 @@
+import os
+import socket
+
+import pytest
+from PIL import Image
+
+from salmask.data import sources, watch
+from salmask.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("cat/1.png", "dog/2.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 8)).save(path)
+    return tmp_path / "photos"
+
+
+def digest(folder, file):
+    watch.write(folder, file)
+    return file.read_bytes()
+
+
+def test_a_watch_file_stands_for_its_folder(folder, tmp_path):
+    assert watch.write(folder, tmp_path / "images.json") == 2
+    assert watch.folder_of(tmp_path / "images.json") == folder
+    direct = sources.imagefolder(tmp_path, 0, root=folder)
+    through = sources.imagefolder(tmp_path, 0, root=tmp_path / "images.json")
+    assert direct == through and len(direct.files) == 2
+
+
+def test_it_differs_when_the_folder_does_and_only_then(folder, tmp_path):
+    before = digest(folder, tmp_path / "a.json")
+    assert digest(folder, tmp_path / "a.json") == before
+    Image.new("RGB", (9, 8)).save(folder / "cat" / "3.png")
+    more = digest(folder, tmp_path / "a.json")
+    os.utime(folder / "cat" / "1.png", ns=(1, 1))
+    touched = digest(folder, tmp_path / "a.json")
+    (folder / "cat" / "3.png").rename(folder / "dog" / "3.png")
+    moved = digest(folder, tmp_path / "a.json")
+    assert len({before, more, touched, moved}) == 4
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"schema": "other", "folder": "."}'])
+def test_another_file_is_refused_by_name(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json is not a folder, nor .* `salmask watch`"):
+        watch.folder_of(tmp_path / "x.json")
+
+
+def test_a_folder_that_is_gone_is_told(folder, tmp_path):
+    watch.write(folder, tmp_path / "images.json")
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"photos, which .*images\.json stands for, is not"):
+        watch.folder_of(tmp_path / "images.json")
+    with pytest.raises(UserError, match="is not a folder"):
+        watch.write(folder, tmp_path / "images.json")
+
+
+def test_what_stops_dvc_is_found(folder, tmp_path, monkeypatch):
+    assert not list(watch.unwatchable(folder))
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "broken.jpg").symlink_to(folder / "nothing.jpg")
+    (folder / "round").symlink_to(folder)  # a loop of folders is fine
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("not UTF-8")
+    with socket.socket(socket.AF_UNIX) as bound:
+        monkeypatch.chdir(folder)  # a socket's whole path is limited to about 100 bytes
+        bound.bind("socket")
+    found = dict(watch.unwatchable(folder))
+    assert found == {
+        "broken.jpg": "a link to nothing",
+        r"caf\udce9.txt": "its name is not UTF-8",
+        "pipe.jpg": "a pipe, a socket or a device",
+        "socket": "a pipe, a socket or a device",
+    }
+    assert watch.write(folder, tmp_path / "images.json") == 6

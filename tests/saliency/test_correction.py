@@ -1,0 +1,236 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salmask.saliency import correction, crops
+from salmask.saliency.correction import Correction, fit
+from salmask.saliency.store import SaliencyStore
+
+LEVELS = (64, 128)
+
+
+def standard(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (B,U,V) with mean 0 and deviation 1."""
+    mean = maps.mean((1, 2), keepdim=True)
+    return (maps - mean) / maps.std((1, 2), keepdim=True, correction=0)
+
+
+def views(count: int, seed: int, grid: tuple[int, int] = (5, 5), levels=LEVELS):
+    """Views of smooth maps: their crops with a margin, their zoom, what is blended inside."""
+    generator = torch.Generator().manual_seed(seed)
+    seeds = [torch.rand(count, 1, 3, 3, generator=generator) for _ in levels]
+    maps = {
+        level: torch.nn.functional.interpolate(drawn, (level // 16,) * 2, mode="bilinear")[:, 0]
+        for level, drawn in zip(levels, seeds, strict=True)
+    }
+    size = 0.45 + 0.5 * torch.rand(count, 2, generator=generator)
+    boxes = torch.cat([torch.rand(count, 2, generator=generator) * (1 - size), size], 1)
+    seen = {level: crops.resample(m, boxes, grid, margin=1) for level, m in maps.items()}
+    zoom = crops.zoom_of(boxes)
+    return seen, zoom, crops.blend(seen, zoom)[:, 1:-1, 1:-1]
+
+
+def lifted(blended: torch.Tensor) -> torch.Tensor:
+    """Made-up maps of the views themselves: the outermost rows stand one deviation higher."""
+    own = blended.clone()
+    own[:, [0, -1]] += blended.std((1, 2), keepdim=True)
+    return own
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Mean squared distance, whatever the scale."""
+    return float((standard(found) - standard(wanted)).square().mean())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Correction:
+    """A correction that learnt `lifted` from 96 views, in fewer steps than usual."""
+    seen, zoom, blended = views(96, seed=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(correction, "_STEPS", 100)
+        return fit(seen, zoom, lifted(blended))
+
+
+def briefly(monkeypatch, mirrored: bool = False, levels=LEVELS) -> Correction:
+    """A few steps on a few views, or on the same views mirrored."""
+    monkeypatch.setattr(correction, "_STEPS", 10)
+    seen, zoom, blended = views(40, seed=3, levels=levels)
+    own = lifted(blended)
+    own[:, :, 0] *= 3  # so that it matters which side is which
+    if mirrored:
+        seen, own = {level: crop.flip(-1) for level, crop in seen.items()}, own.flip(-1)
+    return fit(seen, zoom, own)
+
+
+def equal(a: Correction, b: Correction) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+# ------------------------------------------------------------------------------------ untrained
+
+
+@given(st.integers(0, 100), st.integers(1, 6), st.integers(1, 6))
+def test_untrained_it_adds_nothing(seed, high, wide):
+    seen, zoom, blended = views(3, seed, (high, wide))
+    torch.testing.assert_close(Correction(2)(seen, zoom), blended, atol=1e-5, rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------- fitting
+
+
+def test_what_is_the_same_in_all_views_is_learnt(fitted):
+    seen, zoom, blended = views(64, seed=2)
+    own = lifted(blended)
+    assert off(fitted(seen, zoom), own) < off(blended, own) / 30
+
+
+def test_the_result_keeps_the_units_of_the_maps(fitted):
+    # lifting two rows of five raises the mean too, but a mean says nothing of where to look
+    # (Eq. 1), so it is not learnt: the corrected map stands where the blended one stood
+    seen, zoom, blended = views(16, seed=4)
+    large = fitted({level: 1000 * crop for level, crop in seen.items()}, zoom)
+    found = fitted(seen, zoom)
+    torch.testing.assert_close(large, 1000 * found, rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(found.mean((1, 2)), blended.mean((1, 2)), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [(8, 6), (3, 3), (7, 10)])
+def test_other_grids_than_the_one_it_learnt_from_are_corrected_too(fitted, grid):
+    seen, zoom, blended = views(64, 5, grid)
+    own, found = lifted(blended), fitted(seen, zoom)
+    assert found.shape == (64, *grid)
+    assert off(found, own) < off(blended, own) / 4
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 4), (2, 1)])
+def test_the_smallest_grids_give_numbers(fitted, grid):
+    seen, zoom, _ = views(3, 6, grid)
+    found = fitted(seen, zoom)
+    assert found.shape == (3, *grid) and found.isfinite().all()
+
+
+def test_one_level_is_enough(monkeypatch):
+    monkeypatch.setattr(correction, "_STEPS", 100)
+    seen, zoom, blended = views(64, seed=7, levels=(64,))
+    model = fit(seen, zoom, lifted(blended))
+    seen, zoom, blended = views(64, seed=8, levels=(64,))
+    own = lifted(blended)
+    assert off(model(seen, zoom), own) < off(blended, own) / 10
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, 1.0, 300.0])
+def test_a_constant_map_stays_constant(fitted, value):
+    seen = {level: torch.full((2, 9, 9), value) for level in LEVELS}
+    found = fitted(seen, torch.tensor([1.0, 1.7]))
+    torch.testing.assert_close(found, torch.full((2, 7, 7), value), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_view_of_nothing_stays_empty_whatever_lies_around_it(fitted, value):
+    seen = {level: torch.rand(2, 9, 9) for level in LEVELS}
+    for crop in seen.values():
+        crop[:, 1:-1, 1:-1] = value
+    found = fitted(seen, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(found, torch.full((2, 7, 7), value), rtol=1e-6, atol=0)
+
+
+# --------------------------------------------------------------------------------------- mirrors
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_places_are_the_same_in_a_mirror(high, wide):
+    places = correction._places(torch.zeros(1, high + 2, wide + 2))
+    torch.testing.assert_close(places, places.flip(-1))
+
+
+def test_places_by_hand():
+    # two rows and one column inside a margin of one
+    y, y2, x2, outer_row, beyond_row, outer_column, beyond_column = correction._places(
+        torch.zeros(1, 4, 3)
+    )
+    assert y[:, 0].tolist() == [-1.5, -0.5, 0.5, 1.5]
+    assert y2[:, 2].tolist() == [2.25, 0.25, 0.25, 2.25]
+    assert x2[0].tolist() == [4, 0, 4]
+    assert outer_row[:, 0].tolist() == [0, 1, 1, 0]
+    assert beyond_row[:, 1].tolist() == [1, 0, 0, 1]
+    assert outer_column[1].tolist() == [0, 1, 0]
+    assert beyond_column[0].tolist() == [1, 0, 1]
+
+
+def test_views_and_their_mirror_images_teach_the_same(monkeypatch):
+    """Every view is learnt from both ways round: which half is which cannot matter."""
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.arange(high))  # all at once
+    monkeypatch.setattr(correction, "_BATCH", 80)
+    plain, mirrored = briefly(monkeypatch), briefly(monkeypatch, mirrored=True)
+    for a, b in zip(plain.parameters(), mirrored.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+    start = Correction(2).layers[-1].weight  # zeros: there was something to learn
+    assert (plain.layers[-1].weight - start).abs().max() > 1e-2
+
+
+# ----------------------------------------------------------------------------------- same bytes
+
+
+def test_the_number_of_threads_does_not_change_a_byte_and_is_put_back(monkeypatch):
+    found = {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found[threads] = briefly(monkeypatch)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    assert equal(found[1], found[2])
+
+
+def test_fitting_neither_reads_nor_moves_the_global_generator(monkeypatch):
+    fits = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        fits.append(briefly(monkeypatch))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert equal(*fits)
+
+
+def test_what_is_fitted_is_ready_for_use(fitted):
+    assert not fitted.training
+    assert not any(weight.requires_grad for weight in fitted.parameters())
+
+
+def test_a_failure_leaves_the_threads_and_the_generator_as_they_were(monkeypatch):
+    def fails(*ignored, **named):
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(torch.optim, "AdamW", fails)
+    before = torch.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            briefly(monkeypatch)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ------------------------------------------------------------------------------------- in crops
+
+
+def test_a_store_crops_with_its_correction(drawn_correction, generator):
+    sides = {64: (4, 5), 128: (8, 9)}
+    maps = {n: torch.rand(3, *side, generator=generator).half() for n, side in sides.items()}
+    held = SaliencyStore({}, maps, drawn_correction)
+    ids, flips = torch.tensor([2, 0]), torch.tensor([False, False])
+    boxes = torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0]])
+    found = held.crop(ids, boxes, flips, (3, 4))
+    seen = {n: crops.resample(m[ids].float(), boxes, (3, 4), margin=1) for n, m in maps.items()}
+    zoom = torch.tensor([(0.6 * 0.7) ** -0.5, 1.0])
+    torch.testing.assert_close(found, drawn_correction(seen, zoom))
+    plain = SaliencyStore({}, maps).crop(ids, boxes, flips, (3, 4))
+    assert off(found, plain) > 1e-2
+    mirrored = held.crop(ids, boxes, torch.tensor([True, False]), (3, 4))
+    torch.testing.assert_close(mirrored, torch.stack([found[0].flip(-1), found[1]]))

