@@ -53,9 +53,14 @@ def earlier_stores(made_by: Recipe, runs: Path, device: torch.device) -> list[Pa
     """Finished stores of the same code, parameters, localizer, versions and device, over other
     images: rows of the same image are the same there, and need not be computed again."""
 
-    def same(told: dict[str, Any]) -> bool:
-        here = environment(device)
-        return (
+    here = environment(device)
+
+    def same(out: Path) -> bool:
+        try:
+            told: dict[str, Any] = json.loads((out / FILE_NAME).read_text())
+        except (OSError, ValueError):  # a folder that someone tidied
+            return False
+        return bool(
             (told["code"], told["params"]) == (made_by.code, made_by.params)
             and all(told["inputs"].get(str(w)) == made_by.inputs[str(w)] for w in LOCALIZER_FILES)
             and told["versions"] == here["versions"]
@@ -63,7 +68,7 @@ def earlier_stores(made_by: Recipe, runs: Path, device: torch.device) -> list[Pa
         )
 
     finished = [done.parent / "out" for done in sorted(runs.glob("saliency-*/DONE"))]
-    return [o / STORE.name for o in finished if same(json.loads((o / FILE_NAME).read_text()))]
+    return [out / STORE.name for out in finished if same(out)]
 
 
 @click.command()

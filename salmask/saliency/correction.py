@@ -85,7 +85,9 @@ def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation inside the margin: (B,U+2,V+2) -> twice (B,1,1)."""
     inner = _inner(maps)
     mean = inner.mean(dim=(1, 2), keepdim=True)
-    return mean, inner.std(dim=(1, 2), keepdim=True, correction=0)
+    deviation = inner.std(dim=(1, 2), keepdim=True, correction=0)
+    constant = deviation <= 1e-5 * mean.abs()  # but for rounding
+    return mean, torch.where(constant, 0, deviation)
 
 
 def _standardised(maps: Tensor) -> Tensor:

@@ -206,6 +206,8 @@ def _correction(
             fine += [not problem for problem in problems]
             bar.advance(len(pixels[0]))
     kept = torch.tensor(fine)  # an image may be lost between its maps and its view
+    if not kept.any():
+        raise UserError("no image can be read any more: run `dvc repro`")
     ids, boxes = ids[kept], boxes[kept]
     seen = {
         n: crops.resample(maps[ids].float(), boxes, plan.grids[level], correction.MARGIN)

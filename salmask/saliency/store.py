@@ -113,7 +113,9 @@ def _known(sha256: Tensor) -> Tensor:
 def create(path: Path, plan: Plan) -> None:
     """Makes the empty store, or does nothing when this very store is already there."""
     if path.exists():
-        if dict(zarr.open_group(path, mode="r").attrs) == plan.sealed():
+        with _told(path):
+            found = dict(zarr.open_group(path, mode="r").attrs)
+        if found == plan.sealed():
             return
         raise UserError(f"{path} holds another store; remove the folder {path.parent}")
     building = path.with_name(path.name + ".partial")
@@ -241,6 +243,8 @@ def read_rows(path: Path) -> Maps:
 
 
 def _repair(path: Path) -> str:
+    if _mark(path, 0).parent.is_dir():  # still being made: what is there would be gone on with
+        return f"remove the folder {path.parent} and run `dvc repro` again"
     return f"run `dvc repro --force saliency` to rebuild {path}"
 
 

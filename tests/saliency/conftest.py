@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from small_store import CORRECTED, PLAN, compute
 
+from salmask.saliency import store
 from salmask.saliency.correction import Correction
 
 
@@ -14,3 +16,21 @@ def drawn_correction() -> Correction:
     for weight in correction.parameters():
         weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
     return correction
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "saliency" / "saliency.zarr"
+
+
+@pytest.fixture
+def filled(path):
+    store.fill(path, PLAN, compute)
+    return path
+
+
+@pytest.fixture
+def corrected(path, drawn_correction):
+    store.fill(path, CORRECTED, compute)
+    store.write_correction(path, drawn_correction)
+    return path

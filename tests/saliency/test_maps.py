@@ -160,7 +160,7 @@ def test_a_killed_computation_goes_on_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             compute("broken", manifest, CORRECTED)
     assert store.done_shards(broken, maps.plan(manifest, CORRECTED, SPEC)) == done
-    with pytest.raises(UserError, match="dvc repro --force saliency"):
+    with pytest.raises(UserError, match=r"remove the folder .*broken and run `dvc repro`"):
         SaliencyStore.open(broken)
     compute("broken", manifest, CORRECTED)
     left = names(range(4, 7)) if done == {0} else []

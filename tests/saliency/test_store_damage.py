@@ -1,0 +1,209 @@
+"""Stores that are damaged, unfinished or of something else."""
+
+import json
+import math
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_store import (
+    CORRECTED,
+    GRIDS,
+    LOCALIZER,
+    MAPS,
+    PLAN,
+    REPAIR,
+    ROWS,
+    SHARD,
+    compute,
+    part,
+)
+
+from salmask.errors import UserError
+from salmask.provenance import tree_digest
+from salmask.saliency import store
+from salmask.saliency.store import SaliencyStore
+
+# ------------------------------------------------------------------------------------- damage
+
+
+def everything(path) -> list:
+    """All that a reader can get from a store, as (dtype, shape, numbers)."""
+    held, rows = SaliencyStore.open(path, "m" * 64, LOCALIZER), store.read_rows(path)
+    tensors = [of[level] for of in (held.maps, rows.activation, rows.mean) for level in GRIDS]
+    tensors += [rows.sha256, *(held.correction.state_dict().values() if held.correction else [])]
+    return [held.attributes, *((t.dtype, t.shape, t.tolist()) for t in tensors)]
+
+
+def outcome(path) -> list | str:
+    """Everything, or what is said instead."""
+    try:
+        return everything(path)
+    except UserError as error:
+        return str(error)
+
+
+@contextmanager
+def damaged(file, content: bytes | None):
+    """A file with other bytes, or without it; afterwards as it was."""
+    before = file.read_bytes()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+
+
+@pytest.fixture(scope="module", params=[PLAN, CORRECTED], ids=["plain", "corrected"])
+def intact(request, tmp_path_factory, drawn_correction):
+    """A store, everything in it, and its files."""
+    path = tmp_path_factory.mktemp("intact") / "saliency.zarr"
+    store.fill(path, request.param, compute)
+    if request.param.correction:
+        store.write_correction(path, drawn_correction)
+    files = sorted(file for file in path.parent.rglob("*") if file.is_file())
+    assert len(files) >= 23  # metadata of 6 groups and arrays, 3 * 5 chunks, 3 done-marks
+    return path, everything(path), files
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 2**16), st.integers(0, 2**16), st.integers(1, 255))
+def test_a_changed_byte_is_told_or_changes_nothing(intact, file, place, change):
+    path, whole, files = intact
+    file = files[file % len(files)]
+    content = bytearray(file.read_bytes())
+    content[place % len(content)] ^= change
+    with damaged(file, bytes(content)):
+        found = outcome(path)
+    assert found == whole or "dvc repro" in found
+
+
+def test_a_missing_file_is_told_or_changes_nothing(intact):
+    path, whole, files = intact
+    untold = []
+    for file in files:
+        with damaged(file, None):
+            found = outcome(path)
+        if found != whole and "dvc repro" not in found:
+            untold.append(file.relative_to(path.parent).as_posix())
+    assert not untold
+
+
+def test_an_array_of_another_shape_is_refused(intact):
+    path, _, files = intact
+    untold = []
+    for file in (file for file in files if file.name == "zarr.json"):
+        described = json.loads(file.read_text())
+        shape = described.get("shape", [])  # groups have none
+        for side, by in ((side, by) for side in range(len(shape)) for by in (-1, 1)):
+            described["shape"] = [n + by * (i == side) for i, n in enumerate(shape)]
+            with damaged(file, json.dumps(described).encode()):
+                if "remove the folder" not in outcome(path):
+                    untold.append((file.parent.name, described["shape"]))
+    assert not untold
+
+
+# -------------------------------------------------------------------------------------- refusals
+
+
+def without(name: str):
+    return lambda path: shutil.rmtree(path / name)
+
+
+def with_attribute(key: str, value):
+    return lambda path: zarr.open_group(path, mode="r+").attrs.update({key: value})
+
+
+def without_digests(path) -> None:
+    maps = replace(part(range(4, 8)), sha256=torch.zeros(4, 32, dtype=torch.uint8))
+    store.write_shard(path, CORRECTED, 1, maps)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_attribute("schema", "salmask.saliency/1"), r"schema salmask\.saliency/1, not .*/2"),
+        (with_attribute("manifest", "n" * 64), "attributes were changed"),
+        (with_attribute("correction", 0), "attributes were changed"),
+        (with_attribute("seal", "0" * 64), "attributes were changed"),
+        (without("correction"), "damaged.*correction"),
+        (without("correction/layers.2.bias"), r"damaged.*correction/layers\.2\.bias"),
+        (without("sha256"), "damaged.*sha256"),
+        (without("activation/64"), "damaged.*activation/64"),
+        (without("activation/64/c/1"), "4 rows of level 64 are missing"),
+        (without_digests, "damaged.*digests are missing"),
+    ],
+)
+def test_what_is_not_whole_is_refused_with_the_way_out(corrected, change, told):
+    change(corrected)
+    with pytest.raises(UserError, match=rf"{told}.*{REPAIR}"):
+        SaliencyStore.open(corrected, "m" * 64, LOCALIZER)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (("n" * 64,), "another set of images .*mmmm.*yours is nnnn"),
+        (
+            ("m" * 64, LOCALIZER | {"source": "f" * 64}),
+            r"localizer \(toy 0{12}, yours is toy f{12}\)",
+        ),
+        (("m" * 64, LOCALIZER | {"stride": 16}), "another localizer"),
+    ],
+    ids=["manifest", "weights", "stride"],
+)
+def test_a_store_of_something_else_is_refused(filled, wanted, told):
+    SaliencyStore.open(filled)  # which asks for nothing in particular
+    with pytest.raises(UserError, match=rf"{told}.*{REPAIR}"):
+        SaliencyStore.open(filled, *wanted)
+
+
+def test_a_store_whose_correction_was_not_written_is_refused(path):
+    store.fill(path, CORRECTED, compute)
+    with pytest.raises(UserError, match=rf"damaged.*correction.*{REPAIR}"):
+        SaliencyStore.open(path)
+
+
+def test_a_published_store_is_rebuilt_by_its_stage(filled):
+    shutil.rmtree(filled.parent / "shards")
+    (filled / "sha256" / "zarr.json").unlink()
+    with pytest.raises(UserError, match=r"run `dvc repro --force saliency` to rebuild .*\.zarr"):
+        SaliencyStore.open(filled)
+
+
+def test_rows_that_are_not_numbers_are_refused(path):
+    maps = {level: m.clone() for level, m in MAPS.items()}
+    maps[128][3, 0, 0] = math.nan
+    store.fill(path, PLAN, lambda shards: (part(rows, maps) for rows in shards))
+    with pytest.raises(UserError, match=rf"1 rows of level 128 are missing.*{REPAIR}"):
+        SaliencyStore.open(path)
+
+
+def test_a_missing_store_says_what_to_run(path):
+    with pytest.raises(UserError, match=r"no saliency store.*`dvc repro saliency`"):
+        SaliencyStore.open(path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(PLAN, attributes={"manifest": "n" * 64, "localizer": LOCALIZER}),
+        replace(PLAN, shard_rows=SHARD + 1),
+        replace(PLAN, rows=ROWS + 1),
+        replace(PLAN, grids={64: (2, 2)}),
+        CORRECTED,
+    ],
+    ids=["manifest", "shards", "rows", "levels", "correction"],
+)
+def test_a_store_is_never_filled_by_another_plan(filled, other):
+    before = tree_digest(filled.parent)
+    with pytest.raises(UserError, match="another store; remove the folder"):
+        store.fill(filled, other, compute)
+    assert tree_digest(filled.parent) == before
