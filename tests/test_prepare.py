@@ -192,4 +192,4 @@ def test_the_very_step_at_which_the_images_went_is_saved(
 
 
 def checkpoints(runs: Path) -> list[str]:
-    return sorted(path.name for path in runs.glob("pretrain-*/work/step-*.pt"))
+    return sorted(path.name for path in runs.glob("pretrain-*/*/step-*.pt"))
