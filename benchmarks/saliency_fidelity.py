@@ -203,7 +203,7 @@ def main(
             overlays.write_bytes(seen.sheet(corrected(seen, 1024, *sorted(seen.levels))))
     if pets:
         print(f"\n{spec.name} ({spec.arch}), true masks\n")
-        print(true_masks.table(network, pets))
+        print(true_masks.table(network, pets, (224,) if main_rows else (224, 448)))
 
 
 if __name__ == "__main__":

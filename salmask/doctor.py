@@ -160,7 +160,7 @@ def _saliency(
     limit = "decoding" if decoding > sum(forward.values()) else "the localizer"
     return Finding(
         "ok",
-        f"saliency: about {_spell(total)} ({1 / each:.0f} images/s, most of it {limit}) and "
+        f"saliency: about {_spell(total)} ({1 / each:.3g} images/s, most of it {limit}) and "
         f"{size / 2**20:.1f} MB, once",
     )
 
