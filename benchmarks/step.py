@@ -1,6 +1,7 @@
 """Speed of a pretraining step for each mask, as a ratio to the step without one.
 
     python -m benchmarks.step --arch resnet18 --stem small2 --size 64 --grid 8 --batch 128
+    python -m benchmarks.step --framework byol
 
 Random pixels and maps; what is timed is everything on the device: photometry, saliency crop, masks,
 forward passes, backward pass, optimizer. The masks take turns, so that a slower spell of the
@@ -9,57 +10,78 @@ machine meets them all. Only the ratios are comparable between machines.
 
 import time
 from statistics import median
+from typing import Any
 
 import click
 import torch
 
 from salmask import frameworks
 from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
-from salmask.data.loader import BRANCHES, Crops
+from salmask.data.loader import Crops, branches
 from salmask.devices import autocast, pick_device, place
+from salmask.errors import UserError
 from salmask.masks import strategies
+from salmask.masks.strategies import Strategy
 from salmask.saliency.store import SaliencyStore
-from salmask.train.loop import make_views
+from salmask.shapes import Wiring
+from salmask.train.adversary import Adversary
+from salmask.train.batches import make_batch
 from salmask.train.optim import build_optimizer
 
 
-def random_crops(batch: int, size: int, device: torch.device) -> Crops:
+def random_crops(batch: int, size: int, device: torch.device, extra_views: int = 0) -> Crops:
     """One batch of noise with plausible boxes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
     box = torch.tensor([0.2, 0.2, 0.6, 0.6]).expand(batch, 4)
     flip = torch.arange(batch) % 2 == 0
-    parts = [dict.fromkeys(BRANCHES, part) for part in (pixels, box, flip)]
+    parts = [dict.fromkeys(branches(extra_views), part) for part in (pixels, box, flip)]
     return Crops(0, 0, torch.arange(batch), *parts).to(device)
+
+
+def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> Strategy:
+    """A mask with its default options, without hard negatives where they have no place. Raises
+    UserError when it does not go with the framework."""
+    options: dict[str, Any] = {}
+    if "hard_negative" in strategies.options_of(Choice(name, {})) and not wiring.hard_negatives:
+        options = {"hard_negative": None}
+    return strategies.build(Choice(name, options), wiring, view)
 
 
 class Candidate:
     """One mask's model, ready to step."""
 
-    def __init__(self, mask: str, run: RunConfig, crops: Crops, store: SaliencyStore) -> None:
-        self.device = crops.ids.device
-        self.run, self.crops = run, crops
-        self.mask = strategies.build(Choice(mask, {}))
-        self.store = None if mask in strategies.WITHOUT_SALIENCY else store
+    def __init__(self, mask: str, run: RunConfig, device: torch.device) -> None:
+        self.device, self.run = device, run
         model = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
         self.model = place(model, self.device)
-        self.optimizer = build_optimizer(self.model.parameters(), run.train)
+        self.mask = mask_for(mask, self.model.wiring, run.view)
+        masker = self.mask.masker
+        self.adversary = Adversary(place(masker, device)) if masker else None
+        self.crops = random_crops(run.train.batch, run.view.size, device, self.mask.extra_views)
+        maps = {224: torch.rand(run.train.batch, 7, 7, device=device)}
+        self.store = SaliencyStore({}, maps) if self.mask.reads_saliency else None
+        self.optimizer = build_optimizer(self.model, run.train)
         self.seconds: list[float] = []
 
     def step(self) -> None:
         start = time.perf_counter()
-        views = make_views(self.crops, self.run, 0, self.mask, self.store)
+        batch = make_batch(self.crops, self.run, 0, self.store)
         with autocast(self.device, self.run.train.precision):
-            loss = self.model(views, 0.0)["loss"]
+            loss = self.model(batch.views(self.mask), 0.0)["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if self.adversary:
+            precision = autocast(self.device, self.run.train.precision)
+            self.adversary.step(self.model, batch, 1.0, precision)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - start)
 
 
 @click.command()
+@click.option("--framework", default="moco", type=click.Choice(frameworks.NAMES))
 @click.option("--arch", default="resnet18")
 @click.option("--stem", default="small2")
 @click.option("--size", default=64)
@@ -68,7 +90,14 @@ class Candidate:
 @click.option("--steps", default=5, help="Timed steps of each mask; one more warms up.")
 @click.option("--precision", default="bfloat16")
 def main(
-    arch: str, stem: str, size: int, grid: int, batch: int, steps: int, precision: str
+    framework: str,
+    arch: str,
+    stem: str,
+    size: int,
+    grid: int,
+    batch: int,
+    steps: int,
+    precision: str,
 ) -> None:
     """Prints images/s and the ratio to the step without a mask."""
     device = pick_device()
@@ -77,17 +106,23 @@ def main(
         encoder=EncoderConfig(arch=arch, stem=stem),  # type: ignore[arg-type]
         view=ViewConfig(size=size, grid=grid),
         mask=Choice("none", {}),
-        framework=Choice("moco", {"queue": 32 * batch, "bn_group": min(32, batch)}),
+        framework=Choice(
+            framework,
+            {"bn_group": min(32, batch)} | ({"queue": 32 * batch} if framework == "moco" else {}),
+        ),
         train=TrainConfig(batch=batch, precision=precision),  # type: ignore[arg-type]
     )
-    crops = random_crops(batch, size, device)
-    store = SaliencyStore({}, {224: torch.rand(batch, 7, 7, device=device)})
-    candidates = {name: Candidate(name, run, crops, store) for name in strategies.MASKS}
+    candidates: dict[str, Candidate] = {}
+    for name in strategies.MASKS:
+        try:
+            candidates[name] = Candidate(name, run, device)
+        except UserError as error:
+            print(error)
     for _ in range(steps + 1):
         for candidate in candidates.values():
             candidate.step()
     times = {name: median(c.seconds[1:]) for name, c in candidates.items()}
-    print(f"{arch}, stem {stem}, {size} px, batch {batch}, {precision}, {device.type}")
+    print(f"{framework}, {arch}, stem {stem}, {size} px, batch {batch}, {precision}, {device.type}")
     for name, seconds in times.items():
         print(f"{name:12} {batch / seconds:8.0f} images/s   {times['none'] / seconds:5.2f} of none")
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from salmask import doctor as doctors
-from salmask import frameworks, provenance
+from salmask import encoder_file, frameworks, provenance
 from salmask import lineage as lineages
 from salmask.config import Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
@@ -170,9 +170,19 @@ def results() -> None:
 @click.option("--out", default="gallery.png", type=click.Path(path_type=Path), show_default=True)
 @click.option("--size", default=224, show_default=True, help="Side of the views in px.")
 @click.option("--grid", default=7, show_default=True, help="Patches a side.")
+@click.option(
+    "--run", "name", help="Show this run's mask too, at its size; a learned one, as trained."
+)
 @_readable_errors
-def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int) -> None:
+def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int, name: str | None) -> None:
     """Draws what every mask does to your own pictures: views, saliency, hard negatives."""
+    runs, maskers = [], {}
+    if name is not None:
+        root = provenance.find_root()
+        run = Params.read(root / "params.yaml").run(name)
+        if masker := encoder_file.load_masker(root / "artifacts/pretrain" / name, run):
+            maskers[name] = masker
+        runs, size, grid = [run], run.view.size, run.view.grid
     spec, tensors = localizers.lite0()
     trunk = localizers.Trunk(spec)
     trunk.layers.load_state_dict(tensors)
@@ -182,7 +192,7 @@ def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int) -> None:
         activation = activation_map(trunk(whole.float() / 255))
     view = check_value({"size": size, "grid": grid}, ViewConfig, "--size and --grid")
     maps = {size: activation / activation.mean(dim=(1, 2), keepdim=True)}
-    out.write_bytes(sheet.mask_sheet(pictures, maps, view, sheet.masks_of([])))
+    out.write_bytes(sheet.mask_sheet(pictures, maps, view, sheet.masks_of(runs, maskers)))
     click.echo(f"{len(pictures)} pictures drawn to {out}")
 
 
@@ -205,9 +215,10 @@ def validate(params: Params) -> None:
     params.section("saliency", SaliencyConfig)
     for name in params.run_names():
         run = params.run(name)
-        strategies.build(run.mask, f"{params.source}: runs.{name}: mask")
-        with torch.device("meta"):  # runs the framework's own checks, without its memory
-            frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
+        with torch.device("meta"):  # runs the framework's and mask's checks, without their memory
+            built = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
+            where = f"{params.source}: runs.{name}: mask"
+            strategies.build(run.mask, built.wiring, run.view, where)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ as their schema, so that adding a mask means writing a function and nothing here
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from salmask.errors import UserError
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid")
 Range = tuple[float, float]
+PerView = float | tuple[float, float]  # one number for both views, or [query, key]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,10 +51,12 @@ class SaliencyConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EncoderConfig:
-    """arch: a residual network. width: channels of the first stage (64 in the papers). stem:
-    `imagenet` (7x7 stride 2, max pool), `small` (3x3 stride 1) or `small2` (3x3 stride 2)."""
+    """arch: a residual network of ours (resnet10 to resnet152), or any ConvNet of torchvision that
+    ends in global average pooling. width: channels of a residual network's first stage (64 in the
+    papers, and for all others). stem: `imagenet` (as published: 7x7 stride 2, max pool), `small`
+    (3x3 stride 1: maps of 4 times the side) or `small2` (3x3 stride 2: of twice the side)."""
 
-    arch: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    arch: str = "resnet50"
     width: PositiveInt = 64
     stem: Literal["imagenet", "small", "small2"] = "imagenet"
 
@@ -60,7 +64,8 @@ class EncoderConfig:
 @dataclass(frozen=True, config=STRICT)
 class ViewConfig:
     """One view: geometry, then photometry. size: px. grid: patches a side. crop: area shares.
-    jitter: brightness, contrast, saturation, hue. blur_sigma: px, at this size."""
+    jitter: brightness, contrast, saturation, hue. blur_p, solarize_p: for both views or [query,
+    key]; further views are like the query. blur_sigma: px, at this size."""
 
     size: PositiveInt = 224
     grid: PositiveInt = 7
@@ -70,32 +75,73 @@ class ViewConfig:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_p: float = 0.8
     gray_p: float = 0.2
-    blur_p: float = 0.5
+    blur_p: PerView = 0.5
     blur_sigma: Range = (0.1, 2.0)
+    solarize_p: PerView = 0.0
 
     def __post_init__(self) -> None:
         if self.size % self.grid:
             raise ValueError(
                 f"grid {self.grid} does not divide size {self.size}: patches must be whole pixels"
             )
+        for name in ("flip", "jitter_p", "gray_p", "blur_p", "solarize_p"):
+            value = getattr(self, name)
+            numbers = list(value) if isinstance(value, tuple) else [value]
+            if not all(0 <= p <= 1 for p in numbers):
+                shown = numbers if isinstance(value, tuple) else value
+                raise ValueError(f"{name} must be a probability between 0 and 1, got {shown}")
+        for name, most in (("crop", 1), ("aspect", math.inf), ("blur_sigma", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                bound = " to 1" if most == 1 else ""
+                raise ValueError(f"{name} must be [low, high] above 0{bound}, got {[low, high]}")
+        if not all(s >= 0 for s in self.jitter) or self.jitter[3] > 0.5:
+            raise ValueError(
+                "jitter must be at least 0, and its hue at most 0.5 (half a turn), "
+                f"got {list(self.jitter)}"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """batch: global. lr: the peak, for this batch; warm-up and cosine run per step. momentum: of
-    SGD. precision: `auto` is bfloat16 on CUDA. images: `stream` from disk, or `resident` on the
-    device."""
+    """batch: global. lr: the peak, for this batch; warm-up and cosine run per step. schedule: what
+    follows the warm-up; `step` multiplies by gamma at the start of every epoch in milestones.
+    momentum: of SGD and LARS. weight_decay: L2 but for adamw, whose decay is apart. precision:
+    `auto` is bfloat16 on CUDA. images: `stream` from disk, or `resident` on the device."""
 
     epochs: PositiveInt = 200
     warmup_epochs: float = 10
     batch: PositiveInt = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[PositiveInt, ...] = ()
+    gamma: float = 0.1
     lr: float = 0.015
     momentum: float = 0.9
     weight_decay: float = 1e-4
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     images: Literal["stream", "resident"] = "stream"
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "lr", "momentum", "weight_decay", "gamma"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {value}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} is longer than the training "
+                f"(epochs {self.epochs})"
+            )
+        epochs = list(self.milestones)
+        if self.schedule == "step" and not epochs:
+            raise ValueError("schedule step needs milestones: the epochs where the rate drops")
+        if self.schedule != "step" and epochs:
+            raise ValueError(f"milestones {epochs} need schedule: step, not {self.schedule}")
+        if epochs != sorted(set(epochs)) or max(epochs, default=0) >= self.epochs:
+            raise ValueError(
+                f"milestones must grow and stay below epochs {self.epochs}, got {epochs}"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,4 +1,5 @@
-"""A trained encoder on disk: encoder.safetensors, and encoder.json that says how to feed it."""
+"""A trained encoder on disk: encoder.safetensors, and encoder.json that says how to feed it; with
+the masker, if its mask learned too."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,8 +17,11 @@ from salmask.devices import place
 from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
 from salmask.masks import fill
-from salmask.masks.strategies import input_filter
+from salmask.masks.adios import Masker
+from salmask.masks.strategies import LEARNED, input_filter, options_of
+from salmask.shapes import Wiring
 
+_MASKER = "masker.safetensors"
 _SHORTER = 256 / 224  # the evaluation view: shorter side to this times the size, centre crop
 
 
@@ -76,6 +80,26 @@ def load(folder: Path, device: torch.device) -> Encoder:
             f"{folder}/encoder.safetensors does not fit encoder.json: {error}"
         ) from None
     return _ready(encoder, device)
+
+
+def save_masker(masker: Masker, folder: Path) -> None:
+    """Writes the part of a mask that learned beside the encoder that it learned against."""
+    write_tensors(folder / _MASKER, masker.state_dict())
+
+
+def load_masker(folder: Path, config: RunConfig) -> Masker | None:
+    """The masker that a run left in `folder`, on the CPU in eval mode; None for a run whose mask
+    does not learn. Raises UserError when it should be there and is not, or does not fit."""
+    if config.mask.name not in LEARNED:
+        return None
+    masker = Masker(config.view.size, Wiring("any"), **options_of(config.mask))
+    try:
+        masker.load_state_dict(load_file(folder / _MASKER))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no masker: run `dvc repro pretrain`") from None
+    except RuntimeError as error:
+        raise UserError(f"{folder / _MASKER} does not fit the run's `mask:`: {error}") from None
+    return masker.eval().requires_grad_(False)
 
 
 def random_like(folder: Path, seed: int, device: torch.device) -> Encoder:

@@ -57,6 +57,14 @@ class Draws:
         """Draws for the samples `ids` (B,) int64 in one epoch."""
         return cls(_chain(seed, epoch, ids))
 
+    def fork(self, purpose: str) -> "Draws":
+        """Independent draws for the same samples: every purpose means something else there."""
+        return Draws(mix(self.key ^ (zlib.crc32(purpose.encode()) & _WORD)))
+
+    def shared(self) -> "Draws":
+        """One draw for the whole batch: that of its first sample."""
+        return Draws(self.key[:1])
+
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(B, *shape) float32, uniform in [0, 1) with 24 bits."""
         count = math.prod(shape)

@@ -20,7 +20,7 @@ VALUES = {
     "seed": 3,
     "encoder": {"arch": "resnet10", "width": 8, "stem": "small"},
     "view": {"size": 64, "grid": 8, "crop": [0.3, 1.0]},
-    "train": {"epochs": 2, "batch": 4},
+    "train": {"epochs": 2, "warmup_epochs": 1, "batch": 4},
     "mask": {"name": "blur", "kernel": 31, "sigma": 10.0},
     "framework": {"name": "moco", "dim": 16},
     "runs": {
@@ -79,9 +79,42 @@ def test_merge(common, override, wanted):
         ({"train": {"lrr": 0.1}}, ["train", "lrr", "0.1"]),
         ({"train": {"lr": "fast"}}, ["train", "lr", "'fast'", "number"]),
         ({"train": {"epochs": 0}}, ["train", "epochs", "0", "greater than 0"]),
-        ({"train": {"optimizer": "lars"}}, ["optimizer", "'lars'", "'sgd'", "'adamw'"]),
+        ({"train": {"optimizer": "lion"}}, ["optimizer", "'lion'", "'sgd'", "'lars'", "'adamw'"]),
+        ({"train": {"schedule": "linear"}}, ["schedule", "'linear'", "'cosine'", "'step'"]),
+        ({"train": {"epochs": 5, "warmup_epochs": 5.5}}, ["warmup_epochs 5.5", "epochs 5"]),
+        ({"train": {"lr": -0.1}}, ["lr", "at least 0", "-0.1"]),
+        ({"train": {"lr": float("nan")}}, ["lr", "at least 0", "nan"]),
+        ({"train": {"weight_decay": -1}}, ["weight_decay", "at least 0", "-1.0"]),
+        ({"train": {"milestones": [1]}}, ["milestones [1]", "schedule: step", "cosine"]),
+        ({"train": {"schedule": "step"}}, ["schedule step", "milestones"]),
+        (
+            {"train": {"schedule": "step", "milestones": [6, 3], "epochs": 9}},
+            ["milestones must grow", "epochs 9", "[6, 3]"],
+        ),
+        (
+            {"train": {"schedule": "step", "milestones": [3, 3], "epochs": 9}},
+            ["milestones must grow", "[3, 3]"],
+        ),
+        (
+            {"train": {"schedule": "step", "milestones": [3, 9], "epochs": 9}},
+            ["milestones", "below epochs 9", "[3, 9]"],
+        ),
+        ({"train": {"schedule": "step", "milestones": [0]}}, ["milestones.0", "greater than 0"]),
         ({"encoder": {"stem": "big"}}, ["stem", "'big'", "'imagenet'", "'small'", "'small2'"]),
         ({"view": {"grid": 7}}, ["view", "grid 7", "size 64"]),
+        ({"view": {"flip": 1.5}}, ["flip", "probability between 0 and 1", "1.5"]),
+        ({"view": {"jitter_p": -0.1}}, ["jitter_p", "probability", "-0.1"]),
+        ({"view": {"gray_p": float("nan")}}, ["gray_p", "probability", "nan"]),
+        ({"view": {"blur_p": 2}}, ["blur_p", "probability", "2.0"]),
+        ({"view": {"blur_p": [1, 0.1, 0.2]}}, ["blur_p", "at most 2 items", "[1, 0.1, 0.2]"]),
+        ({"view": {"solarize_p": [0, 20]}}, ["solarize_p", "probability", "[0.0, 20.0]"]),
+        ({"view": {"crop": [0.9, 0.2]}}, ["crop", "[low, high]", "to 1", "[0.9, 0.2]"]),
+        ({"view": {"crop": [0.0, 1.0]}}, ["crop", "above 0", "[0.0, 1.0]"]),
+        ({"view": {"crop": [0.2, 1.1]}}, ["crop", "to 1", "[0.2, 1.1]"]),
+        ({"view": {"aspect": [2, 1]}}, ["aspect", "[low, high]", "[2.0, 1.0]"]),
+        ({"view": {"blur_sigma": [0, 1]}}, ["blur_sigma", "above 0", "[0.0, 1.0]"]),
+        ({"view": {"jitter": [0.4, 0.4, -0.4, 0]}}, ["jitter", "at least 0", "-0.4"]),
+        ({"view": {"jitter": [0.4, 0.4, 0.4, 0.6]}}, ["jitter", "hue", "0.5", "0.6"]),
         ({"trian": {}}, ["runs.bad.trian", "train", "encoder", "framework"]),
     ],
     ids=str,
@@ -226,6 +259,27 @@ def test_configurations_are_frozen():
 @pytest.mark.parametrize(("size", "grid"), [(224, 7), (64, 8), (64, 4), (32, 4), (32, 1)])
 def test_grids_that_divide_the_view_are_accepted(size, grid):
     assert ViewConfig(size=size, grid=grid).grid == grid
+
+
+def test_chances_of_one_view_or_of_two_are_accepted():
+    read = params(view={"blur_p": [1, 0.1], "solarize_p": 0}).section("view", ViewConfig)
+    assert (read.blur_p, read.solarize_p, ViewConfig().blur_p) == ((1.0, 0.1), 0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"epochs": 10},  # as long as the default warm-up
+        {"lr": 0, "epochs": 1, "warmup_epochs": 0},
+        {"schedule": "step", "milestones": [120, 160]},
+        {"schedule": "step", "milestones": [1], "epochs": 2, "warmup_epochs": 0, "gamma": 0.2},
+        {"schedule": "constant", "optimizer": "lars"},
+    ],
+    ids=str,
+)
+def test_schedules_that_can_be_run_are_accepted(train):
+    read = params(train=train).section("train", TrainConfig)
+    assert list(read.milestones) == train.get("milestones", [])
 
 
 def test_the_section_of_saliency_has_defaults():

@@ -23,9 +23,14 @@ BRANCHES = ("query", "key")
 Ticket = tuple[int, int, Tensor]  # epoch, step in it, ids (B,)
 
 
+def branches(extra_views: int = 0) -> tuple[str, ...]:
+    """The names of the views that are cut from each image: query, key, extra0, extra1, ..."""
+    return (*BRANCHES, *(f"extra{n}" for n in range(extra_views)))
+
+
 @dataclass(frozen=True)
 class Crops:
-    """Both views of a batch, before photometry. crops[branch]: (B,3,S,S) uint8 or float32 in
+    """All views of a batch, before photometry. crops[branch]: (B,3,S,S) uint8 or float32 in
     [0,255]; boxes[branch]: (B,4); flips[branch]: (B,) bool; ids: (B,) int64."""
 
     epoch: int

@@ -8,7 +8,7 @@ on (seed, epoch, id). Augmentation of MoCo v2 (Chen et al. 2020b) unless params 
 import torch
 from torch import Tensor
 
-from salmask.config import Range, ViewConfig
+from salmask.config import PerView, Range, ViewConfig
 from salmask.filters import gaussian_blur
 from salmask.randomness import Draws
 
@@ -55,22 +55,38 @@ def flips(draws: Draws, view: str, probability: float) -> Tensor:
 
 
 def photometry(images: Tensor, draws: Draws, view: str, config: ViewConfig) -> Tensor:
-    """Colour jitter, grayscale and blur on (B,3,H,W) float32 in [0,1]; returns the same.
+    """Jitter, grayscale, blur, solarization on (B,3,H,W) float32 in [0,1]; returns the same.
 
+    view: "key" reads the second number of a pair of probabilities, any other name the first.
     Jitter runs in one order for all (brightness, contrast, saturation, hue) where torchvision
     draws an order per image.
     """
-    chance = draws.uniform(f"{view}.chances", 3)
-    jittered = jitter(images, draws.uniform(f"{view}.jitter", 4), config.jitter)
-    images = _choose(chance[:, 0] < config.jitter_p, jittered, images)
-    images = _choose(chance[:, 1] < config.gray_p, luma(images).expand_as(images), images)
-    if config.blur_p > 0:
+    chance = draws.uniform(f"{view}.chances", 4)
+    blur_p, solarize_p = of_view(config.blur_p, view), of_view(config.solarize_p, view)
+    if config.jitter_p > 0:
+        jittered = jitter(images, draws.uniform(f"{view}.jitter", 4), config.jitter)
+        images = _choose(chance[:, 0] < config.jitter_p, jittered, images)
+    if config.gray_p > 0:
+        images = _choose(chance[:, 1] < config.gray_p, luma(images).expand_as(images), images)
+    if blur_p > 0:
         low, high = config.blur_sigma
         sigma = low + (high - low) * draws.uniform(f"{view}.blur", 1)[:, 0]
         reach = min(int(3 * high + 0.999), config.size - 1)
         blurred = gaussian_blur(images, 2 * reach + 1, sigma)
-        images = _choose(chance[:, 2] < config.blur_p, blurred, images)
+        images = _choose(chance[:, 2] < blur_p, blurred, images)
+    if solarize_p > 0:
+        images = _choose(chance[:, 3] < solarize_p, solarize(images), images)
     return images
+
+
+def of_view(value: PerView, view: str) -> float:
+    """The number of a view by name: of [query, key] the second is the key's alone."""
+    return value[view == "key"] if isinstance(value, tuple) else value
+
+
+def solarize(images: Tensor) -> Tensor:
+    """1 - x where x >= 0.5, 128 of 255 (Grill et al. 2020): any shape in [0,1] -> the same."""
+    return torch.where(images >= 0.5, 1 - images, images)
 
 
 def jitter(images: Tensor, u: Tensor, strength: tuple[float, float, float, float]) -> Tensor:

@@ -1,20 +1,48 @@
-"""Frameworks by file name: `framework: {name: moco}` is the class `Framework` in moco.py."""
+"""Frameworks by file name: `framework: {name: moco}` is the class `Framework` in moco.py.
+
+A framework is a module with
+
+    __init__(encoder, batch, steps, *, options)   encoder: its config; batch: global
+    encoder                                       what is exported
+    wiring: Wiring                                which views it compares
+    losses(views) -> {"loss": (), ...}            without any change of its state
+    forward(views, progress) -> the same          one training step; progress: share done
+
+and optionally `constant_rate`, the names of its submodules whose learning rate stays.
+"""
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from salmask.config import Choice, EncoderConfig, bind, pick
+from salmask.errors import UserError
+from salmask.shapes import Views, Wiring
 
 NAMES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py")))
 
 
-def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> nn.Module:
-    """The framework that params chose around a new encoder.
+class Framework(nn.Module):
+    """What the training loop relies on; for type checkers, not to inherit from."""
+
+    encoder: nn.Module
+    wiring: Wiring
+
+    def losses(self, views: Views) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> Any:
+    """The framework that params chose around a new encoder: what the module's text describes.
 
     batch: global. steps: of the whole training. Raises UserError for options that do not fit.
     """
     name = pick({name: name for name in NAMES}, choice, "framework")
     cls = import_module(f"salmask.frameworks.{name}").Framework
-    return cls(encoder, batch, steps, **bind(cls.__init__, choice, "framework"))
+    options = bind(cls.__init__, choice, "framework")
+    group = options.get("bn_group", 0)
+    if group and batch % group:
+        raise UserError(f"framework.bn_group: {group} does not divide train.batch ({batch})")
+    return cls(encoder, batch, steps, **options)

@@ -1,146 +1,157 @@
-"""The named recipes: what a run's `mask:` does to a pair of views.
+"""The named masks: what a run's `mask:` does to the views, and with which frameworks.
 
-A strategy is a function (pair, draws, grid, *, options) -> (query, key, negative); its keyword-only
-arguments are what params.yaml may set. To add one, write it and enter it in MASKS. Pixel constants
-are for views of 224 px and scale with the view.
+A mask is a function (pair, draws, grid, *, options) -> Masked; its keyword-only arguments are what
+params.yaml may set. To add one, write it and enter it in MASKS. A mask that learns is a module
+instead (adios.py). Pixel constants are for views of 224 px and scale with the view.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from itertools import combinations, permutations
 from typing import Any
 
-import torch
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from salmask.config import STRICT, Choice, Range, bind, pick
-from salmask.filters import scaled, scaled_kernel
-from salmask.masks import fill, where
+from salmask.config import Choice, ViewConfig, bind, pick
+from salmask.errors import UserError
+from salmask.filters import high_pass, scaled, scaled_kernel
+from salmask.masks import guided, mixing
+from salmask.masks.adios import Masker
+from salmask.masks.mscn import mscn
 from salmask.randomness import Draws
-from salmask.saliency.scda import foreground as scda_foreground
-from salmask.shapes import Pair
-
-Masked = tuple[Tensor, Tensor, Tensor | None]  # query, key, hard negative or None
-Strategy = Callable[[Pair, Draws, int], Masked]
-
-
-@dataclass(frozen=True, config=STRICT)
-class HardNegative:
-    """ratio: the share of foreground patches to mask, drawn per image (beta)."""
-
-    ratio: Range = (0.4, 0.7)
-
-
-HARD_NEGATIVE = HardNegative()
+from salmask.shapes import Masked, Pair, Views, Wiring
 
 
 def none(pair: Pair, draws: Draws, grid: int) -> Masked:
     """The framework alone."""
-    return pair.query, pair.key, None
+    return Masked(pair.query, pair.key)
 
 
-def blur(
-    pair: Pair,
-    draws: Draws,
-    grid: int,
-    *,
-    ratio: Range = (0.05, 0.25),
-    hard_negative: HardNegative | None = HARD_NEGATIVE,
-    threshold: float = 0.6,
-    kernel: int = 31,
-    sigma: float = 10.0,
-) -> Masked:
-    """Masked patches show the strongly blurred view. Chin et al. 2024, Sec. 3.2."""
-    side = pair.query.shape[-1]
-    smooth = partial(
-        fill.strong_blur, kernel=scaled_kernel(kernel, side), sigma=scaled(sigma, side)
-    )
-    return _spatial(pair, draws, ratio, hard_negative, threshold, smooth)
-
-
-def mean(
-    pair: Pair,
-    draws: Draws,
-    grid: int,
-    *,
-    ratio: Range = (0.05, 0.25),
-    hard_negative: HardNegative | None = HARD_NEGATIVE,
-    threshold: float = 0.6,
-) -> Masked:
-    """Masked patches show the view's mean colour. Chin et al. 2024, Sec. 3.2."""
-    return _spatial(pair, draws, ratio, hard_negative, threshold, fill.mean_fill)
-
-
-def high_pass(
-    pair: Pair,
-    draws: Draws,
-    grid: int,
-    *,
-    ratio: Range = (0.05, 0.25),
-    hard_negative: HardNegative | None = HARD_NEGATIVE,
-    threshold: float = 0.6,
-    kernel: int = 11,
-    sigma: float = 5.0,
-    focal: float = 0.2,
-    channel: float = 0.7,
-    focal_keep: float = 200.0,
-    focal_drop: float = 130.0,
-    noise: float = 0.18,
-    hard_negative_noise: float = 0.14,
-) -> Masked:
-    """All views are high-pass filtered; masked areas of query and hard negative are noise.
-
-    Per image, one of three kinds: focal with probability `focal` (no saliency: the query keeps a
-    window of `focal_keep` px, the negative loses one of `focal_drop` px); else a mask per colour
-    channel with probability `channel`; else one mask for all. Chin et al. 2024, Sec. 3.2.
-    """
-    side = pair.query.shape[-1]
-    sharpen = partial(fill.high_pass, kernel=scaled_kernel(kernel, side), sigma=scaled(sigma, side))
-    query, key = sharpen(pair.query), sharpen(pair.key)
-
-    def hidden(view: str, patches: Tensor, keep_window: bool, window_px: float) -> Tensor:
-        """(B,3,H,W) bool from three patch masks (B,3,U,V), by each image's kind."""
-        chance = draws.uniform(f"{view}.kind", 2)[..., None, None, None]
-        shared = patches[:, :1].expand_as(patches)
-        spatial = where.to_pixels(torch.where(chance[:, 1] < channel, patches, shared), side)
-        inside = where.window(
-            draws.uniform(f"{view}.window", 2), round(scaled(window_px, side)), side
-        )
-        return torch.where(chance[:, 0] < focal, ~inside if keep_window else inside, spatial)
-
-    foreground = _foreground(pair.query_activation, threshold)
-    alpha = _between(draws, "query.ratio", ratio)
-    patches = _per_channel(
-        draws, "query.patches", foreground, partial(where.balanced_patches, foreground, alpha)
-    )
-    grain = fill.gaussian_noise(draws.normal("query.noise", *query.shape[1:]), noise)
-    masked = fill.mix(query, grain, hidden("query", patches, True, focal_keep))
-    if hard_negative is None:
-        return masked, key, None
-
-    foreground = _foreground(pair.key_activation, threshold)
-    count = _salient_count(draws, foreground, hard_negative)
-    patches = _per_channel(
-        draws, "negative.patches", foreground, partial(where.salient_patches, foreground, count)
-    )
-    grain = fill.gaussian_noise(draws.normal("negative.noise", *key.shape[1:]), hard_negative_noise)
-    return masked, key, fill.mix(key, grain, hidden("negative", patches, False, focal_drop))
-
-
-MASKS: dict[str, Callable[..., Masked]] = {
+MASKS: dict[str, Callable[..., Any]] = {
     "none": none,
-    "high_pass": high_pass,
-    "blur": blur,
-    "mean": mean,
+    "high_pass": guided.high_pass,
+    "blur": guided.blur,
+    "mean": guided.mean,
+    "mscn": mscn,
+    "adios": Masker,
+    "mixmask": mixing.mixmask,
+    "unmix": mixing.unmix,
+    "mixmask_star": mixing.mixmask_star,
+    "erase": mixing.erase,
 }
-WITHOUT_SALIENCY = ("none",)  # the masks that read no activation map
-FILTERED = {"high_pass": fill.high_pass}  # the masks whose encoder needs filtered input for ever
+WITHOUT_SALIENCY = ("none", "mscn", "adios", "mixmask", "unmix", "mixmask_star", "erase")
+LEARNED = ("adios",)  # modules, not functions
+FILTERED = {"high_pass": high_pass, "mscn": high_pass}  # whose encoder needs that for ever
+PUBLISHED = {  # the masks that do not go with every framework
+    "mscn": ("moco v2", "simclr", "byol"),
+    "adios": ("moco v2", "simclr", "byol", "simsiam"),
+}
 
 
-def build(choice: Choice, where_from: str = "mask") -> Strategy:
-    """The strategy that params chose, its options checked. Raises UserError."""
-    function = pick(MASKS, choice, where_from)
-    return partial(function, **bind(function, choice, where_from))
+@dataclass(frozen=True)
+class Strategy:
+    """A mask made ready for a framework. views: (pair, draws, shuffle) -> what the framework
+    trains on. reads_saliency: whether pairs must carry activation maps. extra_views: how many
+    further views pairs must carry. masker: the part that learns, if one does."""
+
+    views: Callable[[Pair, Draws, Tensor], Views]
+    reads_saliency: bool
+    extra_views: int
+    masker: Masker | None = None
+
+
+def options_of(choice: Choice, where_from: str = "mask") -> dict[str, Any]:
+    """The mask's options, checked, defaults filled in. Raises UserError."""
+    found = pick(MASKS, choice, where_from)
+    options = bind(found.__init__ if choice.name in LEARNED else found, choice, where_from)
+    guided.refuse_unguided_negatives(options, where_from)
+    return options
+
+
+def function_of(choice: Choice, where_from: str = "mask") -> Callable[..., Masked]:
+    """(pair, draws, grid) -> Masked, for a mask that does not learn. Raises UserError."""
+    return partial(MASKS[choice.name], **options_of(choice, where_from))
+
+
+def reads_saliency(choice: Choice) -> bool:
+    """Whether a mask looks at activation maps."""
+    return choice.name not in WITHOUT_SALIENCY and options_of(choice).get("where", "") != "random"
+
+
+def build(choice: Choice, wiring: Wiring, view: ViewConfig, where_from: str = "mask") -> Strategy:
+    """The mask that params chose, ready for a framework. Raises UserError for options that do not
+    fit, and for a mask that does not go with the framework."""
+    options = options_of(choice, where_from)
+    _refuse(choice.name, options, wiring, where_from)
+    if choice.name in LEARNED:
+        masker = Masker(view.size, wiring, **options)
+        return Strategy(masker.views, reads_saliency=False, extra_views=0, masker=masker)
+    mask = function_of(choice, where_from)
+    shared = options.get("share_view", False)
+    return Strategy(
+        partial(_views, mask, wiring, view.grid),
+        reads_saliency(choice),
+        0 if shared else options.get("extra_views", 0),
+    )
+
+
+def _refuse(name: str, options: dict[str, Any], wiring: Wiring, where_from: str) -> None:
+    if options.get("hard_negative") is not None and not wiring.hard_negatives:
+        raise UserError(
+            f"{where_from} (name: {name}): a hard negative is pushed away, and {wiring.name} "
+            "pushes nothing away; add `hard_negative: null`"
+        )
+    if name in PUBLISHED and wiring.name not in PUBLISHED[name]:
+        raise UserError(
+            f"{where_from} (name: {name}): defined for {', '.join(PUBLISHED[name])}; no paper says "
+            f"how its views meet under {wiring.name}"
+        )
+
+
+def _views(
+    mask: Callable[[Pair, Draws, int], Masked],
+    wiring: Wiring,
+    grid: int,
+    pair: Pair,
+    draws: Draws,
+    shuffle: Tensor,
+) -> Views:
+    """Which of the masked views are compared with which."""
+    first = mask(pair, draws, grid)
+    if first.extra:
+        everything = (first.query, first.key, *first.extra)
+        return Views(everything, _all_pairs(len(everything), wiring.roles), shuffle)
+    turns = [first]
+    if wiring.roles == "both":
+        turns.append(mask(pair.swapped(), draws.fork("other way"), grid))
+    images: list[Tensor] = []
+    pairs: list[tuple[int, int, float]] = []
+    negatives: dict[int, tuple[Tensor, ...]] = {}
+    for turn in turns:
+        query, key = _place(turn.query, images), _place(turn.key, images)
+        pairs.append((query, key, wiring.weight))
+        if turn.negatives:
+            negatives[key] = turn.negatives
+    return Views(tuple(images), tuple(pairs), shuffle, negatives, first.mixed)
+
+
+def _place(view: Tensor, images: list[Tensor]) -> int:
+    """Where a view stands among the images; it is added unless it is there."""
+    for place, known in enumerate(images):
+        if known is view:
+            return place
+    images.append(view)
+    return len(images) - 1
+
+
+def _all_pairs(count: int, roles: str) -> tuple[tuple[int, int, float], ...]:
+    """Every comparison of `count` views that a framework knows, equally weighed to a sum of 1."""
+    if roles == "query":
+        found = [(online, 1) for online in range(count) if online != 1]
+    else:
+        found = list((combinations if roles == "pairs" else permutations)(range(count), 2))
+    return tuple((online, target, 1 / len(found)) for online, target in found)
 
 
 def input_filter(choice: Choice, side: int) -> dict[str, Any] | None:
@@ -148,57 +159,9 @@ def input_filter(choice: Choice, side: int) -> dict[str, Any] | None:
     name and its resolved kernel and sigma in px, or None."""
     if choice.name not in FILTERED:
         return None
-    options = bind(MASKS[choice.name], choice, "mask")
+    options = options_of(choice)
     return {
-        "name": choice.name,
+        "name": "high_pass",
         "kernel": scaled_kernel(options["kernel"], side),
         "sigma": scaled(options["sigma"], side),
     }
-
-
-def _spatial(
-    pair: Pair,
-    draws: Draws,
-    ratio: Range,
-    hard_negative: HardNegative | None,
-    threshold: float,
-    filling: Callable[[Tensor], Tensor],
-) -> Masked:
-    """Saliency-guided patches shown through `filling`, on the query and on the hard negative."""
-    side = pair.query.shape[-1]
-    foreground = _foreground(pair.query_activation, threshold)
-    noise = draws.uniform("query.patches", *foreground.shape[1:])
-    patches = where.balanced_patches(foreground, _between(draws, "query.ratio", ratio), noise)
-    query = fill.mix(pair.query, filling(pair.query), where.to_pixels(patches, side)[:, None])
-    if hard_negative is None:
-        return query, pair.key, None
-    foreground = _foreground(pair.key_activation, threshold)
-    noise = draws.uniform("negative.patches", *foreground.shape[1:])
-    count = _salient_count(draws, foreground, hard_negative)
-    patches = where.salient_patches(foreground, count, noise)
-    negative = fill.mix(pair.key, filling(pair.key), where.to_pixels(patches, side)[:, None])
-    return query, pair.key, negative
-
-
-def _foreground(activation: Tensor | None, threshold: float) -> Tensor:
-    if activation is None:
-        raise ValueError("this mask looks at saliency, but the pair carries no activation map")
-    return scda_foreground(activation, threshold)
-
-
-def _between(draws: Draws, purpose: str, bounds: Range) -> Tensor:
-    return bounds[0] + (bounds[1] - bounds[0]) * draws.uniform(purpose, 1)[:, 0]
-
-
-def _salient_count(draws: Draws, foreground: Tensor, hard_negative: HardNegative) -> Tensor:
-    """round(beta * F) of the F foreground patches, beta drawn per image: (B,) int64."""
-    beta = _between(draws, "negative.ratio", hard_negative.ratio)
-    return torch.round(beta * foreground.sum(dim=(1, 2))).long()
-
-
-def _per_channel(
-    draws: Draws, purpose: str, foreground: Tensor, choose: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Three independent draws of patches from the same foreground: (B,3,U,V) bool."""
-    noise = draws.uniform(purpose, 3, *foreground.shape[1:])
-    return torch.stack([choose(noise[:, c]) for c in range(3)], dim=1)

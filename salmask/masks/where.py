@@ -4,8 +4,12 @@ noise: (B,U,V) float, independent uniforms; the patches with the smallest noise 
 equal noise gives equal masks on every device. True means masked or foreground.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+from salmask.randomness import Draws
 
 
 def _smallest(noise: Tensor, among: Tensor, count: Tensor) -> Tensor:
@@ -44,10 +48,43 @@ def random_patches(ratio: Tensor, noise: Tensor) -> Tensor:
     return _smallest(noise, everywhere, torch.round(ratio * noise[0].numel()).long())
 
 
+def blockwise_patches(grid: int, ratio: Tensor, draws: Draws, blocks: int = 24) -> Tensor:
+    """round(ratio*N) patches in a few rectangles: ratio (B,) in [0,1] -> (B,grid,grid) bool.
+
+    Rectangles of random size, shape and place are laid one after the other, row by row, until the
+    count is reached, so that it is met exactly on every grid. Areas are uniform up to the whole
+    count, aspect ratios log-uniform in [0.3, 1/0.3]. After Bao et al. 2022, Alg. 1, whose sizes
+    follow what remains.
+    """
+    total = grid * grid
+    count = torch.round(ratio * total)  # (B,)
+    u = draws.uniform("blocks", 4, blocks)
+    area = 1 + u[:, 0] * (count[:, None] - 1).clamp(min=0)
+    stretch = torch.exp((2 * u[:, 1] - 1) * math.log(1 / 0.3))
+    sides = torch.stack([area * stretch, area / stretch]).sqrt().round().clamp(1, grid)
+    start = (torch.stack([u[:, 2], u[:, 3]]) * (grid - sides + 1)).floor()  # (2,B,T)
+    cell = torch.arange(grid, device=ratio.device)
+    inside = (cell >= start[..., None]) & (cell < (start + sides)[..., None])  # (2,B,T,grid)
+    covered = inside[0][..., :, None] & inside[1][..., None, :]  # (B,T,grid,grid)
+    # When is a cell reached: with its first rectangle, and after all of them at random.
+    first = torch.where(covered.any(1), covered.int().argmax(1), blocks).flatten(1)
+    within = torch.where(
+        first < blocks,
+        torch.arange(total, device=ratio.device) / total,
+        draws.uniform("blocks.rest", total),
+    )
+    rank = (first + within).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    return (rank < count[:, None]).view(-1, grid, grid)
+
+
 def to_pixels(patches: Tensor, side: int) -> Tensor:
-    """A patch mask (..., U, V) as a pixel mask (..., side, side); U and V divide side."""
-    u, v = patches.shape[-2:]
-    return patches.repeat_interleave(side // u, dim=-2).repeat_interleave(side // v, dim=-1)
+    """A patch mask (..., U, V) as a pixel mask (..., side, side).
+
+    A pixel belongs to the patch over its corner, so that U and V need not divide the side.
+    """
+    pixel = torch.arange(side, device=patches.device)
+    rows, columns = (pixel * n // side for n in patches.shape[-2:])
+    return patches[..., rows, :][..., columns]
 
 
 def window(noise: Tensor, window_side: int, side: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,8 +11,10 @@ from torch import Tensor
 from salmask.config import Choice, RunConfig, ViewConfig
 from salmask.data import views
 from salmask.data.images import resample
-from salmask.data.loader import mirror
+from salmask.data.loader import branches, mirror
+from salmask.filters import high_pass
 from salmask.masks import strategies
+from salmask.masks.adios import Masker
 from salmask.randomness import Draws
 from salmask.report.papers import MASK_NAMES
 from salmask.report.sheets import Tile, grid_sheet
@@ -19,54 +22,66 @@ from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair
 
-_ALWAYS = ("high_pass", "blur", "mean")
+_ALWAYS = ("high_pass", "blur", "mean", "mscn", "mixmask", "unmix", "mixmask_star", "erase")
+_KINDS: dict[str, dict[str, dict[str, Any]]] = {  # what a mask draws by chance, shown one by one
+    "high_pass": {
+        "spatial": {"focal": 0.0, "channel": 0.0},
+        "per channel": {"focal": 0.0, "channel": 1.0},
+        "focal": {"focal": 1.0},
+    },
+    "mixmask": {"blocks": {"shape": "block"}, "discrete": {"shape": "discrete"}},
+    "unmix": {"blend": {"global_p": 1.0}, "box": {"global_p": 0.0}},
+}
 _GROUPS_A_BAND = 3
+_EXTRA = 2  # further views that MSCN takes
 _FILTERED_GAIN = 3.0  # high-pass views are faint: what is left of an image is mostly small
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One group of columns. guided: whether saliency decides what is masked."""
+    """One group of columns. guided: whether saliency decides what is masked. masker: of a mask
+    that was learned."""
 
     title: str
     mask: Choice
     guided: bool = True
+    masker: Masker | None = None
 
 
-def masks_of(runs: Sequence[RunConfig]) -> list[Shown]:
-    """The masks of the runs and, always, the paper's three; high-pass once for each of its kinds.
+def masks_of(runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = None) -> list[Shown]:
+    """The masks of the runs and, always, those that need no training; some of them once for each of
+    the kinds that they draw by chance.
 
-    A mask with options of its own carries the name of the first run that has it.
+    A mask with options of its own carries the name of the first run that has it. maskers: by run;
+    a mask that is learned is shown where there is one.
     """
     found: dict[str, Choice] = {}
+    learned = []
     for run in runs:
-        if run.mask.name != "none" and run.mask not in found.values():
+        if masker := (maskers or {}).get(run.name):
+            learned.append(Shown(f"{_name(run.mask.name)}\n{run.name}", run.mask, False, masker))
+        elif run.mask.name in strategies.LEARNED or run.mask.name == "none":
+            continue
+        elif run.mask not in found.values():
             named = _name(run.mask.name)
             found[f"{named}\n{run.name}" if run.mask.options else named] = run.mask
     for name in _ALWAYS:
         found.setdefault(_name(name), Choice(name, {}))
     order = {_name(name): place for place, name in enumerate(_ALWAYS)}
-    titles = sorted(found, key=lambda title: order.get(title, len(order)))
-    return [shown for title in titles for shown in _kinds(title, found[title])]
+    titles = sorted(found, key=lambda title: order.get(title.partition("\n")[0], len(order)))
+    return [shown for title in titles for shown in _kinds(title, found[title])] + learned
 
 
 def _kinds(title: str, mask: Choice) -> list[Shown]:
-    if mask.name != "high_pass":
-        return [Shown(title, mask)]
-
+    guided = strategies.reads_saliency(mask)
     named = _name(mask.name)
-
-    def forced(kind: str, guided: bool = True, **chances: float) -> Shown:
-        return Shown(
-            title.replace(named, f"{named}, {kind}", 1),
-            Choice(mask.name, {**mask.options, **chances}),
-            guided,
-        )
-
     return [
-        forced("spatial", focal=0.0, channel=0.0),
-        forced("per channel", focal=0.0, channel=1.0),
-        forced("focal", guided=False, focal=1.0),
+        Shown(
+            title.replace(named, f"{named}, {kind}" if kind else named, 1),
+            Choice(mask.name, {**mask.options, **forced}),
+            guided and kind != "focal",
+        )
+        for kind, forced in _KINDS.get(mask.name, {"": {}}).items()
     ]
 
 
@@ -85,14 +100,15 @@ def pair_of(
     store = SaliencyStore({}, activations)
     side, grid = (view.size, view.size), (view.grid, view.grid)
     seen, maps = {}, {}
-    for branch in ("query", "key"):
+    for branch in branches(_EXTRA):
         boxes = views.crop_boxes(draws, branch, sizes, view.crop, view.aspect)
         flips = views.flips(draws, branch, view.flip)
         cut = [resample(image, side, box) for image, box in zip(images, boxes, strict=True)]
         pixels = mirror(torch.stack(cut), flips).float() / 255
         seen[branch] = views.normalise(views.photometry(pixels, draws, branch, view))
         maps[branch] = store.crop(torch.arange(len(images)), boxes, flips, grid)
-    return Pair(seen["query"], seen["key"], maps["query"], maps["key"])
+    query, key, *extra = seen.values()
+    return Pair(query, key, maps["query"], maps["key"], tuple(extra))
 
 
 def mask_sheet(
@@ -105,8 +121,8 @@ def mask_sheet(
     epoch: int = 0,
     ids: Tensor | None = None,
 ) -> bytes:
-    """PNG: a row per image; query and key with their saliency, then per mask the masked query
-    and the hard negative, with the foreground's outline.
+    """PNG: a row per image; query and key with their saliency, then per mask what it makes of the
+    views, with the foreground's outline where that guides it.
 
     activations: level in px -> (B,Us,Vs) maps of the whole images. ids: (B,) int64, the rows whose
     random numbers to use (0, 1, ... by default): (seed, epoch, id) gives training's own views.
@@ -130,29 +146,46 @@ def mask_sheet(
 def _group(
     shown: Shown, pair: Pair, draws: Draws, view: ViewConfig
 ) -> tuple[str, list[tuple[str, list[Tile | None]]]]:
-    query, _, negative = strategies.build(shown.mask)(pair, draws, view.grid)
     filtered = shown.mask.name in strategies.FILTERED
+    if shown.masker is not None:
+        with torch.inference_mode():
+            masks = shown.masker.eval()(pair.query).unbind(1)
+        hidden = [pair.query * (1 - mask[:, None]) for mask in masks]
+        return shown.title, [
+            (f"less mask {n}", _tiles(images, None)) for n, images in enumerate(hidden, 1)
+        ]
+    masked = strategies.function_of(shown.mask)(pair, draws, view.grid)
     threshold = float(shown.mask.options.get("threshold", 0.6))
-    return shown.title, [
-        ("query", _tiles(query, pair.query_activation, shown.guided, threshold, filtered)),
-        ("hard negative", _tiles(negative, pair.key_activation, shown.guided, threshold, filtered)),
+    query_cells, key_cells = (
+        foreground(maps, threshold) if shown.guided and maps is not None else None
+        for maps in (pair.query_activation, pair.key_activation)
+    )
+    columns = []
+    if masked.query is not pair.query:
+        columns.append(("query", _tiles(masked.query, query_cells, filtered)))
+    if _is_masked_key(shown.mask, masked.key, pair.key):
+        columns.append(("key", _tiles(masked.key, key_cells, filtered)))
+    columns += [("extra view", _tiles(images, None, filtered)) for images in masked.extra]
+    columns += [
+        ("hard negative", _tiles(images, key_cells, filtered)) for images in masked.negatives
     ]
+    columns += [("query, mixed", _tiles(mixed.images, None)) for mixed in masked.mixed]
+    return shown.title, columns
 
 
-def _tiles(
-    images: Tensor | None,
-    maps: Tensor | None,
-    guided: bool,
-    threshold: float,
-    filtered: bool,
-) -> list[Tile | None]:
-    assert maps is not None
-    if images is None:
-        return [None] * len(maps)
-    cells = foreground(maps, threshold)
+def _is_masked_key(mask: Choice, key: Tensor, unmasked: Tensor) -> bool:
+    wanted = strategies.input_filter(mask, unmasked.shape[-1])
+    if wanted is not None:
+        unmasked = high_pass(unmasked, wanted["kernel"], wanted["sigma"])
+    return not torch.equal(key, unmasked)
+
+
+def _tiles(images: Tensor, cells: Tensor | None, filtered: bool = False) -> list[Tile | None]:
+    """One tile per image (B,3,H,W), with the outline of its cells (B,U,V) where there are any."""
     pixels = displayable(images, filtered)
     return [
-        Tile(p.numpy(), cells=c if guided else None) for p, c in zip(pixels, cells, strict=True)
+        Tile(picture.numpy(), cells=None if cells is None else cells[i])
+        for i, picture in enumerate(pixels)
     ]
 
 

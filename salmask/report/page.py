@@ -90,7 +90,7 @@ def build(
         blocks=blocks,
         has_paper=any(c.paper for b in blocks for cells in b.rows.values() for c in cells),
         pictures=pictures,
-        masked=[] if store is None else _masked(rows, store, runs, seed),
+        masked=[] if store is None else _masked(rows, store, runs, places.pretrain, seed),
         evidence=[_evidence(s) for s in scored],
         has_saliency=store is not None,
         runs=names,
@@ -165,14 +165,19 @@ def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> Picture | No
 
 
 def _masked(
-    rows: Manifest, store: SaliencyStore, runs: Sequence[RunConfig], seed: int
+    rows: Manifest, store: SaliencyStore, runs: Sequence[RunConfig], pretrain: Path, seed: int
 ) -> list[Picture]:
     """One sheet per kind of view that the runs use (mostly one)."""
     by_view: dict[ViewConfig, list[RunConfig]] = {}
     for run in runs:
         by_view.setdefault(run.view, []).append(run)
     ids = samples.spread(rows, "train", _MASKED_ROWS)
-    return [_mask_sheet(rows, store, ids, view, own, seed) for view, own in by_view.items()]
+    loaded = {run.name: encoder_file.load_masker(pretrain / run.name, run) for run in runs}
+    maskers = {name: masker for name, masker in loaded.items() if masker}
+    return [
+        _mask_sheet(rows, store, ids, view, gallery.masks_of(own, maskers), seed, own)
+        for view, own in by_view.items()
+    ]
 
 
 def _mask_sheet(
@@ -180,12 +185,13 @@ def _mask_sheet(
     store: SaliencyStore,
     ids: Tensor,
     view: ViewConfig,
-    runs: Sequence[RunConfig],
+    masks: Sequence[gallery.Shown],
     seed: int,
+    runs: Sequence[RunConfig],
 ) -> Picture:
     images = [read_image(rows, row) for row in ids.tolist()]  # whole: views crop them
     maps = {level: store.activation(ids, level) for level in store.levels}
-    drawn = gallery.mask_sheet(images, maps, view, gallery.masks_of(runs), seed=seed, ids=ids)
+    drawn = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=ids)
     return Picture(drawn, {"view": view, "runs": [run.name for run in runs]})
 
 

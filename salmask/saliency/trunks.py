@@ -10,11 +10,10 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.func import functional_call
 from torchvision.models.densenet import DenseNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from salmask.backbones import build_encoder
+from salmask.backbones import build_encoder, dry_run
 from salmask.config import EncoderConfig
 from salmask.errors import UserError
 from salmask.filters import high_pass
@@ -132,23 +131,31 @@ def _of_torchvision(arch: str) -> nn.Module:
         body = torchvision.models.resnet50(norm_layer=partial(FrozenBatchNorm2d, eps=0.0))
         return nn.Sequential(_chain(body, _RESNET))
     require_classifier(arch)
-    model = torchvision.models.get_model(arch, weights=None)
+    return nn.Sequential(_up_to_pooling(torchvision.models.get_model(arch, weights=None), arch))
+
+
+def _of_salmask(arch: Mapping[str, Any]) -> nn.Module:
+    config = EncoderConfig(**arch["encoder"])
+    try:
+        layers = _up_to_pooling(build_encoder(config), config.arch)
+    except UserError as error:
+        raise UserError(f"encoder.json: {error}") from None
+    if wanted := arch["filter"]:
+        layers["filter"] = _HighPass(wanted["kernel"], wanted["sigma"])
+        layers.move_to_end("filter", last=False)
+    return nn.Sequential(layers)
+
+
+def _up_to_pooling(model: nn.Module, arch: str) -> "OrderedDict[str, nn.Module]":
+    """The layers of torchvision's network, ours included, that lead to its last feature map."""
     names = {name for name, _ in model.named_children()}
     for trunk in _TRUNKS:
         if names.issuperset(trunk) and names - set(trunk) <= _POOLING_AND_HEAD:
             layers = _chain(model, trunk)
             if isinstance(model, DenseNet):  # its forward applies one more
                 layers["relu"] = nn.ReLU()
-            return nn.Sequential(layers)
+            return layers
     raise UserError(f"localizer.arch: {arch} {_NO_TRUNK}")
-
-
-def _of_salmask(arch: Mapping[str, Any]) -> nn.Module:
-    layers = _chain(build_encoder(EncoderConfig(**arch["encoder"])), _RESNET)
-    if wanted := arch["filter"]:
-        layers["filter"] = _HighPass(wanted["kernel"], wanted["sigma"])
-        layers.move_to_end("filter", last=False)
-    return nn.Sequential(layers)
 
 
 def _chain(model: nn.Module, names: tuple[str, ...]) -> "OrderedDict[str, nn.Module]":
@@ -167,7 +174,7 @@ def stride_of(layers: nn.Module, arch: Arch) -> int:
     the model takes no such sizes.
     """
     try:
-        narrow, wide = (_shape(layers, width) for width in (224, 672))
+        narrow, wide = (dry_run(layers, 224, width) for width in (224, 672))
     except Exception as error:  # whatever a model of others raises on a size it cannot take
         raise UserError(f"localizer.arch: {arch} {_NO_TRUNK}: {error}") from None
     is_map = len(narrow) == len(wide) == 4 and narrow[:3] == wide[:3] and narrow[3] < wide[3]
@@ -177,14 +184,6 @@ def stride_of(layers: nn.Module, arch: Arch) -> int:
             f"and {wide} for 224x672 px"
         )
     return round(448 / (wide[3] - narrow[3]))
-
-
-def _shape(layers: nn.Module, width: int) -> tuple[int, ...]:
-    state = {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
-    shapes = {name: value.to("meta") for name, value in state.items()}
-    images = torch.zeros(1, 3, 224, width, device="meta")
-    found: Tensor = functional_call(layers, shapes, (images,))
-    return tuple(found.shape)
 
 
 # --------------------------------------------------------------------- how lite0's file says it

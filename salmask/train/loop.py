@@ -20,19 +20,18 @@ from torch import Tensor
 from salmask import encoder_file, frameworks
 from salmask.config import RunConfig
 from salmask.data import manifest as manifests
-from salmask.data import views
-from salmask.data.loader import Crops, Schedule, pairs
+from salmask.data.loader import Crops, Schedule, branches, pairs
 from salmask.devices import autocast, place
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.masks import strategies
 from salmask.progress import progress
-from salmask.randomness import Draws, batch_shuffle
 from salmask.saliency.store import SaliencyStore
-from salmask.shapes import Pair, Views
 from salmask.train import checkpoint
-from salmask.train.optim import build_optimizer, learning_rate
+from salmask.train.adversary import Adversary
+from salmask.train.batches import make_batch
+from salmask.train.optim import build_optimizer, learning_rate, set_rates
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,11 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
     model = frameworks.build(config.framework, config.encoder, config.train.batch, steps)
     model = place(model, device)
-    optimizer = build_optimizer(model.parameters(), config.train)
-    mask = strategies.build(config.mask)
+    optimizer = build_optimizer(model, config.train)
+    mask = strategies.build(config.mask, model.wiring, config.view)
+    adversary = Adversary(place(mask.masker, device)) if mask.masker else None
     store = None
-    if config.mask.name not in strategies.WITHOUT_SALIENCY:
+    if mask.reads_saliency:
         store = SaliencyStore.open(inputs.saliency, rows.digest, inputs.localizer, device)
 
     step, history, sums = 0, [], {}
@@ -75,6 +75,8 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if adversary:
+            adversary.load_state_dict(state["adversary"])
         step, history, sums = state["step"], state["history"], state["sums"]
 
     def save() -> None:
@@ -86,6 +88,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
                 "step": step,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "adversary": adversary.state_dict() if adversary else None,
                 "history": history,
                 "sums": sums,
             },
@@ -102,19 +105,22 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         device=device,
         workers=job.workers,
         start=divmod(step, schedule.steps_per_epoch),
+        branches=branches(mask.extra_views),
     )
     model.train()
     with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar, stop:
         for crops in _saving(batches, save):
             rate = learning_rate(config.train, step, schedule.steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            seen_views = make_views(crops, config, seed, mask, store)
+            set_rates(optimizer, config.train, rate)
+            batch = make_batch(crops, config, seed, store)
             with autocast(device, config.train.precision):
-                seen: dict[str, Tensor] = forward(seen_views, step / steps)
+                seen: dict[str, Tensor] = forward(batch.views(mask), step / steps)
             optimizer.zero_grad(set_to_none=True)
             seen["loss"].backward()
             optimizer.step()
+            if adversary:
+                share, precise = rate / config.train.lr, autocast(device, config.train.precision)
+                seen |= adversary.step(model, batch, share, precise)
             step += 1
 
             values = torch.stack([v.detach().float() for v in seen.values()]).tolist()  # one sync
@@ -142,6 +148,8 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
 
     write_history(job.out / "history.csv", history)
     encoder_file.save(model.get_submodule("encoder"), config, job.out)
+    if adversary:
+        encoder_file.save_masker(adversary.masker, job.out)
     return history[-1]
 
 
@@ -152,35 +160,6 @@ def _saving(batches: Iterator[Crops], save: Callable[[], None]) -> Iterator[Crop
     except DataGoneError:
         save()
         raise
-
-
-def make_views(
-    crops: Crops,
-    config: RunConfig,
-    seed: int,
-    mask: strategies.Strategy,
-    store: SaliencyStore | None,
-) -> Views:
-    """Photometry, saliency crop and mask for one batch, on its device."""
-    draws = Draws.of(seed, crops.epoch, crops.ids)
-    seen = {
-        branch: views.normalise(views.photometry(pixels.float() / 255, draws, branch, config.view))
-        for branch, pixels in crops.crops.items()
-    }
-    maps: dict[str, Tensor] = {}
-    if store is not None:
-        grid = (config.view.grid, config.view.grid)
-        for branch in seen:
-            boxes, flips = crops.boxes[branch], crops.flips[branch]
-            maps[branch] = store.crop(crops.ids, boxes, flips, grid)
-    pair = Pair(seen["query"], seen["key"], maps.get("query"), maps.get("key"))
-    query, key, negative = mask(pair, draws, config.view.grid)
-    shuffle = batch_shuffle(seed, crops.epoch, crops.step, len(crops.ids)).to(query.device)
-    return Views(_fast(query), _fast(key), None if negative is None else _fast(negative), shuffle)
-
-
-def _fast(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:

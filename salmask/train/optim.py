@@ -1,31 +1,75 @@
 """Optimizers and learning-rate schedules."""
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_right
+from typing import Any
 
 import torch
 from torch import nn
 
 from salmask.config import TrainConfig
+from salmask.train.lars import LARS
 
 
-def build_optimizer(
-    parameters: Iterable[nn.Parameter], config: TrainConfig
-) -> torch.optim.Optimizer:
-    """The optimizer of a run over the parameters that learn; decay applies to all of them."""
-    learning = [p for p in parameters if p.requires_grad]
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a run over the parameters of `model` that learn.
+
+    Decay applies to all of them; under LARS to weights with two dimensions or more. What lies in
+    the submodules that `model.constant_rate` names (a tuple, optional) goes in groups marked
+    `constant` (SimSiam's predictor: Chen & He 2021). Raises AttributeError for a submodule that
+    is not there, ValueError when nothing learns.
+    """
+    groups = _groups(model, by_dimension=config.optimizer == "lars")
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            learning, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-    return torch.optim.AdamW(learning, config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "lars":
+        return LARS(groups, config.lr, config.momentum, config.weight_decay)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+
+
+def _groups(model: nn.Module, by_dimension: bool) -> list[dict[str, Any]]:
+    """Parameter groups in the model's order. by_dimension: biases and norm weights apart."""
+    constant = {
+        id(parameter)
+        for name in getattr(model, "constant_rate", ())
+        for parameter in model.get_submodule(name).parameters()
+    }
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for parameter in model.parameters():  # each once, even one with two names
+        if not parameter.requires_grad:
+            continue
+        fixed = id(parameter) in constant
+        excluded = by_dimension and parameter.ndim <= 1
+        group = groups.setdefault((fixed, excluded), {"params": [], "constant": fixed})
+        if excluded:
+            group |= {"adapt": False, "weight_decay": 0.0}
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, rate: float) -> None:
+    """Sets the learning rate of every group: `rate`, or `config.lr` where marked `constant`."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr if group.get("constant") else rate
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate at a global step: linear warm-up from 0, then half a cosine to 0, per step."""
+    """The rate at a global step: linear warm-up from 0, then `config.schedule`.
+
+    `cosine`: half a cosine to 0, per step. `step`: times gamma from the start of every epoch in
+    `milestones`, counted from 0 (He et al. 2020). `constant`: the peak.
+    """
     warmup = config.warmup_epochs * steps_per_epoch
-    total = config.epochs * steps_per_epoch
     if step < warmup:
         return config.lr * min(1.0, (step + 1) / warmup)
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        return config.lr * config.gamma ** bisect_right(config.milestones, step // steps_per_epoch)
+    total = config.epochs * steps_per_epoch
     share = (step - warmup) / max(total - warmup, 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * share))

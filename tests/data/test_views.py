@@ -1,16 +1,20 @@
 import colorsys
+import hashlib
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from salmask.config import ViewConfig
+from salmask.config import ViewConfig, check
 from salmask.data import views
+from salmask.filters import gaussian_blur
 from salmask.randomness import Draws
 
 
@@ -54,6 +58,8 @@ def reference_crop(tries, corner, height, width, crop, aspect):
 
 UNIT = st.floats(0, 1, exclude_max=True, width=32)
 SIZE = st.integers(8, 400)
+CHANCE = st.sampled_from([0.0, 0.3, 1.0])
+PIECES = ("jitter_p", "gray_p", "blur_p", "solarize_p")
 
 
 @given(
@@ -257,14 +263,14 @@ def test_grayscale_is_luma_in_every_channel(generator):
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("what", ["jitter_p", "gray_p", "blur_p"])
-def test_each_chance_comes_as_often_as_asked(what):
-    chances = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0} | {what: 0.3}
-    config = ViewConfig(size=8, grid=4, **chances)
-    images = torch.rand(1, 3, 8, 8).expand(1000, 3, 8, 8)
-    found = views.photometry(images, Draws.of(0, 0, torch.arange(1000)), "query", config)
-    changed = (found != images).flatten(1).any(1).float().mean()
-    assert changed.item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 1000))
+@pytest.mark.parametrize(("column", "piece"), list(enumerate(PIECES)))
+def test_each_chance_comes_as_often_as_asked_and_apart_from_the_others(column, piece):
+    chances = dict.fromkeys(PIECES, 0.0) | {piece: 0.3}
+    config = ViewConfig(size=8, grid=4, blur_sigma=(1.0, 1.0), **chances)
+    images, draws = torch.rand(1, 3, 8, 8).expand(1000, 3, 8, 8), Draws.of(0, 0, torch.arange(1000))
+    changed = (views.photometry(images, draws, "query", config) != images).flatten(1).any(1)
+    assert torch.equal(changed, draws.uniform("query.chances", 4)[:, column] < 0.3)
+    assert changed.float().mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 1000))
 
 
 @given(st.integers(0, 100))
@@ -281,7 +287,7 @@ def test_photometry_depends_on_the_sample_alone(seed):
 @given(st.integers(0, 100))
 def test_photometry_stays_between_zero_and_one(seed):
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    config = ViewConfig(size=8, grid=4, jitter=(1.0, 1.0, 1.0, 0.5), jitter_p=1)
+    config = ViewConfig(size=8, grid=4, jitter=(1.0, 1.0, 1.0, 0.5), jitter_p=1, solarize_p=0.5)
     found = views.photometry(images, Draws.of(seed, 0, torch.arange(4)), "query", config)
     assert found.min() >= -1e-6 and found.max() <= 1 + 1e-6
 
@@ -289,3 +295,106 @@ def test_photometry_stays_between_zero_and_one(seed):
 def test_normalisation_is_torchvisions(images):
     wanted = reference.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(views.normalise(images), wanted)
+
+
+# ------------------------------------------------------------------------------- view by view
+
+
+def test_solarization_by_hand():
+    pixels = torch.tensor([0.0, 0.25, 127 / 255, 0.5, 128 / 255, 0.75, 1.0])
+    wanted = torch.tensor([0.0, 0.25, 127 / 255, 0.5, 127 / 255, 0.25, 0.0])
+    torch.testing.assert_close(views.solarize(pixels), wanted)
+
+
+def test_solarization_is_torchvisions_of_128():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    torch.testing.assert_close(views.solarize(levels / 255), reference.solarize(levels, 128) / 255)
+
+
+def test_solarization_comes_after_the_blur(images):
+    config = ViewConfig(size=9, grid=3, jitter_p=0, gray_p=0, blur_p=1, blur_sigma=(1.0, 1.0))
+    draws = Draws.of(0, 0, torch.arange(4))
+    blurred = views.photometry(images, draws, "query", config)
+    found = views.photometry(images, draws, "query", replace(config, solarize_p=1.0))
+    assert torch.equal(found, torch.where(blurred >= 0.5, 1 - blurred, blurred))
+
+
+def before_solarization(images, draws, view, config):
+    """`photometry` as it was when there was none."""
+    chance = draws.uniform(f"{view}.chances", 3)[..., None, None, None]
+    jittered = views.jitter(images, draws.uniform(f"{view}.jitter", 4), config.jitter)
+    images = torch.where(chance[:, 0] < config.jitter_p, jittered, images)
+    gray = views.luma(images).expand_as(images)
+    images = torch.where(chance[:, 1] < config.gray_p, gray, images)
+    if config.blur_p > 0:
+        low, high = config.blur_sigma
+        sigma = low + (high - low) * draws.uniform(f"{view}.blur", 1)[:, 0]
+        reach = min(int(3 * high + 0.999), config.size - 1)
+        blurred = gaussian_blur(images, 2 * reach + 1, sigma)
+        images = torch.where(chance[:, 2] < config.blur_p, blurred, images)
+    return images
+
+
+@given(st.integers(0, 1000), st.sampled_from(["query", "key"]), CHANCE, CHANCE, CHANCE)
+def test_without_solarization_views_keep_their_bits(seed, view, jitter_p, gray_p, blur_p):
+    config = ViewConfig(size=8, grid=4, jitter_p=jitter_p, gray_p=gray_p, blur_p=blur_p)
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    draws = Draws.of(seed, 1, torch.arange(6))
+    wanted = before_solarization(images, draws, view, config)
+    for same in (config, replace(config, blur_p=(blur_p, blur_p), solarize_p=(0.0, 0.0))):
+        assert torch.equal(views.photometry(images, draws, view, same), wanted)
+
+
+def test_without_solarization_views_have_the_digest_they_had():
+    """Of brightness and grayscale only: sums and products that every processor rounds alike."""
+    config = ViewConfig(size=16, grid=4, jitter=(0.4, 0.0, 0.0, 0.0), blur_p=0.0)
+    pixels = (torch.arange(24 * 3 * 16 * 16) * 2654435761 % 256).reshape(24, 3, 16, 16) / 255
+    digest = hashlib.sha256()
+    for view in ("query", "key", "extra1"):
+        found = views.photometry(pixels, Draws.of(3, 1, torch.arange(24)), view, config)
+        digest.update(found.contiguous().numpy().tobytes())
+    assert digest.hexdigest()[:16] == "dfd42adb0a686b06"
+
+
+# every framework's published augmentation; what a line leaves out is the default
+PUBLISHED = """
+mocov1: {crop: [0.2, 1.0], jitter: [0.4, 0.4, 0.4, 0.4], jitter_p: 1, gray_p: 0.2, blur_p: 0}
+mocov2: {crop: [0.2, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], jitter_p: 0.8, gray_p: 0.2, blur_p: 0.5}
+simclr: {crop: [0.08, 1], jitter: [0.8, 0.8, 0.8, 0.2], jitter_p: 0.8, gray_p: 0.2, blur_p: 0.5}
+byol: {crop: [0.08, 1], jitter: [0.4, 0.4, 0.2, 0.1], jitter_p: 0.8, gray_p: 0.2,
+       blur_p: [1.0, 0.1], solarize_p: [0, 0.2]}
+cifar: {crop: [0.08, 1], jitter: [0.4, 0.4, 0.4, 0.1], blur_p: 0, size: 32, grid: 4}
+"""
+# shares of jittered, gray, blurred and solarized images; of byol, in the query and in the key
+SHARES = {
+    "mocov1": [(1.0, 0.2, 0.0, 0.0)],
+    "mocov2": [(0.8, 0.2, 0.5, 0.0)],
+    "simclr": [(0.8, 0.2, 0.5, 0.0)],
+    "byol": [(0.8, 0.2, 1.0, 0.0), (0.8, 0.2, 0.1, 0.2)],
+    "cifar": [(0.8, 0.2, 0.0, 0.0)],
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_published_augmentations_can_be_written_and_views_differ_as_they_must(name):
+    config = check(yaml.safe_load(PUBLISHED)[name], ViewConfig, "view")
+    assert config.crop == (0.2 if name.startswith("moco") else 0.08, 1.0)
+    assert (config.flip, config.blur_sigma) == (0.5, (0.1, 2.0))
+    draws = Draws.of(0, 0, torch.arange(600))
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).expand(600, 3, 8, 8)
+    for view, row in (("query", 0), ("key", -1), ("extra1", 0)):
+        for piece, share in zip(PIECES, SHARES[name][row], strict=True):
+            alone = dict.fromkeys(PIECES, 0.0) | {piece: getattr(config, piece)}
+            alone |= {"size": 8, "grid": 4, "blur_sigma": (1.0, 1.0)}  # a blur of 0.1 px is none
+            found = views.photometry(images, draws, view, replace(config, **alone))
+            changed = (found != images).flatten(1).any(1).float().mean().item()
+            near = 4 * math.sqrt(share * (1 - share) / 600)
+            assert changed == pytest.approx(share, abs=near), (view, piece)
+
+
+def test_a_piece_that_a_view_never_shows_is_not_computed(monkeypatch, images):
+    config = ViewConfig(jitter_p=0, gray_p=0, blur_p=(0.5, 0.0), solarize_p=(0.5, 0.0))
+    for piece in ("jitter", "luma", "gaussian_blur", "solarize"):
+        monkeypatch.delattr(views, piece)
+    found = views.photometry(images, Draws.of(0, 0, torch.arange(4)), "key", config)
+    assert torch.equal(found, images)

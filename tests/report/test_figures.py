@@ -18,7 +18,7 @@ from salmask.randomness import Draws
 from salmask.report import figures, gallery, samples, sheets
 from salmask.saliency import store as stores
 from salmask.saliency.scda import foreground
-from salmask.train.loop import make_views
+from salmask.train.batches import make_batch
 
 # -------------------------------------------------------------------------------------- figures
 
@@ -58,7 +58,7 @@ def test_the_sheet_shows_the_views_that_training_sees(built) -> None:
         for b in boxes
     }
     crops = Crops(0, 0, ids, {b: mirror(cut[b], flips[b]) for b in cut}, boxes, flips)
-    seen = make_views(crops, run, 5, strategies.build(Choice("none", {})), store)
+    seen = make_batch(crops, run, 5, store).pair
     assert torch.equal(pair.query, seen.query) and torch.equal(pair.key, seen.key)
     assert torch.equal(pair.key_activation, store.crop(ids, boxes["key"], flips["key"], (4, 4)))
 
@@ -73,11 +73,13 @@ def masked_cells(title: str) -> tuple[torch.Tensor, ...]:
     pair = gallery.pair_of(images, maps, view, draws)
     (shown,) = [s for s in gallery.masks_of([]) if s.title == title]
     plain = Choice("high_pass", {**shown.mask.options, "focal": 0.0, "ratio": [0.0, 0.0]})
-    query, key, negative = strategies.build(shown.mask)(pair, draws, 8)
-    before = (
-        pair.query if shown.mask.name != "high_pass" else strategies.build(plain)(pair, draws, 8)[0]
-    )
-    changed = [(a != b).float() for a, b in ((query, before), (negative, key))]
+    masked = strategies.function_of(shown.mask)(pair, draws, 8)
+    before = pair.query
+    if shown.mask.name == "high_pass":
+        before = strategies.function_of(plain)(pair, draws, 8).query
+    changed = [
+        (a != b).float() for a, b in ((masked.query, before), (masked.negatives[0], masked.key))
+    ]
     cells = [torch.nn.functional.avg_pool2d(c, 8) for c in changed]
     return *cells, foreground(pair.query_activation), foreground(pair.key_activation)
 

@@ -1,17 +1,20 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from salmask.config import Choice, bind
+from salmask.backbones import build_encoder
+from salmask.config import Choice, EncoderConfig, bind
 from salmask.errors import UserError
 from salmask.saliency import localizers, trunks
 from salmask.saliency.localizers import LOCALIZERS, Localizer, Trunk
+from salmask.saliency.weights import fitted
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -146,6 +149,37 @@ def test_only_timms_own_names_are_names(arch, monkeypatch):
 def test_the_stride_of_our_encoders(stem, stride):
     arch = {"encoder": {"arch": "resnet10", "width": 8, "stem": stem}, "filter": None}
     assert trunks.stride_of(trunks.build_layers("salmask", arch), arch) == stride
+
+
+@pytest.mark.parametrize(
+    ("arch", "kept", "head"),
+    [
+        ("convnext_tiny", 768, lambda network, x: network.classifier(network.avgpool(x))),
+        ("densenet121", 1024, lambda network, x: x.mean(dim=(2, 3))),
+        ("mnasnet0_5", 1280, lambda network, x: x.mean(dim=(2, 3))),
+    ],
+)
+def test_our_encoders_of_torchvision_have_a_trunk(arch, kept, head, tmp_path):
+    config = EncoderConfig(arch, stem="small")
+    network = _lively(build_encoder(config, bn_group=2, seed=0))
+    save_file(network.state_dict(), tmp_path / "encoder.safetensors")
+
+    described = {"encoder": asdict(config), "filter": None}
+    layers = trunks.build_layers("salmask", described)
+    theirs = load_file(tmp_path / "encoder.safetensors")
+    heads = trunks.head_names(layers)
+    layers.load_state_dict(fitted(theirs, layers.state_dict(), tmp_path, heads))
+    assert trunks.stride_of(layers, described) == 8
+    with torch.inference_mode():
+        found = layers(IMAGES)
+        torch.testing.assert_close(head(network, found), network(IMAGES))
+    assert found.shape == (2, kept, 12, 12) and found.std() > 0
+
+
+def test_an_encoder_that_there_is_not_has_no_trunk():
+    arch = {"encoder": {"arch": "vgg16"}, "filter": None}
+    with pytest.raises(UserError, match=r"encoder\.json: encoder\.arch: vgg16 does not end in"):
+        trunks.build_layers("salmask", arch)
 
 
 # --------------------------------------------------------------------------------------- trunk

@@ -1,0 +1,31 @@
+"""Projection and prediction heads: multi-layer perceptrons, with batch norm or without."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import nn
+
+from salmask.norms import GroupedBatchNorm
+
+Last = Literal["bare", "norm", "plain_norm"]
+
+
+def mlp(sizes: Sequence[int], *, norm: bool, last: Last = "bare", bn_group: int = 0) -> nn.Module:
+    """Linear layers of the given sizes with ReLU between them: (B, sizes[0]) -> (B, sizes[-1]).
+
+    norm: whether batch norm follows each layer but the last. last: what follows that one: nothing
+    (`bare`), batch norm, or batch norm without scale and shift (`plain_norm`). A layer that is
+    normalised has no bias of its own. bn_group: samples that share statistics, 0 for all.
+    """
+    layers: list[nn.Module] = []
+    for place, (inputs, outputs) in enumerate(pairwise(sizes)):
+        ends = place == len(sizes) - 2
+        normed = last != "bare" if ends else norm
+        layers.append(nn.Linear(inputs, outputs, bias=not normed))
+        if normed:
+            affine = not (ends and last == "plain_norm")
+            layers.append(GroupedBatchNorm(outputs, bn_group, affine))
+        if not ends:
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers)

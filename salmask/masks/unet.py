@@ -1,0 +1,69 @@
+"""A small U-Net that divides an image among N masks, as ADIOS's occlusion model does."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["group", "instance"]
+_HIDDEN = 128  # units between the coarsest map and itself
+
+
+class UNet(nn.Module):
+    """floor(log2(side)) - 1 blocks down, a perceptron over the coarsest map, as many blocks up, a
+    1x1 convolution, and a softmax over N: (B,3,side,side) -> (B,N,side,side), adding up to 1.
+
+    Maps have `base` channels in the upper half of the blocks and twice as many below. side: px,
+    divisible by 2 as often as blocks halve it, else ValueError. Shi et al. 2022, App. C; Engelcke
+    et al. 2020 for the perceptron.
+    """
+
+    def __init__(self, side: int, masks: int, base: int, norm: Norm) -> None:
+        super().__init__()
+        blocks = int(math.log2(side)) - 1
+        coarsest = side // 2 ** (blocks - 1)
+        if blocks < 2 or coarsest * 2 ** (blocks - 1) != side:
+            raise ValueError(f"{side} px cannot be halved {blocks - 1} times into whole pixels")
+        widths = [base if i < blocks // 2 else 2 * base for i in range(blocks)]
+        self.down = nn.ModuleList(
+            _block(a, b, norm) for a, b in zip([3, *widths], widths, strict=False)
+        )
+        flat = widths[-1] * coarsest**2
+        self.middle = nn.Sequential(
+            nn.Linear(flat, _HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN, _HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN, flat),
+            nn.ReLU(),
+        )
+        rising = widths[::-1]  # each block up takes what came from below and its neighbour's map
+        self.up = nn.ModuleList(
+            _block(2 * a, b, norm) for a, b in zip(rising, [*rising[1:], base], strict=True)
+        )
+        self.divide = nn.Conv2d(base, masks, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, skipped = images, []
+        for number, block in enumerate(self.down):
+            if number:
+                x = F.interpolate(x, scale_factor=0.5, mode="nearest")
+            x = block(x)
+            skipped.append(x)
+        x = self.middle(x.flatten(1)).view_as(x)
+        for number, block in enumerate(self.up):
+            if number:
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = block(torch.cat([x, skipped.pop()], dim=1))
+        return self.divide(x).float().softmax(dim=1)
+
+
+def _block(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+    groups = math.gcd(8, outputs) if norm == "group" else outputs
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.GroupNorm(groups, outputs),  # one group a channel is instance norm
+        nn.ReLU(),
+    )

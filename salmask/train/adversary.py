@@ -1,0 +1,71 @@
+"""The other player of a mask that learns: one step against the encoder that just made its own."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from salmask.frameworks import Framework
+from salmask.masks.adios import Masker
+from salmask.train.batches import Batch
+
+
+class Adversary:
+    """A masker and its optimizer."""
+
+    def __init__(self, masker: Masker) -> None:
+        self.masker = masker
+        self.optimizer = torch.optim.SGD(
+            masker.parameters(),
+            masker.lr,
+            momentum=masker.momentum,
+            weight_decay=masker.weight_decay,
+        )
+
+    def step(
+        self,
+        framework: Framework,
+        batch: Batch,
+        share: float,
+        precision: AbstractContextManager[object] | None = None,
+    ) -> dict[str, Tensor]:
+        """Moves the masker, and nothing of the framework. share: of the masker's rate, 0 to 1.
+        precision: the autocast to compute in."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.masker.lr
+        with frozen(framework):
+            with precision or nullcontext():
+                seen = self.masker.loss(framework.losses, batch.pair, batch.draws, batch.shuffle)
+            self.optimizer.zero_grad(set_to_none=True)
+            seen["masker_loss"].backward()
+        self.optimizer.step()
+        return {name: value.detach() for name, value in seen.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"masker": self.masker.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.masker.load_state_dict(state["masker"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """While this lasts no parameter of the module gets a gradient, and its batch norms use their
+    batch's statistics without remembering them; gradients pass through to its inputs."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,50 @@
+"""From crops to what a framework trains on: photometry, saliency crop, mask."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salmask.config import RunConfig
+from salmask.data import views
+from salmask.data.loader import BRANCHES, Crops
+from salmask.masks.strategies import Strategy
+from salmask.randomness import Draws, batch_shuffle
+from salmask.saliency.store import SaliencyStore
+from salmask.shapes import Pair, Views
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's unmasked views, its random numbers, and how the key encoder's groups form."""
+
+    pair: Pair
+    draws: Draws
+    shuffle: Tensor
+
+    def views(self, strategy: Strategy) -> Views:
+        """The masked views, in the memory layout that convolutions are fastest on."""
+        return strategy.views(self.pair, self.draws, self.shuffle).map(_fast)
+
+
+def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore | None) -> Batch:
+    """The views of one batch of crops, on its device; with saliency where there is a store."""
+    draws = Draws.of(seed, crops.epoch, crops.ids)
+    seen = {
+        branch: views.normalise(views.photometry(pixels.float() / 255, draws, branch, config.view))
+        for branch, pixels in crops.crops.items()
+    }
+    maps: dict[str, Tensor] = {}
+    if store is not None:
+        grid = (config.view.grid, config.view.grid)
+        for branch in BRANCHES:
+            boxes, flips = crops.boxes[branch], crops.flips[branch]
+            maps[branch] = store.crop(crops.ids, boxes, flips, grid)
+    extra = tuple(view for branch, view in seen.items() if branch not in BRANCHES)
+    pair = Pair(seen["query"], seen["key"], maps.get("query"), maps.get("key"), extra)
+    shuffle = batch_shuffle(seed, crops.epoch, crops.step, len(crops.ids)).to(pair.query.device)
+    return Batch(pair, draws, shuffle)
+
+
+def _fast(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
