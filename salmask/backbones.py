@@ -16,7 +16,6 @@ from torchvision.ops import StochasticDepth
 
 from salmask.config import EncoderConfig
 from salmask.errors import UserError
-from salmask.norms import GroupedBatchNorm as GroupedBatchNorm
 from salmask.norms import group_norms
 
 LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {

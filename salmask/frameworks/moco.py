@@ -22,7 +22,7 @@ class Framework(nn.Module):
 
     queue: (D,K) float32, the newest keys in place of the oldest; equal in all processes. A step:
     momentum update, query forward, key forward, hard-negative forwards, logits, enqueue once.
-    symmetric: both views are query and key, and both enter the queue.
+    symmetric: both views are query and key, and both enter the queue; further views do not.
     """
 
     queue: Tensor
@@ -45,7 +45,8 @@ class Framework(nn.Module):
         symmetric: bool = False,
     ) -> None:
         super().__init__()
-        keys = 2 * batch if symmetric else batch
+        self.keys_per_image = 2 if symmetric else 1
+        keys = self.keys_per_image * batch
         if queue % keys:
             raise UserError(
                 f"framework.queue: {queue} is not a multiple of {'twice ' if symmetric else ''}"
@@ -72,7 +73,8 @@ class Framework(nn.Module):
         self._follow()
         keys = self._keys(views)
         seen = self._compare(views, keys)
-        self._enqueue(torch.cat([gather(key) for key in keys.values()]))
+        newest = list(keys.values())[: self.keys_per_image]
+        self._enqueue(torch.cat([gather(key) for key in newest]))
         return seen
 
     def losses(self, views: Views) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from salmask.masks import strategies
 from salmask.masks.adios import Masker
 from salmask.randomness import Draws
 from salmask.report.papers import MASK_NAMES
-from salmask.report.sheets import Tile, grid_sheet
+from salmask.report.sheets import Column, Tile, grid_sheet
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair
@@ -32,20 +32,21 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {  # what a mask draws by chance,
     "mixmask": {"blocks": {"shape": "block"}, "discrete": {"shape": "discrete"}},
     "unmix": {"blend": {"global_p": 1.0}, "box": {"global_p": 0.0}},
 }
-_GROUPS_A_BAND = 3
+_COLUMNS_A_BAND = 8
 _EXTRA = 2  # further views that MSCN takes
 _FILTERED_GAIN = 3.0  # high-pass views are faint: what is left of an image is mostly small
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One group of columns. guided: whether saliency decides what is masked. masker: of a mask
-    that was learned."""
+    """One group of columns; neighbours of one title share it. guided: whether saliency decides what
+    is masked. masker: of a mask that was learned. kind: what stands over a mixed query."""
 
     title: str
     mask: Choice
     guided: bool = True
     masker: Masker | None = None
+    kind: str = "query, mixed"
 
 
 def masks_of(runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = None) -> list[Shown]:
@@ -73,15 +74,19 @@ def masks_of(runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = N
 
 
 def _kinds(title: str, mask: Choice) -> list[Shown]:
-    guided = strategies.reads_saliency(mask)
+    if mask.name not in _KINDS:
+        return [Shown(title, mask, strategies.reads_saliency(mask))]
     named = _name(mask.name)
+    kinds = {
+        kind: Choice(mask.name, {**mask.options, **forced})
+        for kind, forced in _KINDS[mask.name].items()
+    }
+    if mask.name != "high_pass":
+        return [Shown(title, choice, False, kind=kind) for kind, choice in kinds.items()]
+    guided = strategies.reads_saliency(mask)
     return [
-        Shown(
-            title.replace(named, f"{named}, {kind}" if kind else named, 1),
-            Choice(mask.name, {**mask.options, **forced}),
-            guided and kind != "focal",
-        )
-        for kind, forced in _KINDS.get(mask.name, {"": {}}).items()
+        Shown(title.replace(named, f"{named}, {kind}", 1), choice, guided and kind != "focal")
+        for kind, choice in kinds.items()
     ]
 
 
@@ -140,27 +145,30 @@ def mask_sheet(
         leads.append((title, [Tile(picture.numpy()) for picture in shown]))
         heated = [Tile(p.numpy(), m, c) for p, m, c in zip(shown, maps, cells, strict=True)]
         leads.append(("its saliency", heated))
-    return grid_sheet(leads, [_group(shown, pair, draws, view) for shown in masks], _GROUPS_A_BAND)
+    groups: list[tuple[str, list[Column]]] = []
+    for mask in masks:
+        columns = _columns(mask, pair, draws, view)
+        if groups and groups[-1][0] == mask.title:
+            groups[-1][1].extend(columns)
+        else:
+            groups.append((mask.title, columns))
+    return grid_sheet(leads, groups, _COLUMNS_A_BAND)
 
 
-def _group(
-    shown: Shown, pair: Pair, draws: Draws, view: ViewConfig
-) -> tuple[str, list[tuple[str, list[Tile | None]]]]:
+def _columns(shown: Shown, pair: Pair, draws: Draws, view: ViewConfig) -> list[Column]:
     filtered = shown.mask.name in strategies.FILTERED
     if shown.masker is not None:
         with torch.inference_mode():
             masks = shown.masker.eval()(pair.query).unbind(1)
         hidden = [pair.query * (1 - mask[:, None]) for mask in masks]
-        return shown.title, [
-            (f"less mask {n}", _tiles(images, None)) for n, images in enumerate(hidden, 1)
-        ]
+        return [(f"less mask {n}", _tiles(images, None)) for n, images in enumerate(hidden, 1)]
     masked = strategies.function_of(shown.mask)(pair, draws, view.grid)
     threshold = float(shown.mask.options.get("threshold", 0.6))
     query_cells, key_cells = (
         foreground(maps, threshold) if shown.guided and maps is not None else None
         for maps in (pair.query_activation, pair.key_activation)
     )
-    columns = []
+    columns: list[Column] = []
     if masked.query is not pair.query:
         columns.append(("query", _tiles(masked.query, query_cells, filtered)))
     if _is_masked_key(shown.mask, masked.key, pair.key):
@@ -169,8 +177,8 @@ def _group(
     columns += [
         ("hard negative", _tiles(images, key_cells, filtered)) for images in masked.negatives
     ]
-    columns += [("query, mixed", _tiles(mixed.images, None)) for mixed in masked.mixed]
-    return shown.title, columns
+    columns += [(shown.kind, _tiles(mixed.images, None)) for mixed in masked.mixed]
+    return columns
 
 
 def _is_masked_key(mask: Choice, key: Tensor, unmasked: Tensor) -> bool:
@@ -180,7 +188,7 @@ def _is_masked_key(mask: Choice, key: Tensor, unmasked: Tensor) -> bool:
     return not torch.equal(key, unmasked)
 
 
-def _tiles(images: Tensor, cells: Tensor | None, filtered: bool = False) -> list[Tile | None]:
+def _tiles(images: Tensor, cells: Tensor | None, filtered: bool = False) -> list[Tile]:
     """One tile per image (B,3,H,W), with the outline of its cells (B,U,V) where there are any."""
     pixels = displayable(images, filtered)
     return [

@@ -140,16 +140,18 @@ def neighbours(rows: Sequence[tuple[str, Image.Image, Sequence[Neighbour]]]) -> 
 
 
 def grid_sheet(
-    leads: Sequence[tuple[str, Sequence["Tile | None"]]],
-    groups: Sequence[tuple[str, Sequence[tuple[str, Sequence["Tile | None"]]]]],
-    per_band: int,
+    leads: Sequence["Column"], groups: Sequence[tuple[str, Sequence["Column"]]], per_band: int
 ) -> bytes:
-    """Rows of images by columns of tiles, in bands when there are many groups of columns.
+    """Rows of images by columns of tiles, in bands when there are many columns.
 
-    leads: (title, one tile per row), the columns that open every band. groups: (title, columns);
-    a title may have two lines. per_band: groups in a band.
+    leads: the columns that open every band. groups: (title, columns); a title may have two lines.
+    per_band: columns in a band beside the leads; a group stays together.
     """
-    bands = [groups[i : i + per_band] for i in range(0, len(groups), per_band)] or [[]]
+    bands: list[list[tuple[str, Sequence[Column]]]] = [[]]
+    for group in groups:
+        if bands[-1] and sum(len(c) for _, c in [*bands[-1], group]) > per_band:
+            bands.append([])
+        bands[-1].append(group)
     rows = len(leads[0][1])
     widest = max(sum(len(columns) for _, columns in band) for band in bands)
     inner = WIDTH - 3 * _GAP * max(len(band) for band in bands)
@@ -185,10 +187,10 @@ class Tile:
     cells: Tensor | None = None
 
 
-def _put(sheet: Sheet, tile: Tile | None, x: float, y: float, side: float) -> None:
-    if tile is None:
-        sheet.text(x + side / 2, y + side / 2, "–", ha="center", va="center", size=12)
-        return
+Column = tuple[str, Sequence[Tile]]  # a heading, and a tile for every row
+
+
+def _put(sheet: Sheet, tile: Tile, x: float, y: float, side: float) -> None:
     place = sheet.picture(x, y, side, tile.pixels)
     if tile.heat is not None:
         sheet.heat(place, tile.heat)

@@ -1,19 +1,31 @@
 import copy
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from by_loops import (
+    BATCH,
+    ENCODER,
+    FEATURES,
+    cosine,
+    embed,
+    equal,
+    halves,
+    images,
+    layout,
+    learning,
+    mixtures,
+    moved,
+    shake,
+    surprise,
+    views,
+)
 from torch import nn
 
-from salmask import frameworks
-from salmask.config import Choice, EncoderConfig
-from salmask.errors import UserError
 from salmask.frameworks.moco import Framework
 from salmask.shapes import Views
 
-ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
-BATCH, QUEUE, DIM = 4, 8, 6
+QUEUE, DIM = 16, 6
 
 
 def build(seed: int = 0, **options) -> Framework:
@@ -21,164 +33,262 @@ def build(seed: int = 0, **options) -> Framework:
     torch.manual_seed(seed)
     small = {"dim": DIM, "hidden": 10, "queue": QUEUE, "bn_group": 0, "momentum": 0.9}
     model = Framework(ENCODER, BATCH, 100, **(small | options))
-    with torch.no_grad():
-        for parameter in (*model.encoder.parameters(), *model.projector.parameters()):
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shake(model.encoder, model.projector)
     return model.train()
 
 
-def views(seed: int, negative: bool = False, shuffle: list[int] | None = None) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-    query, key, hard = (torch.randn(BATCH, 3, 16, 16, generator=generator) for _ in range(3))
-    order = torch.tensor(shuffle or range(BATCH))
-    return Views(query, key, hard if negative else None, order)
+def plain(seed: int = 0, **more) -> Views:
+    return views(images(2, seed), [(0, 1, 1.0)], **more)
+
+
+def with_negative(seed: int = 0) -> Views:
+    query, key, negative = images(3, seed)
+    return views((query, key), [(0, 1, 1.0)], negatives={1: (negative,)})
 
 
 def followed(model: Framework) -> tuple[nn.Module, nn.Module]:
-    """Copies of key encoder and key projector after the momentum update, by the formula."""
-    pairs = (
-        (copy.deepcopy(model.key_encoder), model.encoder),
-        (copy.deepcopy(model.key_projector), model.projector),
+    """Key encoder and key projector after the momentum update."""
+    return (
+        moved(model.key_encoder, model.encoder, model.momentum),
+        moved(model.key_projector, model.projector, model.momentum),
     )
-    with torch.no_grad():
-        for follower, leader in pairs:
-            for theirs, ours in zip(follower.parameters(), leader.parameters(), strict=True):
-                theirs.copy_(model.momentum * theirs + (1 - model.momentum) * ours)
-    return pairs[0][0], pairs[1][0]
 
 
-def keys_of(model: Framework, images: torch.Tensor) -> torch.Tensor:
-    encoder, projector = followed(model)
-    with torch.no_grad():
-        return F.normalize(projector(encoder(images)), dim=1)
+def keys_of(model: Framework, pictures: torch.Tensor) -> torch.Tensor:
+    return F.normalize(torch.tensor(embed(pictures, *followed(model))), dim=1)
+
+
+# ------------------------------------------------------------------------------------- the loss
+
+
+def slow(model: Framework, batch: Views, group: int = 0) -> tuple[float, float]:
+    """Loss, and accuracy of the first comparison, on what the queue holds before the step."""
+    queue = model.queue.T.tolist()
+
+    def logit(a: list[float], b: list[float]) -> float:
+        return cosine(a, b) / model.temperature
+
+    def query_of(pictures: torch.Tensor) -> list[list[float]]:
+        return embed(pictures, model.encoder, model.projector, group=group)
+
+    def key_of(pictures: torch.Tensor) -> list[list[float]]:
+        return embed(pictures, *followed(model), group=group)
+
+    total, hits = 0.0, []
+    for online, target, weight in batch.pairs:
+        queries, keys = query_of(batch.images[online]), key_of(batch.images[target])
+        negatives = [key_of(n) for n in batch.negatives.get(target, ())]
+        for i in range(BATCH):
+            positive = logit(queries[i], keys[i])
+            past = [logit(queries[i], k) for k in queue]
+            hard = [model.penalty * logit(queries[i], n[i]) for n in negatives]
+            total += weight * surprise(positive, past + hard) / BATCH
+            hits.append(positive > max(past))
+    keys = key_of(batch.images[1])
+    for mixed in batch.mixed:
+        queries = query_of(mixed.images)
+        for rows, shares in mixed.positives:
+            for i in range(BATCH):
+                positive = logit(queries[i], keys[rows[i]])
+                past = [logit(queries[i], k) for k in queue]
+                total += float(shares[i]) * surprise(positive, past) / BATCH
+    return total, sum(hits[:BATCH]) / BATCH
+
+
+PICTURES = images(8)
+A, B, C, D, E = PICTURES[:5]
+BOTH = [(0, 1, 1.0), (1, 0, 1.0)]
+SCENES = {
+    "one direction": (views((A, B), [(0, 1, 1.0)]), {}),
+    "the temperature of v1": (views((A, B), [(0, 1, 1.0)]), {"temperature": 0.07}),
+    "a linear head": (views((A, B), [(0, 1, 1.0)]), {"head": "linear"}),
+    "both directions": (views((A, B), BOTH), {"symmetric": True}),
+    "both, masked": (views((A, B, C, D), [(0, 1, 1.0), (2, 3, 1.0)]), {"symmetric": True}),
+    "hard negative": (views((A, B), [(0, 1, 1.0)], negatives={1: (C,)}), {}),
+    "two of another penalty": (
+        views((A, B), [(0, 1, 1.0)], negatives={1: (C, D)}),
+        {"penalty": 5.0},
+    ),
+    "both with hard negatives": (
+        views((A, B), BOTH, negatives={0: (C, E), 1: (D,)}),
+        {"symmetric": True},
+    ),
+    "three queries, one key": (views((A, B, C, D), [(n, 1, 1 / 3) for n in (0, 2, 3)]), {}),
+    "sum over maskings": (views((A, B, C, D, E), [(n, 1, 1.0) for n in (0, 2, 3, 4)]), {}),
+    "mixture": (views((A, B), [(0, 1, 1.0)], mixed=mixtures(C)), {}),
+    "mixture without switch": (views((A, B), [(0, 1, 1.0)], mixed=mixtures(C, switch=False)), {}),
+    "two mixtures, both": (views((A, B), BOTH, mixed=mixtures(C, D)), {"symmetric": True}),
+    "erased halves": (views((A, B), [(0, 1, 1.0)], mixed=halves(C, D)), {}),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("group", [0, 2])
+def test_loss_and_accuracy_agree_with_loops(scene, group):
+    batch, options = SCENES[scene]
+    model = build(bn_group=group, **options)
+    loss, accuracy = slow(model, batch, group)
+    seen = model(batch, 0.0)
+    assert seen["loss"].item() == pytest.approx(loss, rel=1e-4)
+    assert seen["accuracy"].item() == pytest.approx(accuracy)
+    assert ("negative_similarity" in seen) is bool(batch.negatives)
+
+
+def test_the_loss_is_that_of_the_queue_before_the_step():
+    model = build()
+    for step in range(6):  # past the queue's end
+        loss, _ = slow(model, plain(step))
+        assert model(plain(step), 0.0)["loss"].item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_similarities_are_means_over_the_first_comparison():
+    model, batch = build(), with_negative()
+    query = embed(batch.images[0], model.encoder, model.projector)
+    key, negative = (
+        embed(p, *followed(model)) for p in (batch.images[1], batch.negatives[1][0])
+    )
+    seen = model(batch, 0.0)
+    for name, other in (("positive_similarity", key), ("negative_similarity", negative)):
+        wanted = sum(map(cosine, query, other)) / BATCH
+        assert seen[name].item() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_losses_compare_without_a_step():
+    model = build()
+    before = copy.deepcopy(model)
+    seen = model.losses(with_negative())
+    assert equal(model.key_encoder, before.key_encoder)
+    assert torch.equal(model.queue, before.queue) and model.cursor == 0
+    model.momentum = 1.0  # then a step is made with the same key encoder
+    torch.testing.assert_close(seen, model(with_negative(), 0.0))
+
+
+def test_a_hard_negative_only_adds_to_the_loss():
+    with_it, without = (build()(batch, 0.0) for batch in (with_negative(), plain()))
+    assert with_it["loss"] > without["loss"]
+    assert torch.equal(with_it["accuracy"], without["accuracy"])
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_only_the_query_side_learns(scene):
+    batch, options = SCENES[scene]
+    model = build(**options)
+    model(batch, 0.0)["loss"].backward()
+    assert learning(model) == {"encoder", "projector"}
+    for module in (model.key_encoder, model.key_projector):
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+# ------------------------------------------------------------------- the key encoder and its queue
 
 
 def test_the_key_encoder_follows_by_the_momentum_formula():
     model = build()
     encoder, projector = followed(model)
-    model(views(0), 0.0)
-    for ours, wanted in ((model.key_encoder, encoder), (model.key_projector, projector)):
-        for a, b in zip(ours.parameters(), wanted.parameters(), strict=True):
-            torch.testing.assert_close(a, b)
+    model(plain(), 0.0)
+    assert equal(model.key_encoder, encoder) and equal(model.key_projector, projector)
 
 
 def test_the_query_encoder_does_not_move_by_itself():
     model = build()
-    before = copy.deepcopy(dict(model.encoder.named_parameters()))
-    model(views(0), 0.0)
-    assert all(torch.equal(p, before[n]) for n, p in model.encoder.named_parameters())
+    before = copy.deepcopy(model)
+    model(plain(), 0.0)
+    assert equal(model.encoder, before.encoder) and equal(model.projector, before.projector)
 
 
-def test_the_queue_wraps_around_and_replaces_the_oldest():
-    model = build()
-    assert model.cursor == 0
-    for step, (replaced, kept, cursor) in enumerate(
-        [
-            (slice(0, 4), slice(4, 8), 4),
-            (slice(4, 8), slice(0, 4), 0),
-            (slice(0, 4), slice(4, 8), 4),
-        ]
-    ):
-        before, batch = model.queue.clone(), views(step)
-        keys = keys_of(model, batch.key)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_queue_wraps_around_and_replaces_the_oldest(symmetric):
+    model = build(symmetric=symmetric)
+    pairs, count = (BOTH, 2 * BATCH) if symmetric else ([(0, 1, 1.0)], BATCH)
+    for step in range(2 * QUEUE // count + 1):
+        start = step * count % QUEUE
+        assert model.cursor == start
+        before, batch = model.queue.clone(), views(images(2, step), pairs)
+        wanted = [keys_of(model, batch.images[view]) for view in batch.targets]
         model(batch, 0.0)
-        torch.testing.assert_close(model.queue[:, replaced], keys.T)
-        assert torch.equal(model.queue[:, kept], before[:, kept])
-        assert model.cursor == cursor
+        before[:, start : start + count] = torch.cat(wanted).T  # view after view
+        torch.testing.assert_close(model.queue, before, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(QUEUE))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_however_many_views_are_targets_a_step_adds_as_many_keys_as_were_promised(symmetric):
+    """MSCN makes a target of every view where both directions count: 4 views, but 2B keys."""
+    targets = range(4) if symmetric else [1]
+    pairs = [(i, j, 0.1) for i in range(4) for j in targets if i != j]
+    count = 2 * BATCH if symmetric else BATCH
+    queue = 3 * count  # which 4B do not divide
+    model = build(symmetric=symmetric, queue=queue)
+    for step in range(4):
+        batch = views(images(4, step), pairs)
+        wanted = [keys_of(model, batch.images[view]) for view in ((0, 1) if symmetric else (1,))]
+        model(batch, 0.0)
+        start = step * count % queue
+        added = model.queue[:, start : start + count].T
+        torch.testing.assert_close(added, torch.cat(wanted), atol=1e-5, rtol=1e-4)
+        assert model.cursor == (start + count) % queue
 
 
 def test_hard_negatives_never_enter_the_queue():
     with_it, without = build(), build()
-    with_it(views(0, negative=True), 0.0)
-    without(views(0), 0.0)
+    with_it(with_negative(), 0.0)
+    without(plain(), 0.0)
     assert torch.equal(with_it.queue, without.queue)
     assert torch.equal(with_it.cursor, without.cursor)
 
 
-def naive_loss(model: Framework, batch: Views) -> tuple[float, float]:
-    """Loss and accuracy by loops, on what the queue holds before the step."""
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        query = F.normalize(twin.projector(twin.encoder(batch.query)), dim=1).tolist()
-    encoder, projector = followed(model)
-
-    def embed(images: torch.Tensor) -> list[list[float]]:
-        with torch.no_grad():
-            return F.normalize(projector(encoder(images)), dim=1).tolist()
-
-    keys = embed(batch.key)
-    negatives = None if batch.negative is None else embed(batch.negative)
-    queue = model.queue.T.tolist()
-
-    def dot(a: list[float], b: list[float]) -> float:
-        return sum(x * y for x, y in zip(a, b, strict=True))
-
-    total, hits = 0.0, 0
-    for i in range(BATCH):
-        positive = dot(query[i], keys[i]) / model.temperature
-        others = [dot(query[i], k) / model.temperature for k in queue]
-        hits += positive > max(others)
-        if negatives is not None:
-            others.append(model.penalty * dot(query[i], negatives[i]) / model.temperature)
-        total += math.log(sum(math.exp(v) for v in [positive, *others])) - positive
-    return total / BATCH, hits / BATCH
+def test_mixtures_never_enter_the_queue():
+    with_it, without = build(), build()
+    with_it(views((A, B), [(0, 1, 1.0)], mixed=mixtures(C)), 0.0)
+    without(views((A, B), [(0, 1, 1.0)]), 0.0)
+    assert torch.equal(with_it.queue, without.queue)
 
 
-@pytest.mark.parametrize("negative", [False, True])
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.07}, {"penalty": 5.0}, {"head": "linear"}]
-)
-def test_loss_and_accuracy_agree_with_loops(negative, options):
-    model = build(**options)
-    for step in range(3):
-        batch = views(step, negative)
-        loss, accuracy = naive_loss(model, batch)
-        seen = model(batch, 0.0)
-        assert seen["loss"].item() == pytest.approx(loss, rel=1e-4)
-        assert seen["accuracy"].item() == pytest.approx(accuracy)
-        assert ("negative_similarity" in seen) is negative
-
-
-def test_a_hard_negative_only_adds_to_the_loss():
-    with_it = build()(views(0, negative=True), 0.0)
-    without = build()(views(0), 0.0)
-    assert with_it["loss"] > without["loss"]
-    assert torch.equal(with_it["accuracy"], without["accuracy"])
-
-
-@pytest.mark.parametrize("negative", [False, True])
-def test_only_the_query_side_learns(negative):
-    model = build()
-    model(views(0, negative), 0.0)["loss"].backward()
-    assert all(p.grad is not None for p in model.encoder.parameters())
-    assert all(p.grad is not None for p in model.projector.parameters())
-    for module in (model.key_encoder, model.key_projector):
-        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
+def test_key_and_hard_negative_are_two_forwards():
+    """Together in one, they would share batch statistics, and the queue's keys would be others."""
+    near, far = (with_negative() for _ in range(2))
+    far.negatives[1][0].mul_(50)
+    queues = []
+    for batch in (near, far):
+        model = build()
+        model(batch, 0.0)
+        queues.append(model.queue)
+    assert torch.equal(*queues)
 
 
 @pytest.mark.parametrize("shuffle", [[0, 1, 2, 3], [2, 0, 3, 1], [1, 2, 3, 0]])
 def test_shuffling_forms_the_keys_groups_and_is_undone(shuffle):
     model = build(bn_group=2)
-    batch = views(0, shuffle=shuffle)
-    encoder, projector = followed(model)
-    wanted: dict[int, torch.Tensor] = {}
-    with torch.no_grad():
-        for group in (shuffle[:2], shuffle[2:]):  # batch norm sees these two at a time
-            embedded = F.normalize(projector(encoder(batch.key[group])), dim=1)
-            wanted |= dict(zip(group, embedded, strict=True))
+    batch = plain(shuffle=shuffle)
+    parts = followed(model)
+    wanted: dict[int, list[float]] = {}
+    for group in (shuffle[:2], shuffle[2:]):  # batch norm sees these two at a time
+        wanted |= dict(zip(group, embed(batch.images[1][group], *parts), strict=True))
     model(batch, 0.0)
-    expected = torch.stack([wanted[i] for i in range(BATCH)])
+    expected = F.normalize(torch.tensor([wanted[i] for i in range(BATCH)]), dim=1)
     torch.testing.assert_close(model.queue[:, :BATCH].T, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_only_keys_are_shuffled():
+    """Queries and hard negatives keep their groups, whose members are random anyway."""
+    ours, theirs = build(bn_group=2), build(bn_group=2)
+    batch = with_negative()
+    shuffled = Views(batch.images, batch.pairs, torch.tensor([2, 0, 3, 1]), batch.negatives)
+    a, b = ours(batch, 0.0), theirs(shuffled, 0.0)
+    assert not torch.allclose(a["positive_similarity"], b["positive_similarity"])
+    assert torch.equal(a["negative_similarity"], b["negative_similarity"])
 
 
 def test_with_one_group_the_shuffle_does_not_matter():
     queues = []
     for shuffle in ([0, 1, 2, 3], [3, 1, 0, 2]):
         model = build()
-        model(views(0, shuffle=shuffle), 0.0)
+        model(plain(shuffle=shuffle), 0.0)
         queues.append(model.queue)
     torch.testing.assert_close(*queues, atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------- how it begins
 
 
 def test_before_training_the_key_encoder_is_a_copy():
@@ -194,27 +304,20 @@ def test_before_training_the_key_encoder_is_a_copy():
 
 
 def test_the_heads_are_those_of_v2_and_v1():
-    assert [type(m) for m in build().projector] == [nn.Linear, nn.ReLU, nn.Linear]
-    assert build().projector[0].weight.shape == (10, 32)
-    linear = build(head="linear").projector
-    assert isinstance(linear, nn.Linear) and linear.weight.shape == (DIM, 32)
+    assert layout(build().projector) == [f"{FEATURES}>10+", "relu", f"10>{DIM}+"]
+    assert layout(build(hidden=None).projector)[0] == f"{FEATURES}>{FEATURES}+"
+    assert layout(build(head="linear").projector) == [f"{FEATURES}>{DIM}+"]
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "name", "roles"),
     [
-        ({"queue": 10}, r"queue: 10 .*train\.batch \(4\).*choose 8"),
-        ({"queue": 3}, r"queue: 3 .*choose 4"),
-        ({"bn_group": 3}, r"bn_group: 3 does not divide train\.batch \(4\)"),
-        ({"quue": 8}, "quue: no such key"),
-        ({"head": "deep"}, "'mlp' or 'linear'.*'deep'"),
+        ({}, "moco v2", "query"),
+        ({"head": "linear"}, "moco v1", "query"),
+        ({"symmetric": True}, "moco v2", "both"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, told):
-    with pytest.raises(UserError, match=told):
-        frameworks.build(Choice("moco", options), ENCODER, BATCH, 100)
-
-
-def test_an_unknown_framework_lists_those_there_are():
-    with pytest.raises(UserError, match=r"no `moc` here; choose from .*moco"):
-        frameworks.build(Choice("moc", {}), ENCODER, BATCH, 100)
+def test_masks_are_told_what_it_compares(options, name, roles):
+    wiring = build(**options).wiring
+    assert (wiring.name, wiring.roles, wiring.weight) == (name, roles, 1.0)
+    assert wiring.hard_negatives

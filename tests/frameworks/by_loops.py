@@ -1,0 +1,114 @@
+"""Slow references for frameworks: embeddings as lists of numbers, losses by loops over them.
+
+Nothing of a framework runs here but its sub-networks, on copies.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from salmask.config import EncoderConfig
+from salmask.norms import group_norms
+from salmask.shapes import Mixed, Views
+
+ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
+FEATURES = 32
+BATCH, SIDE = 4, 16
+BACKWARDS = torch.arange(BATCH).flip(0)
+
+Vectors = list[list[float]]  # one for each sample
+
+
+def shake(*modules: nn.Module) -> None:
+    """Moves parameters, so that a network differs from its follower and no norm has scale 1."""
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def images(count: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Views of noise, (BATCH,3,SIDE,SIDE) each."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, BATCH, 3, SIDE, SIDE, generator=generator).unbind(0)
+
+
+def mixtures(*pictures: Tensor, switch: bool = True) -> tuple[Mixed, ...]:
+    """Each picture as a mixture with the batch read backwards, in shares that differ by image."""
+    own, shares = torch.arange(BATCH), torch.tensor([0.25, 0.5, 0.9, 0.7])
+    terms = ((own, shares), (BACKWARDS, 1 - shares))
+    return tuple(Mixed(picture, terms[: 1 + switch]) for picture in pictures)
+
+
+def halves(first: Tensor, second: Tensor) -> tuple[Mixed, ...]:
+    """Two parts of the same images, both pulled to their own key: what erasing makes."""
+    own, shares = torch.arange(BATCH), torch.tensor([0.25, 0.5, 0.9, 0.7])
+    return Mixed(first, ((own, shares),)), Mixed(second, ((own, 1 - shares),))
+
+
+def views(
+    pictures: Sequence[Tensor],
+    pairs: Sequence[tuple[int, int, float]],
+    shuffle: Sequence[int] = range(BATCH),
+    **more: object,
+) -> Views:
+    return Views(tuple(pictures), tuple(pairs), torch.tensor(list(shuffle)), **more)  # type: ignore[arg-type]
+
+
+def embed(pictures: Tensor, *parts: nn.Module, group: int = 0) -> Vectors:
+    """What copies of the parts make of the pictures, `group` samples at a time."""
+    chain = group_norms(nn.Sequential(*(copy.deepcopy(part) for part in parts)), 0)
+    with torch.no_grad():
+        made = [chain(some).double() for some in pictures.split(group or len(pictures))]
+    return [row for some in made for row in some.tolist()]
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    def dot(x: list[float], y: list[float]) -> float:
+        return sum(p * q for p, q in zip(x, y, strict=True))
+
+    return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
+
+
+def surprise(positive: float, others: Sequence[float]) -> float:
+    """-log of the softmax of the positive among itself and the others."""
+    return math.log(sum(math.exp(v) for v in (positive, *others))) - positive
+
+
+def moved(follower: nn.Module, leader: nn.Module, momentum: float) -> nn.Module:
+    """A copy of the follower after one momentum update, by the formula."""
+    follower = copy.deepcopy(follower)
+    with torch.no_grad():
+        for theirs, ours in zip(follower.parameters(), leader.parameters(), strict=True):
+            theirs.copy_(momentum * theirs + (1 - momentum) * ours)
+    return follower
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    """Whether all parameters are the same numbers, but for rounding."""
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return all(torch.allclose(x, y, rtol=1e-6, atol=1e-6) for x, y in pairs)
+
+
+def learning(model: nn.Module) -> set[str]:
+    """The submodules some of whose parameters have a gradient that is not 0."""
+    found = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    return {name.partition(".")[0] for name in found}
+
+
+def layout(head: nn.Module) -> list[str]:
+    """A head, layer by layer: `4>8` a linear layer, `4>8+` one with a bias, `norm`, `plain` a norm
+    without scale and shift, `relu`."""
+    said = []
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            bias = "" if layer.bias is None else "+"
+            said.append(f"{layer.in_features}>{layer.out_features}{bias}")
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            said.append("norm" if layer.affine else "plain")
+        elif not isinstance(layer, nn.Sequential):
+            said.append(type(layer).__name__.lower())
+    return said
