@@ -49,6 +49,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> Tensor:
-        total = gradient[0].contiguous()
+        total = gradient[0].clone(memory_format=torch.contiguous_format)  # others may read it yet
         dist.all_reduce(total)
         return own(total)

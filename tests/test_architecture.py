@@ -13,7 +13,8 @@ SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / to
 # Lower layers first: a module may import from its own layer and from those before it.
 LAYERS = [
     ["salmask", "salmask.shapes", "salmask.errors", "salmask.progress", "salmask.devices",
-     "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job", "salmask.distributed"],
+     "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
+     "salmask.distributed"],
     ["salmask.config", "salmask.provenance", "salmask.lineage"],
     ["salmask.losses", "salmask.norms", "salmask.backbones", "salmask.heads"],
     ["salmask.data", "salmask.saliency", "salmask.masks", "salmask.frameworks"],

@@ -43,6 +43,11 @@ class Masker(nn.Module):
             raise UserError(
                 f"mask.masks: {masks} leaves nothing to divide: ADIOS needs 2 or more masks"
             )
+        for option, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise UserError(f"mask (name: adios): {option}: must be at least 0, got {value:g}")
+        if base < 1:
+            raise UserError(f"mask (name: adios): base: must be at least 1, got {base}")
         self.count, self.single, self.wiring = masks, single, wiring
         self.penalty, self.entropy = penalty, entropy
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay

@@ -71,7 +71,8 @@ def options_of(choice: Choice, where_from: str = "mask") -> dict[str, Any]:
 
 def function_of(choice: Choice, where_from: str = "mask") -> Callable[..., Masked]:
     """(pair, draws, grid) -> Masked, for a mask that does not learn. Raises UserError."""
-    return partial(MASKS[choice.name], **options_of(choice, where_from))
+    options = options_of(choice, where_from)  # first: it says which masks there are
+    return partial(MASKS[choice.name], **options)
 
 
 def reads_saliency(choice: Choice) -> bool:

@@ -23,9 +23,15 @@ class UNet(nn.Module):
     def __init__(self, side: int, masks: int, base: int, norm: Norm) -> None:
         super().__init__()
         blocks = int(math.log2(side)) - 1
-        coarsest = side // 2 ** (blocks - 1)
-        if blocks < 2 or coarsest * 2 ** (blocks - 1) != side:
-            raise ValueError(f"{side} px cannot be halved {blocks - 1} times into whole pixels")
+        if blocks < 2:
+            raise ValueError(f"{side} px is too small to be divided; choose 8 or more")
+        shrink = 2 ** (blocks - 1)
+        coarsest, rest = divmod(side, shrink)
+        if rest:
+            raise ValueError(
+                f"{side} px cannot be halved {blocks - 1} times into whole pixels; choose "
+                f"{side - rest} or {side - rest + shrink}"
+            )
         widths = [base if i < blocks // 2 else 2 * base for i in range(blocks)]
         self.down = nn.ModuleList(
             _block(a, b, norm) for a, b in zip([3, *widths], widths, strict=False)

@@ -51,10 +51,10 @@ def random_patches(ratio: Tensor, noise: Tensor) -> Tensor:
 def blockwise_patches(grid: int, ratio: Tensor, draws: Draws, blocks: int = 24) -> Tensor:
     """round(ratio*N) patches in a few rectangles: ratio (B,) in [0,1] -> (B,grid,grid) bool.
 
-    Rectangles of random size, shape and place are laid one after the other, row by row, until the
-    count is reached, so that it is met exactly on every grid. Areas are uniform up to the whole
-    count, aspect ratios log-uniform in [0.3, 1/0.3]. After Bao et al. 2022, Alg. 1, whose sizes
-    follow what remains.
+    Rectangles of random size, shape and place are laid one after the other, row by row from a
+    random corner, until the count is reached, so that it is met exactly on every grid. Areas are
+    uniform up to the whole count, aspect ratios log-uniform in [0.3, 1/0.3]. After Bao et al.
+    2022, Alg. 1, whose sizes follow what remains.
     """
     total = grid * grid
     count = torch.round(ratio * total)  # (B,)
@@ -68,11 +68,10 @@ def blockwise_patches(grid: int, ratio: Tensor, draws: Draws, blocks: int = 24) 
     covered = inside[0][..., :, None] & inside[1][..., None, :]  # (B,T,grid,grid)
     # When is a cell reached: with its first rectangle, and after all of them at random.
     first = torch.where(covered.any(1), covered.int().argmax(1), blocks).flatten(1)
-    within = torch.where(
-        first < blocks,
-        torch.arange(total, device=ratio.device) / total,
-        draws.uniform("blocks.rest", total),
-    )
+    mirrored = draws.uniform("blocks.corner", 2, 1) < 0.5
+    y, x = torch.where(mirrored, grid - 1 - cell, cell).unbind(1)  # (B,grid) each
+    order = (y[:, :, None] * grid + x[:, None, :]).flatten(1) / total
+    within = torch.where(first < blocks, order, draws.uniform("blocks.rest", total))
     rank = (first + within).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     return (rank < count[:, None]).view(-1, grid, grid)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from salmask.config import RunConfig
 from salmask.data import views
 from salmask.data.loader import BRANCHES, Crops
+from salmask.distributed import world
 from salmask.masks.strategies import Strategy
 from salmask.randomness import Draws, batch_shuffle
 from salmask.saliency.store import SaliencyStore
@@ -28,7 +29,7 @@ class Batch:
 
 
 def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore | None) -> Batch:
-    """The views of one batch of crops, on its device; with saliency where there is a store."""
+    """The views of this process's crops, on their device; with saliency where there is a store."""
     draws = Draws.of(seed, crops.epoch, crops.ids)
     seen = {
         branch: views.normalise(views.photometry(pixels.float() / 255, draws, branch, config.view))
@@ -42,8 +43,8 @@ def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore 
             maps[branch] = store.crop(crops.ids, boxes, flips, grid)
     extra = tuple(view for branch, view in seen.items() if branch not in BRANCHES)
     pair = Pair(seen["query"], seen["key"], maps.get("query"), maps.get("key"), extra)
-    shuffle = batch_shuffle(seed, crops.epoch, crops.step, len(crops.ids)).to(pair.query.device)
-    return Batch(pair, draws, shuffle)
+    shuffle = batch_shuffle(seed, crops.epoch, crops.step, world() * len(crops.ids))
+    return Batch(pair, draws, shuffle.to(pair.query.device))
 
 
 def _fast(images: Tensor) -> Tensor:

@@ -144,9 +144,7 @@ def test_the_loss_is_that_of_the_queue_before_the_step():
 def test_similarities_are_means_over_the_first_comparison():
     model, batch = build(), with_negative()
     query = embed(batch.images[0], model.encoder, model.projector)
-    key, negative = (
-        embed(p, *followed(model)) for p in (batch.images[1], batch.negatives[1][0])
-    )
+    key, negative = (embed(p, *followed(model)) for p in (batch.images[1], batch.negatives[1][0]))
     seen = model(batch, 0.0)
     for name, other in (("positive_similarity", key), ("negative_similarity", negative)):
         wanted = sum(map(cosine, query, other)) / BATCH

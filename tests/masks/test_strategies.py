@@ -1,246 +1,149 @@
+"""What holds for every mask, and how params choose one."""
+
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from torchvision.transforms import functional as reference
+from mask_scenes import apply, draws_for, part, scene, tensors
 
-from salmask.config import Choice
+from salmask.config import Choice, ViewConfig
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.randomness import Draws
-from salmask.saliency.scda import foreground
-from salmask.shapes import Pair
+from salmask.shapes import Pair, Wiring
 
-SIDE, GRID, BATCH = 64, 8, 12
-PATCH = SIDE // GRID
-FILLS = ["blur", "mean"]
-ALL = ["none", "blur", "mean", "high_pass"]
-
-
-@pytest.fixture
-def pair(generator) -> Pair:
-    """Views of noise with blobs of activation, other ones for the key than for the query."""
-    query, key = (torch.randn(BATCH, 3, SIDE, SIDE, generator=generator) for _ in range(2))
-    maps = [torch.rand(BATCH, GRID, GRID, generator=generator) ** 3 for _ in range(2)]
-    return Pair(query, key, *maps)
-
-
-def apply(name: str, pair: Pair, **options):
-    draws = Draws.of(0, 0, torch.arange(BATCH))
-    return strategies.build(Choice(name, options))(pair, draws, GRID)
-
-
-def changed_patches(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Which patches differ, per channel: (B,3,U,V) bool. A patch is masked whole or not at all."""
-    pixels = (before != after).unflatten(2, (GRID, PATCH)).unflatten(4, (GRID, PATCH))
-    cells = pixels.permute(0, 1, 2, 4, 3, 5).flatten(4)
-    assert torch.equal(cells.any(-1), cells.all(-1))
-    return cells.any(-1)
+FUNCTIONS = [name for name, mask in strategies.MASKS.items() if not isinstance(mask, type)]
+GUIDED = ["high_pass", "blur", "mean"]
+PER_IMAGE = ["none", *GUIDED, "mscn"]  # those that show an image nothing of its batch
+MIXING = ["mixmask", "unmix", "mixmask_star", "erase"]
+SIZES = [(32, 4), (64, 8), (224, 7)]
+MOCO = Wiring("moco v2", hard_negatives=True)
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in FUNCTIONS),
+    *((name, {"masked": "both", "hard_negative": {"count": 2}}) for name in GUIDED),
+    *((name, {"where": "random", "hard_negative": None}) for name in GUIDED),
+    ("high_pass", {"focal": 1.0}),
+    ("mscn", {"focal": 1.0}),
+    ("mscn", {"share_view": True}),
+    ("unmix", {"global_p": 0.0}),
+    ("mixmask", {"shape": "discrete", "mask_per": "image", "ratio": (0, 1), "switch": False}),
+    ("erase", {"fill": "noise"}),
+]
 
 
-def high_passed(images: torch.Tensor) -> torch.Tensor:
-    """11 / 5.0 at 224 px are 3 / 1.43 at 64 px."""
-    sigma = 5 * 64 / 224
-    return images - reference.gaussian_blur(images, [3, 3], [sigma, sigma])
+def test_every_mask_is_one_kind_or_the_other() -> None:
+    assert set(FUNCTIONS) == {*PER_IMAGE, *MIXING}
+    assert set(strategies.MASKS) == {*FUNCTIONS, "adios"}
 
 
-def filled(name: str, images: torch.Tensor) -> torch.Tensor:
-    if name == "mean":
-        return images.mean((2, 3), keepdim=True).expand_as(images)
-    sigma = 10 * 64 / 224  # 31 / 10.0 at 224 px are 9 / 2.86 at 64 px
-    return reference.gaussian_blur(images, [9, 9], [sigma, sigma])
+def test_none_changes_nothing() -> None:
+    pair = scene(2, 32, 4)
+    made = apply("none", pair, 4)
+    assert made.query is pair.query and made.key is pair.key
+    assert made.negatives == made.extra == made.mixed == ()
 
 
-def test_none_changes_nothing(pair):
-    query, key, negative = apply("none", pair)
-    assert query is pair.query and key is pair.key and negative is None
+@pytest.mark.parametrize(("side", "grid"), SIZES)
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_views_keep_their_shape_and_type(
+    name: str, options: dict[str, Any], side: int, grid: int
+) -> None:
+    made = apply(name, scene(2, side, grid, extra=2), grid, **options)
+    views = [made.query, made.key, *made.negatives, *made.extra]
+    for view in [*views, *(mixed.images for mixed in made.mixed)]:
+        assert view.shape == (2, 3, side, side)
+        assert view.dtype == torch.float32
+        assert view.isfinite().all()
+    for mixed in made.mixed:
+        for rows, share in mixed.positives:
+            assert rows.shape == share.shape == (2,)
+            assert rows.dtype == torch.int64 and share.dtype == torch.float32
+            assert (share >= 0).all() and (share <= 1).all()
 
 
-@pytest.mark.parametrize("name", FILLS)
-@pytest.mark.parametrize("ratio", [0.15, 0.25, 0.5])
-def test_the_query_is_masked_in_proportion_and_filled(pair, name, ratio):
-    query, key, _ = apply(name, pair, ratio=(ratio, ratio))
-    assert torch.equal(key, pair.key)
-    masked = changed_patches(pair.query, query)
-    assert torch.equal(masked, masked[:, :1].expand_as(masked))
-    where = foreground(pair.query_activation)
-    for one, salient in zip(masked[:, 0], where, strict=True):
-        inside = round((torch.tensor(ratio) * salient.sum()).item())
-        assert (one & salient).sum() == inside
-        assert one.sum() == round(ratio * GRID * GRID)
-    pixels = masked.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
-    wanted = torch.where(pixels, filled(name, pair.query), pair.query)
-    torch.testing.assert_close(query, wanted, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_a_mask_is_pure(name: str, options: dict[str, Any]) -> None:
+    """Nothing is written in place: masks share their inputs with the framework."""
+    pair, draws = scene(3, 32, 4, extra=2), draws_for(3)
+    given = [pair.query, pair.key, pair.query_activation, pair.key_activation, *pair.extra]
+    before = [tensor.clone() for tensor in (*given, draws.key)]
+    strategies.function_of(Choice(name, options))(pair, draws, 4)
+    for tensor, was in zip((*given, draws.key), before, strict=True):
+        assert torch.equal(tensor, was)
 
 
-@pytest.mark.parametrize("name", FILLS)
-def test_the_hard_negative_is_the_key_view_without_its_foreground(pair, name):
-    _, _, negative = apply(name, pair, hard_negative={"ratio": (0.5, 0.5)})
-    masked = changed_patches(pair.key, negative)
-    where = foreground(pair.key_activation)
-    assert not (masked[:, 0] & ~where).any()
-    wanted = torch.tensor([round(0.5 * int(n)) for n in where.sum((1, 2))])
-    assert torch.equal(masked[:, 0].sum((1, 2)), wanted)
-    pixels = masked.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
-    wanted = torch.where(pixels, filled(name, pair.key), pair.key)
-    torch.testing.assert_close(negative, wanted, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_draws_alone_decide(name: str, options: dict[str, Any]) -> None:
+    pair = scene(4, 32, 4, extra=2)
+    torch.manual_seed(0)
+    first = tensors(apply(name, pair, 4, seed=1, **options))
+    torch.manual_seed(1)
+    again = tensors(apply(name, pair, 4, seed=1, **options))
+    assert all(torch.equal(one, same) for one, same in zip(first, again, strict=True))
+    other = tensors(apply(name, pair, 4, seed=2, **options))
+    alike = all(torch.equal(one, another) for one, another in zip(first, other, strict=True))
+    assert alike == (name == "none")
 
 
-@pytest.mark.parametrize("name", [*FILLS, "high_pass"])
-def test_the_hard_negative_can_be_switched_off(pair, name):
-    with_it = apply(name, pair)
-    without = apply(name, pair, hard_negative=None)
-    assert without[2] is None
-    assert torch.equal(without[0], with_it[0])
-    assert torch.equal(without[1], with_it[1])
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name, options in VARIANTS if name in PER_IMAGE]
+)
+def test_an_images_masking_does_not_depend_on_its_batch(name: str, options: dict[str, Any]) -> None:
+    pair, rows = scene(8, 32, 4, extra=2), [3, 0, 7]
+    mask = strategies.function_of(Choice(name, options))
+    together = mask(pair, Draws.of(0, 4, torch.arange(8)), 4)
+    apart = mask(part(pair, rows), Draws.of(0, 4, torch.tensor(rows)), 4)
+    for some, whole in zip(tensors(apart), tensors(together), strict=True):
+        torch.testing.assert_close(some, whole[rows], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*FILLS, "high_pass"])
-def test_ratios_are_drawn_per_image_within_their_bounds(pair, name):
-    options = {"focal": 0.0, "channel": 0.0} if name == "high_pass" else {}
-    query, _, negative = apply(name, pair, **options)
-    before = [high_passed(v) for v in (pair.query, pair.key)] if options else [pair.query, pair.key]
-    views = (query, negative)
-    masked = [
-        (b - v).abs().amax(1).unflatten(1, (GRID, PATCH)).unflatten(3, (GRID, PATCH)).amax((2, 4))
-        > 1e-3
-        for b, v in zip(before, views, strict=True)
-    ]
-    share = masked[0].float().mean((1, 2))
-    assert (share >= round(0.05 * 64) / 64).all() and (share <= round(0.25 * 64) / 64).all()
-    assert len(share.unique()) > 2
-    where = foreground(pair.key_activation)
-    beta = masked[1].sum((1, 2)) / where.sum((1, 2))
-    slack = 0.5 / where.sum((1, 2))
-    assert (beta >= 0.4 - slack).all() and (beta <= 0.7 + slack).all()
-    assert len(beta.unique()) > 2
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_batch_may_be_a_single_image(name: str) -> None:
+    made = apply(name, scene(1, 32, 4, extra=2), 4)
+    assert all(view.isfinite().all() for view in tensors(made))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_masked_view_does_not_depend_on_its_batch(pair, name):
-    strategy = strategies.build(Choice(name, {}))
-    order = [3, 0, 7]
-    some = Pair(*(getattr(pair, f)[order] for f in vars(pair)))
-    together = strategy(pair, Draws.of(0, 4, torch.arange(BATCH)), GRID)
-    apart = strategy(some, Draws.of(0, 4, torch.tensor(order)), GRID)
-    for whole, part in zip(together, apart, strict=True):
-        if whole is not None:
-            torch.testing.assert_close(part, whole[order], atol=1e-5, rtol=1e-5)
+# ------------------------------------------------------------------------------ saliency
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_masking_leaves_its_input_alone(pair, name):
-    before = [getattr(pair, f).clone() for f in vars(pair)]
-    apply(name, pair)
-    assert all(torch.equal(getattr(pair, f), b) for f, b in zip(vars(pair), before, strict=True))
-
-
-@pytest.mark.parametrize("name", [*FILLS, "high_pass"])
-def test_a_mask_that_needs_saliency_says_so(pair, name):
-    blind = Pair(pair.query, pair.key)
-    with pytest.raises(ValueError, match="activation"):
-        apply(name, blind)
-
-
-# --------------------------------------------------------------------------------- high-pass
-
-
-def test_all_views_are_high_pass_filtered(pair):
-    query, key, negative = apply("high_pass", pair, focal=0.0)
-    torch.testing.assert_close(key, high_passed(pair.key), atol=1e-5, rtol=1e-5)
-    for view, source in ((query, pair.query), (negative, pair.key)):
-        same = (view - high_passed(source)).abs() < 1e-4
-        # what is not filtered is masked: at most a quarter, or 0.7 of the foreground
-        assert 0.2 < same.float().mean() < 0.999
-        assert not torch.allclose(view, source)
-
-
-def test_with_ratio_zero_and_no_focal_only_the_filter_is_left(pair):
-    query, _, _ = apply("high_pass", pair, ratio=(0, 0), focal=0.0, hard_negative=None)
-    torch.testing.assert_close(query, high_passed(pair.query), atol=1e-5, rtol=1e-5)
-
-
-def test_masked_pixels_are_noise_of_their_own_deviation(pair):
-    query, key, negative = apply("high_pass", pair, focal=0.0, ratio=(0.5, 0.5))
-    for view, source, deviation in (
-        (query, high_passed(pair.query), 0.18),
-        (negative, key, 0.14),
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_mask_says_whether_it_needs_saliency(name: str) -> None:
+    pair = scene(2, 32, 4, extra=2)
+    blind = replace(pair, query_activation=None, key_activation=None)
+    reads = strategies.reads_saliency(Choice(name, {}))
+    assert reads == (name in GUIDED)
+    built = strategies.build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=4))
+    assert built.reads_saliency == reads
+    if reads:
+        with pytest.raises(ValueError, match="activation map"):
+            apply(name, blind, 4)
+        return
+    for one, same in zip(
+        tensors(apply(name, blind, 4)), tensors(apply(name, pair, 4)), strict=True
     ):
-        grain = view[(view - source).abs() > 1e-4]
-        # more than 20000 pixels: four deviations of the estimate are below 2 percent
-        assert grain.numel() > 20000
-        assert grain.std().item() == pytest.approx(deviation, rel=0.03)
-        assert abs(grain.mean()) < 0.01
+        assert torch.equal(one, same)
 
 
-def test_noise_is_drawn_per_image_and_pixel(pair):
-    query, _, _ = apply("high_pass", pair, focal=0.0, ratio=(1, 1))  # everything masked
-    flat = query.flatten(2).flatten(0, 1)  # (B*3, pixels)
-    between = torch.corrcoef(flat) - torch.eye(len(flat))
-    assert between.abs().max() < 0.1
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_random_mask_is_built_without_saliency(name: str) -> None:
+    options = {"where": "random", "hard_negative": None}
+    built = strategies.build(Choice(name, options), MOCO, ViewConfig(size=32, grid=4))
+    assert not built.reads_saliency
+    pair = scene(2, 32, 4)
+    views = built.views(Pair(pair.query, pair.key), draws_for(2), torch.arange(2))
+    assert len(views.images) == 2
 
 
-@pytest.mark.parametrize(("channel", "distinct"), [(0.0, False), (1.0, True)])
-def test_masks_are_shared_or_drawn_per_channel(pair, channel, distinct):
-    query, _, negative = apply("high_pass", pair, focal=0.0, channel=channel, ratio=(0.25, 0.25))
-    for view, source, activation in (
-        (query, pair.query, pair.query_activation),
-        (negative, pair.key, pair.key_activation),
-    ):
-        difference = (view - high_passed(source)).abs()
-        cells = difference.unflatten(2, (GRID, PATCH)).unflatten(4, (GRID, PATCH)).amax((3, 5))
-        masked = cells > 1e-3  # (B,3,U,V)
-        alike = (masked == masked[:, :1]).all()
-        assert bool(alike) is not distinct
-        # the same numbers in and out of the foreground for every channel
-        where = foreground(activation)[:, None]
-        for group in (where, ~where):
-            counts = (masked & group).sum((2, 3))
-            assert torch.equal(counts, counts[:, :1].expand_as(counts))
+# ------------------------------------------------------------------------------- options
 
 
-def test_focal_keeps_a_window_of_the_query_and_drops_one_of_the_negative(pair):
-    query, key, negative = apply("high_pass", pair, focal=1.0)
-    # 200 px of 224 are 57.1 of 64; 130 px are 37.1
-    kept = (query - high_passed(pair.query)).abs().amax(1) < 1e-4
-    dropped = (negative - key).abs().amax(1) > 1e-4
-    for area, side in ((kept, 57), (dropped, 37)):
-        for one in area:
-            rows, columns = one.any(1).nonzero(), one.any(0).nonzero()
-            assert rows.max() - rows.min() + 1 == side
-            assert columns.max() - columns.min() + 1 == side
-            assert one.sum() >= 0.98 * side**2  # noise may hit a pixel's own value
-    corners = {(int(a.any(1).nonzero()[0]), int(a.any(0).nonzero()[0])) for a in dropped}
-    assert len(corners) > BATCH // 2
-
-
-def test_kinds_come_as_often_as_asked(generator):
-    batch = 2000
-    flat = torch.zeros(batch, 3, 32, 32)
-    maps = torch.rand(batch, 4, 4, generator=generator)
-    strategy = strategies.build(Choice("high_pass", {"ratio": (0.25, 0.25)}))
-    query, _, _ = strategy(Pair(flat, flat, maps, maps), Draws.of(0, 0, torch.arange(batch)), 4)
-    masked = query != 0  # a constant view has no high-pass: what is not 0 is noise
-    # 29 of 32 px stay (200/224); else 4 of 16 patches are masked
-    focal = masked.float().mean((1, 2, 3)) < 0.2
-    apart = ~focal & (masked != masked[:, :1]).flatten(1).any(1)
-    assert focal.float().mean().item() == pytest.approx(0.2, abs=4 * (0.16 / batch) ** 0.5)
-    share = apart.sum() / (~focal).sum()
-    assert share.item() == pytest.approx(0.7, abs=4 * (0.21 / 1600) ** 0.5)
-
-
-def test_query_and_negative_have_noise_of_their_own(pair):
-    everything = {"ratio": (1, 1), "hard_negative": {"ratio": (1, 1)}}
-    query, key, negative = apply("high_pass", pair, focal=0.0, **everything)
-    masked = negative != key  # the foreground; of the query, all is masked
-    r = torch.corrcoef(torch.stack([query[masked], negative[masked]]))[0, 1]
-    assert abs(r) < 0.02
-
-
-# ----------------------------------------------------------------------------------- options
-
-
-def test_an_unknown_mask_lists_those_there_are():
-    with pytest.raises(UserError, match=r"no `bluur` here; choose from none, high_pass, blur"):
-        strategies.build(Choice("bluur", {}))
+def test_an_unknown_mask_lists_those_there_are() -> None:
+    told = r"runs\.a\.mask: no `bluur` here; choose from none, high_pass, blur"
+    with pytest.raises(UserError, match=told):
+        strategies.function_of(Choice("bluur", {}), "runs.a.mask")
+    with pytest.raises(UserError, match=told):
+        strategies.build(Choice("bluur", {}), MOCO, ViewConfig(), "runs.a.mask")
 
 
 @pytest.mark.parametrize(
@@ -248,22 +151,84 @@ def test_an_unknown_mask_lists_those_there_are():
     [
         ("none", {"ratio": (0, 1)}, "ratio: no such key"),
         ("mean", {"sigma": 3}, "sigma: no such key"),
+        ("mean", {"ratio": 0.15}, r"ratio: .*0\.15"),
         ("blur", {"hard_negative": {"ratioo": 1}}, r"hard_negative\.ratioo: no such key"),
         ("blur", {"kernel": "wide"}, "kernel: .*'wide'"),
+        ("blur", {"where": "nowhere"}, "where: .*'nowhere'"),
+        ("mean", {"masked": "none"}, "masked: .*'none'"),
+        ("mscn", {"hard_negative": None}, "hard_negative: no such key"),
+        ("mscn", {"ratio": (0.1, 0.2)}, "ratio: "),
+        ("adios", {"bases": 8}, "bases: no such key"),
     ],
 )
-def test_an_option_that_does_not_fit_is_named(name, options, told):
-    with pytest.raises(UserError, match=told):
-        strategies.build(Choice(name, options))
+def test_an_option_that_does_not_fit_is_named(
+    name: str, options: dict[str, Any], told: str
+) -> None:
+    for refuse in (
+        lambda choice: strategies.function_of(choice, "params.yaml: mask"),
+        lambda choice: strategies.build(choice, MOCO, ViewConfig(), "params.yaml: mask"),
+    ):
+        with pytest.raises(UserError, match=rf"params\.yaml: mask \(name: {name}\): .*{told}"):
+            refuse(Choice(name, options))
 
 
-def test_the_filter_that_evaluations_apply_is_resolved_to_the_view():
+def test_published_numbers_are_the_defaults() -> None:
+    """METHOD 2 and 4; whoever changes one changes a paper's recipe."""
+    high_pass = strategies.options_of(Choice("high_pass", {}))
+    hard = high_pass.pop("hard_negative")
+    assert (hard.ratio, hard.count) == ((0.4, 0.7), 1)
+    assert high_pass == {
+        "ratio": (0.05, 0.25),
+        "where": "balanced",
+        "masked": "query",
+        "threshold": 0.6,
+        "kernel": 11,
+        "sigma": 5.0,
+        "focal": 0.2,
+        "channel": 0.7,
+        "focal_keep": 200.0,
+        "focal_drop": 130.0,
+        "noise": 0.18,
+        "hard_negative_noise": 0.14,
+    }
+    blur = strategies.options_of(Choice("blur", {}))
+    assert (blur["ratio"], blur["kernel"], blur["sigma"]) == ((0.05, 0.25), 31, 10.0)
+    assert (
+        blur["hard_negative"] == strategies.options_of(Choice("mean", {}))["hard_negative"] == hard
+    )
+    assert strategies.options_of(Choice("mscn", {})) == {
+        "ratio": 0.15,
+        "key_ratio": 0.05,
+        "extra_views": 2,
+        "share_view": False,
+        "kernel": 11,
+        "sigma": 5.0,
+        "focal": 0.4,
+        "channel": 0.7,
+        "focal_keep": 200.0,
+        "noise": 0.18,
+    }
+    mixmask = {"ratio": 0.5, "shape": "block", "mask_per": "batch"}
+    assert strategies.options_of(Choice("mixmask", {})) == {**mixmask, "switch": True}
+    assert strategies.options_of(Choice("erase", {})) == {**mixmask, "fill": "zero"}
+    assert strategies.options_of(Choice("unmix", {})) == {"global_p": 0.5}
+    star = {**mixmask, "global_p": 0.5, "permutation": "different"}
+    assert strategies.options_of(Choice("mixmask_star", {})) == star
+
+
+# -------------------------------------------------------------------------------- filter
+
+
+@pytest.mark.parametrize("name", ["high_pass", "mscn"])
+def test_the_filter_that_evaluations_apply_is_resolved_to_the_view(name: str) -> None:
     wanted = {"name": "high_pass", "kernel": 3, "sigma": pytest.approx(5 * 64 / 224)}
-    assert strategies.input_filter(Choice("high_pass", {}), 64) == wanted
+    assert strategies.input_filter(Choice(name, {}), 64) == wanted
+    wanted = {"name": "high_pass", "kernel": 11, "sigma": pytest.approx(5.0)}
+    assert strategies.input_filter(Choice(name, {}), 224) == wanted
     wanted = {"name": "high_pass", "kernel": 9, "sigma": pytest.approx(6.0)}
-    assert strategies.input_filter(Choice("high_pass", {"kernel": 9, "sigma": 6}), 224) == wanted
+    assert strategies.input_filter(Choice(name, {"kernel": 9, "sigma": 6}), 224) == wanted
 
 
-@pytest.mark.parametrize("name", ["none", "blur", "mean"])
-def test_other_masks_leave_the_encoder_unfiltered(name):
+@pytest.mark.parametrize("name", [n for n in strategies.MASKS if n not in ("high_pass", "mscn")])
+def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
     assert strategies.input_filter(Choice(name, {}), 64) is None

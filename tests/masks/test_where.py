@@ -143,6 +143,28 @@ def test_patches_become_blocks_of_pixels():
     assert torch.equal(to_pixels(patches, 4), wanted)
 
 
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), data=st.data())
+def test_a_pixel_belongs_to_the_patch_over_its_corner(rows: int, columns: int, data) -> None:
+    """Whether the grid divides the side or not; patches differ by a pixel at most."""
+    side = data.draw(st.integers(max(rows, columns), 25))
+    patches = torch.rand(2, 3, rows, columns) < 0.5
+    pixels = to_pixels(patches, side)
+    assert pixels.shape == (2, 3, side, side) and pixels.dtype == torch.bool
+    for y in range(side):
+        for x in range(side):
+            # the patch [v * side / rows, (v + 1) * side / rows) that y lies in, without fractions
+            (v,) = (v for v in range(rows) if v * side <= y * rows < (v + 1) * side)
+            (u,) = (u for u in range(columns) if u * side <= x * columns < (u + 1) * side)
+            assert torch.equal(pixels[..., y, x], patches[..., v, u])
+
+
+def test_seven_patches_on_sixteen_pixels_by_hand() -> None:
+    # patches start at 0, 2.3, 4.6, 6.9, 9.1, 11.4, 13.7 px
+    pixels = to_pixels(torch.arange(7)[None].expand(7, 7), 16)
+    wanted = [0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6]
+    assert torch.equal(pixels, torch.tensor([wanted] * 16))
+
+
 def test_a_grid_may_be_oblong():
     pixels = to_pixels(torch.tensor([[True, False, False, False]]), 4)
     assert torch.equal(pixels, torch.tensor([[True, False, False, False]] * 4))

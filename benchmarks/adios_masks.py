@@ -1,0 +1,242 @@
+"""Do ADIOS's learned masks find objects? A run's masks against the true objects.
+
+    python -m benchmarks.adios_masks --run mocov2-adios [--png masks.png]
+
+Run it in a project's folder after `dvc repro pretrain@RUN`. It reads params.yaml,
+artifacts/pretrain/RUN/masker.safetensors, and the images of `val` that have a mask of the same
+name in artifacts/data/masks (white on the object), as the demo's do.
+
+Every pixel of an evaluation view goes to the mask that is largest there. The score of an image is
+the IoU of its object with that of its N regions that fits best; the table gives means over images
+in percent, with 95% bootstrap intervals.
+
+    trained      the run's masker
+    untrained    the same masker before training, mean of 3 seeds
+    bands        N equal bands, one above the other: no masker
+    tiles        N equal tiles, 2x2 for N = 4
+    everything   one region that covers the image
+
+    own          each object with the regions of its own image
+    swapped      with the regions of other images, mean of 20 derangements: what a masker scores
+                 that knows where objects tend to lie, but does not look
+    own - swapped   what looking gains, image by image; an untrained masker may gain too, as it
+                 follows edges and colours
+
+The best of N regions fits by chance too, so compare rows; no score here is a segmentation's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from salmask import encoder_file
+from salmask.config import Params, RunConfig
+from salmask.data import manifest as manifests
+from salmask.data.images import centre
+from salmask.data.loader import centred
+from salmask.data.manifest import Manifest
+from salmask.data.views import normalise
+from salmask.devices import pick_device
+from salmask.errors import UserError
+from salmask.masks import strategies
+from salmask.masks.adios import Masker
+from salmask.report import samples
+from salmask.report.sheets import Tile, grid_sheet
+from salmask.shapes import Wiring
+from stages.common import DATA, PRETRAIN, readable_errors
+
+Scores = NDArray[np.float64]
+_DERANGEMENTS = 20
+_RESAMPLES = 2000
+_SEEDS = 3  # untrained maskers
+_BATCH = 200
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Evaluation views (B,3,S,S) float32 in [0,1] and their objects (B,S,S) bool. rows: (B,)."""
+
+    rows: Tensor
+    images: Tensor
+    objects: Tensor
+
+
+def load(rows: Manifest, masks: Path, split: str, config: RunConfig, folder: Path) -> Scene:
+    """The images of a split whose objects are known. Raises UserError when there are none."""
+    known = [row for row in rows.ids(split).tolist() if (masks / rows.paths[row]).is_file()]
+    if not known:
+        raise UserError(
+            f"{masks} holds no mask of an image of `{split}`: each needs one of its path, white on "
+            "the object; the demo (`data: {name: demo}`) comes with them"
+        )
+    size, shorter = config.view.size, encoder_file.describe(folder).spec.shorter
+    ids = torch.tensor(known)
+    batches = centred(rows, ids, size, shorter, batch=_BATCH, device=torch.device("cpu"), workers=0)
+    objects = torch.stack([_object(masks / rows.paths[row], size, shorter) for row in known])
+    return Scene(ids, torch.cat(list(batches)), objects)
+
+
+def _object(path: Path, size: int, shorter: int) -> Tensor:
+    """A true mask, cut as its image is: (size,size) bool."""
+    with Image.open(path) as image:
+        return centre(image.convert("RGB"), size, shorter)[0] >= 128
+
+
+@torch.inference_mode()
+def divide(masker: Masker, images: Tensor) -> Tensor:
+    """The soft masks of views in [0,1]: (B,3,S,S) -> (B,N,S,S) on the CPU."""
+    masker = masker.to(pick_device()).eval()
+    device = next(masker.parameters()).device
+    parts = [masker(normalise(part.to(device))).cpu() for part in images.split(_BATCH)]
+    return torch.cat(parts)
+
+
+def untrained(config: RunConfig, seed: int) -> Masker:
+    """The run's masker as it would begin with a seed."""
+    torch.manual_seed(seed)
+    return Masker(config.view.size, Wiring("any"), **strategies.options_of(config.mask))
+
+
+def bands(count: int, side: int) -> Tensor:
+    """N bands, one above the other: (side,side) int64, the number of each pixel's region."""
+    return (torch.arange(side) * count // side)[:, None].expand(side, side)
+
+
+def tiles(count: int, side: int) -> Tensor:
+    """N tiles in as square a grid as N allows: (side,side) int64."""
+    high = max(n for n in range(1, int(count**0.5) + 1) if count % n == 0)
+    wide = count // high
+    line = torch.arange(side)
+    return (line * high // side)[:, None] * wide + (line * wide // side)
+
+
+def best_iou(regions: Tensor, objects: Tensor, count: int) -> Scores:
+    """Regions (B,S,S) int64 below `count`, objects (B,S,S) bool -> (B,): the largest IoU in percent
+    of an image's object with one of its regions. An empty object scores 0."""
+    found = torch.nn.functional.one_hot(regions, count).movedim(-1, 1).bool()  # (B,N,S,S)
+    wanted = objects[:, None]
+    both = (found & wanted).sum(dim=(2, 3)).double()
+    either = (found | wanted).sum(dim=(2, 3)).clamp(min=1).double()
+    scores: Scores = (100 * both / either).amax(dim=1).numpy()
+    return scores
+
+
+def derangement(count: int, generator: np.random.Generator) -> Tensor:
+    """A random permutation (count,) int64 in one cycle, so that nothing stays in its place
+    (Sattolo 1986). Raises ValueError for fewer than two."""
+    if count < 2:
+        raise ValueError("one image cannot be swapped with another")
+    order = np.arange(count)
+    for last in range(count - 1, 0, -1):
+        other = int(generator.integers(last))
+        order[[last, other]] = order[[other, last]]
+    return torch.from_numpy(order)
+
+
+def swapped_iou(regions: Tensor, objects: Tensor, count: int) -> Scores:
+    """As `best_iou`, each object with other images' regions: (B,), means over derangements."""
+    generator = np.random.default_rng(0)
+    orders = [derangement(len(regions), generator) for _ in range(_DERANGEMENTS)]
+    scores: Scores = np.mean([best_iou(regions[o], objects, count) for o in orders], axis=0)
+    return scores
+
+
+def interval(scores: Scores) -> tuple[float, float, float]:
+    """The mean of scores (B,) and its 95% bootstrap interval over images."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(len(scores), size=(_RESAMPLES, len(scores)))
+    low, high = np.percentile(scores[drawn].mean(axis=1), [2.5, 97.5])
+    return float(scores.mean()), float(low), float(high)
+
+
+def table(scene: Scene, trained: Tensor, fresh: Sequence[Tensor]) -> str:
+    """The scores of soft masks (B,N,S,S), and of divisions that look at nothing."""
+    count, side = trained.shape[1], trained.shape[2]
+    lines = [f"{'':12}{'own':>22}{'swapped':>22}{'own - swapped':>24}"]
+    for name, several in (("trained", [trained]), ("untrained", fresh)):
+        regions = [masks.argmax(dim=1) for masks in several]
+        own: Scores = np.mean([best_iou(r, scene.objects, count) for r in regions], axis=0)
+        swapped: Scores = np.mean([swapped_iou(r, scene.objects, count) for r in regions], axis=0)
+        cells = [_cell(scores) for scores in (own, swapped, own - swapped)]
+        lines.append(f"{name:12}{cells[0]:>22}{cells[1]:>22}{cells[2]:>24}")
+    fixed = {"bands": bands(count, side), "tiles": tiles(count, side)}
+    fixed["everything"] = torch.zeros(side, side, dtype=torch.int64)
+    for name, division in fixed.items():
+        own = best_iou(division.expand_as(scene.objects), scene.objects, count)
+        lines.append(f"{name:12}{_cell(own):>22}")
+    return "\n".join(lines)
+
+
+def _cell(scores: Scores) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*interval(scores))
+
+
+def shares(masks: Tensor) -> str:
+    """What each mask covers of an image on average, in percent: softly, and where it is largest."""
+    soft = masks.mean(dim=(0, 2, 3))
+    hard = torch.bincount(masks.argmax(dim=1).flatten(), minlength=masks.shape[1])
+    hard = hard / hard.sum()
+    lines = [
+        f"{name:12}" + "".join(f"{100 * share:8.1f}" for share in found.tolist())
+        for name, found in (("soft", soft), ("largest", hard))
+    ]
+    return "\n".join([f"{'share of mask':12}" + f"{1:>7}", *lines])
+
+
+def picture(scene: Scene, labels: Tensor, masks: Tensor, run: str) -> bytes:
+    """PNG: images of different classes (labels (B,)), their objects, and their masks, white where
+    1; the line is around what each mask wins."""
+    firsts = torch.tensor([int((labels == label).nonzero()[0]) for label in labels.unique()])
+    some = samples.evenly(firsts if len(firsts) >= _SHOWN else torch.arange(len(masks)), _SHOWN)
+    regions = masks[some].argmax(dim=1)
+
+    def gray(values: Tensor) -> NDArray[np.float32]:
+        shown: NDArray[np.float32] = values.float()[..., None].expand(-1, -1, 3).numpy()
+        return shown
+
+    images = [Tile(image.permute(1, 2, 0).numpy()) for image in scene.images[some]]
+    objects = [Tile(gray(one)) for one in scene.objects[some]]
+    columns = [
+        (f"mask {n + 1}", [Tile(gray(m), cells=r == n) for m, r in zip(part, regions, strict=True)])
+        for n, part in enumerate(masks[some].unbind(1))
+    ]
+    return grid_sheet([("image", images), ("object", objects)], [(run, columns)], len(columns))
+
+
+@click.command()
+@click.option("--run", "name", required=True, help="A run in params.yaml whose mask is adios.")
+@click.option("--split", help="Of the manifest; `val` if there is one.")
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Masks of 8 images.")
+@readable_errors
+def main(name: str, split: str | None, png: Path | None) -> None:
+    """Prints how well a run's masks fit the true objects, and what each mask covers."""
+    config, folder = Params.read().run(name), PRETRAIN / name
+    masker = encoder_file.load_masker(folder, config)
+    if masker is None:
+        raise UserError(f"runs.{name}: its mask is `{config.mask.name}`, which learns no masks")
+    rows = manifests.load(DATA)
+    split = split or samples.validation_split(rows)
+    if split not in rows.split_names():
+        raise UserError(f"no split `{split}`; choose from {', '.join(rows.split_names())}")
+    scene = load(rows, DATA / "masks", split, config, folder)
+    if len(scene.rows) < 2:
+        raise UserError(f"`{split}` has one image with a mask: nothing to swap it with")
+    trained = divide(masker, scene.images)
+    fresh = [divide(untrained(config, seed), scene.images) for seed in range(_SEEDS)]
+    print(f"{name}: {len(scene.rows)} images of {split}, {masker.count} masks; IoU in percent")
+    print(table(scene, trained, fresh))
+    print(shares(trained))
+    if png:
+        png.write_bytes(picture(scene, rows.labels[scene.rows], trained, name))
+
+
+if __name__ == "__main__":
+    main()

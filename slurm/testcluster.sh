@@ -1,0 +1,270 @@
+#!/usr/bin/env bash
+# A throw-away Slurm cluster of two nodes on this machine, for the tests and for trying things out.
+# All that it writes lies below one folder; /etc, /var and other Slurm daemons stay untouched.
+set -euo pipefail
+
+usage() {
+  cat >&2 <<'END'
+usage: slurm/testcluster.sh VERB [--dir FOLDER]
+  up [--accounting]  starts munge, slurmctld and the nodes n1 and n2, each with a pretended 4 CPUs
+                     and 8000 MB; with --accounting also a database, so that sacct answers.
+                     eval "$(slurm/testcluster.sh up)" sets SLURM_CONF, all that Slurm's commands need
+  down               stops everything, running jobs too, and removes the folder
+  status             says what runs; exit code 0 if the cluster is up, 1 if not
+  node-down NAME [--keep-jobs]
+                     kills all that runs on the node, as when its power fails; with --keep-jobs only
+                     its slurmd, while the jobs run on out of the controller's sight
+  node-up NAME       starts the node's slurmd again
+partitions: test (default), short (at most a minute), low (requeued when the others need its CPUs)
+END
+  exit 2
+}
+
+say() { echo "testcluster: $*" >&2; }
+refuse() { say "$@"; exit 2; }
+
+# --- what it needs -------------------------------------------------------------------------------
+
+missing_packages() { # of these commands
+  local command
+  for command in "$@"; do
+    command -v "$command" >/dev/null && continue
+    case $command in
+      munged) echo munge ;;
+      slurmdbd) echo slurmdbd ;;
+      mariadb*) echo mariadb-server ;;
+      *) echo slurm-wlm ;;
+    esac
+  done | sort -u | tr '\n' ' '
+}
+
+check_machine() {
+  local needed=(munged slurmctld slurmd srun) missing
+  [[ $ACCOUNTING == no ]] || needed+=(slurmdbd mariadbd mariadb-install-db)
+  missing=$(missing_packages "${needed[@]}")
+  [[ -z $missing ]] || refuse "missing Debian packages: $missing; to install them:
+  apt-get update && apt-get install --yes --no-install-recommends $missing"
+  ((EUID == 0)) || refuse "Slurm starts jobs as root only: call this as root"
+  # A socket's path has 107 bytes at most, and Slurm appends /spool/n1/n1_JOB.STEP.
+  ((${#DIR} <= 64)) || refuse "$DIR is too long for sockets: name a folder of 64 bytes with --dir"
+}
+
+free_ports() { # prints their common beginning: ten ports, below those that the kernel gives clients
+  local tens digit
+  while :; do
+    tens=$((2000 + RANDOM % 1200))
+    for digit in 0 1 2 3; do
+      (: <"/dev/tcp/127.0.0.1/$tens$digit") 2>/dev/null && continue 2
+    done
+    echo "$tens"
+    return
+  done
+}
+
+# --- processes -----------------------------------------------------------------------------------
+
+stat_field() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f $(($2 - 2)); } # see proc(5)
+
+start() { # NAME COMMAND...: a daemon in the background, without the caller's environment
+  local name=$1
+  shift
+  # The execs make $! the daemon's own pid; setsid keeps Ctrl-C from it.
+  (cd / && exec env -i PATH="$PATH" HOME=/root LC_ALL=C.UTF-8 SLURM_CONF="$CONF" \
+    MYSQL_UNIX_PORT="$DIR/mariadb.socket" setsid "$@") </dev/null >>"$DIR/log/$name.out" 2>&1 &
+  echo "$! $(stat_field $! 22)" >"$DIR/pid/$name"
+  disown
+}
+
+alive() { # NAME: prints the daemon's pid; its start time tells it from a later process of that pid
+  local pid began
+  { read -r pid began <"$DIR/pid/$1"; } 2>/dev/null || return 1
+  [[ -n $began && $(stat_field "$pid" 22) == "$began" ]] || return 1
+  [[ $(stat_field "$pid" 3) != Z ]] || return 1 # dead, but nobody asked how it ended
+  echo "$pid"
+}
+
+stop() { # NAME...: of nothing that lies in the folder is there need afterwards
+  local name pid
+  for name in "$@"; do
+    if pid=$(alive "$name"); then kill -KILL "$pid" 2>/dev/null || true; fi
+  done
+}
+
+descendants() { # PID
+  local child
+  cat "/proc/$1/task/"*/children 2>/dev/null | tr ' ' '\n' | while read -r child; do
+    [[ -z $child ]] || { echo "$child"; descendants "$child"; }
+  done
+}
+
+processes_of() { # [NODE], or of the whole cluster: daemons, steps, tasks, and who waits for them
+  local pid
+  # Slurm's daemons hold their log. Their environment is no mark: slurmstepd writes over it.
+  find /proc/[0-9]*/fd -maxdepth 1 -lname "$DIR/log/${1:-*}.*" 2>/dev/null | cut -d / -f 3 | sort -u |
+    while read -r pid; do
+      [[ $(readlink "/proc/$pid/exe") != */slurm* ]] || { echo "$pid"; descendants "$pid"; }
+    done
+  # What outlived its slurmstepd still has a job's environment; an srun would wait for ever.
+  grep -lzsFx "SLURM_CONF=$CONF" /proc/[0-9]*/environ | cut -d / -f 3 | while read -r pid; do
+    if [[ -n ${1:-} ]]; then
+      grep -qzsFx "SLURMD_NODENAME=$1" "/proc/$pid/environ" || continue
+    elif [[ $(readlink "/proc/$pid/exe") != */srun ]]; then
+      grep -qzs '^SLURM_JOB_ID=' "/proc/$pid/environ" || continue
+    fi
+    echo "$pid"
+  done
+}
+
+swept() { # [NODE]: kills what is left, and fails if there was something: it may have had children
+  local pids
+  pids=$(processes_of "$@" || true)
+  [[ -n $pids ]] || return 0
+  xargs kill -KILL <<<"$pids" 2>/dev/null || true
+  return 1
+}
+
+await() { # SECONDS COMMAND...: until the command succeeds
+  local until=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < until)) || return 1
+    sleep 0.1
+  done
+}
+
+# --- verbs ---------------------------------------------------------------------------------------
+
+start_accounting() {
+  local options=(--no-defaults --user=root --datadir="$DIR/mariadb" --innodb-log-file-size=4M)
+  (umask 077 && fill_in slurmdbd.conf)
+  cat >>"$CONF" <<END
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=${PORT}3
+END
+  mariadb-install-db "${options[@]}" --auth-root-authentication-method=normal --skip-test-db \
+    >"$DIR/log/mariadb-install.out" 2>&1
+  start mariadbd mariadbd "${options[@]}" --socket="$DIR/mariadb.socket" --skip-networking \
+    --pid-file="$DIR/mariadb.pid" --innodb-buffer-pool-size=32M
+  await 30 test -S "$DIR/mariadb.socket"
+  start slurmdbd slurmdbd -D
+  await 30 sacctmgr --noheader show cluster
+  sacctmgr --immediate add cluster salmask >"$DIR/log/sacctmgr.out" 2>&1
+}
+
+fill_in() { # FILE of slurm/testcluster/
+  sed "s|@FOLDER@|$DIR|; s|@HOST@|$HOST|; s|@PORT@|$PORT|" "$TEMPLATES/$1" >"$DIR/$1"
+}
+
+start_all() {
+  touch "$DIR/$MARK"
+  chmod 755 "$DIR" # other users may submit, too
+  mkdir -p "$DIR"/{pid,log,state,spool/n1,spool/n2}
+  PORT=$(free_ports)
+  fill_in slurm.conf
+  (umask 077 && head --bytes 1024 /dev/urandom >"$DIR/munge.key")
+  # --force: otherwise munge refuses a folder below one that others can write to.
+  start munged munged --foreground --force --num-threads=2 --key-file="$DIR/munge.key" \
+    --socket="$DIR/munge.socket" --pid-file="$DIR/munged.pid" --log-file="$DIR/log/munged.log" \
+    --seed-file="$DIR/munge.seed"
+  await 10 test -S "$DIR/munge.socket"
+  [[ $ACCOUNTING == no ]] || start_accounting
+  start slurmctld slurmctld -D
+  start n1 slurmd -D -N n1
+  start n2 slurmd -D -N n2
+  await 30 nodes_are n1,n2 idle
+}
+
+nodes_are() { # NODES STATE...
+  local state
+  state=$(sinfo --noheader --Node --partition test --nodes "$1" --format %t | sort -u)
+  [[ -n $state && " ${*:2} " == *" $state "* ]]
+}
+
+gave_up() {
+  say "the cluster did not come up; the ends of its logs:"
+  tail -n 15 "$DIR"/log/*.out >&2 || true
+  down
+}
+
+is_up() { alive munged && alive slurmctld; }
+
+up() {
+  check_machine
+  if is_up >/dev/null; then
+    [[ $ACCOUNTING == no || -f $DIR/slurmdbd.conf ]] || refuse "it runs without accounting: down first"
+    say "runs already in $DIR"
+  else
+    down # what a crash may have left
+    mkdir -p "$(dirname "$DIR")"
+    mkdir "$DIR" # fails when another `up` is at it, whose cluster gave_up would take down
+    trap gave_up EXIT
+    start_all
+    trap - EXIT
+    say "$(sinfo --version) with the nodes n1 and n2 runs in $DIR; to stop it: $0 down --dir $DIR"
+  fi
+  printf 'export SLURM_CONF=%q\n' "$CONF"
+}
+
+down() {
+  [[ -e $DIR ]] || return 0
+  rmdir "$DIR" 2>/dev/null && return
+  [[ -f $DIR/$MARK ]] || refuse "$DIR is no folder that this script made: it stays as it is"
+  stop slurmctld n1 n2
+  await 20 swept || refuse "these processes do not end: $(processes_of | tr '\n' ' ')"
+  stop slurmdbd mariadbd munged
+  await 10 eval '! alive slurmdbd && ! alive mariadbd && ! alive munged'
+  rm -rf "$DIR"
+}
+
+status() {
+  local file pid
+  is_up >/dev/null || { echo "down: no cluster runs in $DIR"; return 1; }
+  echo "up: SLURM_CONF=$CONF"
+  for file in "$DIR"/pid/*; do
+    if pid=$(alive "${file##*/}"); then echo "  ${file##*/} runs as $pid"; else echo "  ${file##*/} is dead"; fi
+  done
+  sinfo --Node --partition test
+}
+
+node-down() {
+  stop "$NODE"
+  [[ $KEEP_JOBS == yes ]] || await 20 swept "$NODE"
+}
+
+node-up() {
+  alive "$NODE" >/dev/null || start "$NODE" slurmd -D -N "$NODE"
+  await 30 nodes_are "$NODE" idle mix alloc comp || { tail "$DIR/log/$NODE.out" >&2; return 1; }
+}
+
+MARK=.salmask-testcluster
+TEMPLATES=$(dirname "$(realpath "$0")")/testcluster
+DIR=${TMPDIR:-/tmp}/salmask-testcluster ACCOUNTING=no KEEP_JOBS=no NODE=
+VERB=${1:-}
+shift || usage
+while (($#)); do
+  case $1 in
+    --dir) DIR=${2:?--dir needs a folder}; shift ;;
+    --accounting) ACCOUNTING=yes ;;
+    --keep-jobs) KEEP_JOBS=yes ;;
+    n1 | n2) NODE=$1 ;;
+    *) usage ;;
+  esac
+  shift
+done
+DIR=$(realpath --canonicalize-missing "$DIR")
+CONF=$DIR/slurm.conf
+HOST=$(uname -n)
+HOST=${HOST%%.*} # as Slurm calls it
+export PATH=$PATH:/usr/sbin:/sbin
+[[ ${SLURM_CONF:-} != "$CONF" || -z ${SLURM_JOB_ID:-} ]] || refuse "not from within a job of its own"
+export SLURM_CONF=$CONF
+case $VERB in
+  up | down | status) "$VERB" ;;
+  node-down | node-up)
+    [[ -n $NODE ]] || usage
+    is_up >/dev/null || refuse "no cluster runs in $DIR"
+    "$VERB"
+    ;;
+  *) usage ;;
+esac

@@ -1,0 +1,112 @@
+"""What params say of a framework, whichever it is."""
+
+import inspect
+
+import pytest
+import torch
+from by_loops import BATCH, ENCODER, images, views
+from torch import nn
+
+from salmask import frameworks
+from salmask.config import Choice
+from salmask.errors import UserError
+from salmask.norms import GroupedBatchNorm
+
+SMALL = {
+    "moco": {"dim": 6, "hidden": 10, "queue": 8},
+    "simclr": {"dim": 6, "hidden": 10},
+    "byol": {"dim": 6, "hidden": 10},
+    "simsiam": {"dim": 6, "hidden": 4},
+}
+PAPER = {  # METHOD, section 3
+    "moco": {"dim": 128, "hidden": 2048, "temperature": 0.2, "queue": 65536, "momentum": 0.999},
+    "simclr": {"dim": 128, "hidden": 2048, "temperature": 0.1},
+    "byol": {"dim": 256, "hidden": 4096, "momentum": 0.996},
+    "simsiam": {"dim": 2048, "hidden": 512, "layers": 3},
+}
+
+
+def build(name: str, **options):
+    return frameworks.build(Choice(name, SMALL[name] | options), ENCODER, BATCH, 100)
+
+
+def test_every_framework_is_tested_here():
+    assert set(frameworks.NAMES) == set(SMALL)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_defaults_are_the_papers(name):
+    cls = type(build(name, bn_group=0))
+    defaults = {k: p.default for k, p in inspect.signature(cls).parameters.items()}
+    wanted = PAPER[name] | {"bn_group": 32} | ({"penalty": 2.0} if "penalty" in defaults else {})
+    assert {key: defaults[key] for key in wanted} == wanted
+    assert ("penalty" in defaults) is (name in ("moco", "simclr"))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_norm_has_the_groups_that_were_asked_for(name):
+    model = build(name, bn_group=2)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(m, GroupedBatchNorm) and m.group == 2 for m in norms)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_groups_that_do_not_divide_the_batch_are_refused(name):
+    told = r"framework\.bn_group: 3 does not divide train\.batch \(4\)"
+    with pytest.raises(UserError, match=told):
+        build(name, bn_group=3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_global_generator_alone_decides_the_weights(name):
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(build(name, bn_group=0).state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_draws_nothing(name):
+    """What draws in a step does not resume to the same bytes."""
+    model = build(name, bn_group=0)
+    before = torch.get_rng_state()
+    model(views(images(2), [(0, 1, 1.0)]), 0.0)["loss"].backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_losses_stay_float32_under_autocast(name):
+    model = build(name, bn_group=0)
+    batch = views(images(2), [(0, 1, 1.0)])
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = model(batch, 0.0)
+    assert {value.dtype for value in seen.values()} == {torch.float32}
+    assert all(value.isfinite() and value.shape == () for value in seen.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"queue": 10}, r"queue: 10 .*multiple of train\.batch \(4\).*choose 8"),
+        ({"queue": 3}, r"queue: 3 .*choose 4"),
+        ({"queue": 12, "symmetric": True}, r"queue: 12 .*twice train\.batch \(4\).*choose 8"),
+        ({"quue": 8}, "quue: no such key"),
+        ({"head": "deep"}, "'mlp' or 'linear'.*'deep'"),
+    ],
+)
+def test_options_of_moco_that_do_not_fit_are_refused(options, told):
+    with pytest.raises(UserError, match=told):
+        build("moco", **({"bn_group": 0} | options))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_option_that_is_not_there_is_named(name):
+    with pytest.raises(UserError, match=rf"framework \(name: {name}\).*tau: no such key"):
+        build(name, tau=0.1)
+
+
+def test_an_unknown_framework_lists_those_there_are():
+    with pytest.raises(UserError, match=r"no `moc` here; choose from byol, moco, simclr, simsiam"):
+        frameworks.build(Choice("moc", {}), ENCODER, BATCH, 100)

@@ -1,0 +1,263 @@
+"""Which masked views a framework compares with which, and which masks go with which framework."""
+
+from itertools import combinations, permutations
+from typing import Any
+
+import pytest
+import torch
+from mask_scenes import apply, draws_for, high_passed, salient, scene, shared_cells
+from torch import Tensor
+
+from salmask.config import Choice, ViewConfig
+from salmask.errors import UserError
+from salmask.masks import strategies
+from salmask.masks.adios import Masker
+from salmask.shapes import Pair, Views, Wiring
+
+SIDE, GRID, BATCH = 64, 8, 6
+VIEW = ViewConfig(size=SIDE, grid=GRID)
+MOCO = Wiring("moco v2", roles="query", hard_negatives=True)
+MOCO_V1 = Wiring("moco v1", roles="query", hard_negatives=True)
+SYMMETRIC = Wiring("moco v2", roles="both", hard_negatives=True)
+SIMCLR = Wiring("simclr", roles="pairs", hard_negatives=True)
+BYOL = Wiring("byol", roles="both")
+SIMSIAM = Wiring("simsiam", roles="both", weight=0.5)
+ALL = [MOCO, MOCO_V1, SYMMETRIC, SIMCLR, BYOL, SIMSIAM]
+SHUFFLE = torch.tensor([3, 1, 0, 5, 4, 2])
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return scene(BATCH, SIDE, GRID)
+
+
+def wire(name: str, wiring: Wiring, pair: Pair, **options: Any) -> Views:
+    strategy = strategies.build(Choice(name, options), wiring, VIEW)
+    views = strategy.views(pair, draws_for(BATCH), SHUFFLE)
+    assert torch.equal(views.shuffle, SHUFFLE)
+    return views
+
+
+def compared(views: Views) -> list[tuple[Tensor, Tensor]]:
+    return [(views.images[online], views.images[target]) for online, target, _ in views.pairs]
+
+
+def weights(views: Views) -> list[float]:
+    return [weight for *_, weight in views.pairs]
+
+
+# ------------------------------------------------------------------------------ two views
+
+
+@pytest.mark.parametrize("wiring", ALL)
+def test_without_a_mask_there_are_two_views_and_no_more(wiring: Wiring, pair: Pair) -> None:
+    """Under `both` each is online and target, and embedded once."""
+    views = wire("none", wiring, pair)
+    assert views.images[0] is pair.query and views.images[1] is pair.key
+    assert len(views.images) == 2
+    wanted = [(0, 1, wiring.weight), (1, 0, wiring.weight)]
+    assert list(views.pairs) == wanted[: 2 if wiring.roles == "both" else 1]
+    assert views.negatives == {} and views.mixed == ()
+
+
+@pytest.mark.parametrize("wiring", [MOCO, MOCO_V1, SIMCLR])
+@pytest.mark.parametrize("name", ["blur", "high_pass"])
+def test_the_masked_query_meets_the_key_and_its_negatives(
+    name: str, wiring: Wiring, pair: Pair
+) -> None:
+    views = wire(name, wiring, pair, hard_negative={"count": 2})
+    made = apply(name, pair, GRID, hard_negative={"count": 2})
+    assert views.pairs == ((0, 1, 1.0),) and len(views.images) == 2
+    assert torch.equal(views.images[0], made.query)
+    assert torch.equal(views.images[1], made.key)
+    assert list(views.negatives) == [1] and len(views.negatives[1]) == 2
+    for negative, wanted in zip(views.negatives[1], made.negatives, strict=True):
+        assert torch.equal(negative, wanted)
+
+
+@pytest.mark.parametrize("wiring", [BYOL, SIMSIAM, SYMMETRIC])
+def test_each_direction_masks_its_own_online_view(wiring: Wiring, pair: Pair) -> None:
+    """And the target sees the other view unmasked."""
+    views = wire("mean", wiring, pair, ratio=(0.25, 0.25), hard_negative=None)
+    assert len(views.images) == 4 and weights(views) == [wiring.weight] * 2
+    there, back = compared(views)
+    assert there[1] is pair.key and back[1] is pair.query
+    assert views.images[1] is pair.key
+    cells = []
+    for (online, _), source, activation in (
+        (there, pair.query, pair.query_activation),
+        (back, pair.key, pair.key_activation),
+    ):
+        mask = shared_cells(source, online, GRID)
+        assert torch.equal(mask.sum((1, 2)), torch.full((BATCH,), 16))
+        available = salient(activation).sum((1, 2))
+        inside = (mask & salient(activation)).sum((1, 2))
+        assert ((inside - 0.25 * available).abs() <= 0.5).all()
+        cells.append(mask)
+    assert views.negatives == {} and views.mixed == ()
+
+
+def test_the_two_directions_draw_apart() -> None:
+    """Even where both views are one picture."""
+    one = scene(BATCH, SIDE, GRID)
+    same = Pair(one.query, one.query.clone(), one.query_activation, one.query_activation)
+    views = wire("mean", BYOL, same, ratio=(0.25, 0.25), hard_negative=None)
+    (there, _), (back, _) = compared(views)
+    assert (there != back).flatten(1).any(1).all()
+
+
+def test_a_masked_key_is_the_target_of_its_direction(pair: Pair) -> None:
+    views = wire("mean", BYOL, pair, masked="key", hard_negative=None)
+    there, back = compared(views)
+    assert there[0] is pair.query and back[0] is pair.key
+    assert shared_cells(pair.key, there[1], GRID).any()
+    assert shared_cells(pair.query, back[1], GRID).any()
+    assert views.images[1] is there[1]
+
+
+def test_both_branches_masked_in_both_directions_are_four_views(pair: Pair) -> None:
+    views = wire("mean", SIMSIAM, pair, masked="both", hard_negative=None)
+    assert views.pairs == ((0, 1, 0.5), (2, 3, 0.5))
+    for image, source in zip(
+        views.images, [pair.query, pair.key, pair.key, pair.query], strict=True
+    ):
+        assert shared_cells(source, image, GRID).any()
+    assert not torch.equal(views.images[0], views.images[3])
+
+
+def test_hard_negatives_belong_to_the_view_they_are_cut_from(pair: Pair) -> None:
+    """In the second direction that is the first view."""
+    views = wire("mean", SYMMETRIC, pair, hard_negative={"count": 2})
+    targets = {target: views.images[target] for _, target, _ in views.pairs}
+    assert sorted(views.negatives) == sorted(targets) and len(targets) == 2
+    assert targets[1] is pair.key
+    maps = {id(pair.query): pair.query_activation, id(pair.key): pair.key_activation}
+    for target, several in views.negatives.items():
+        source = views.images[target]
+        assert len(several) == 2
+        for negative in several:
+            mask = shared_cells(source, negative, GRID)
+            assert mask.any() and not (mask & ~salient(maps[id(source)])).any()
+
+
+def test_a_masked_keys_negatives_stand_at_the_masked_key(pair: Pair) -> None:
+    views = wire(
+        "mean", MOCO, pair, masked="key", ratio=(1, 1), hard_negative={"ratio": (0.5, 0.5)}
+    )
+    assert list(views.negatives) == [1] and views.pairs == ((0, 1, 1.0),)
+    assert shared_cells(pair.key, views.images[1], GRID).all()
+    mask = shared_cells(pair.key, views.negatives[1][0], GRID)
+    assert not (mask & ~salient(pair.key_activation)).any()
+
+
+# ----------------------------------------------------------------------------- extra views
+
+
+@pytest.mark.parametrize("share_view", [False, True])
+@pytest.mark.parametrize(
+    ("wiring", "wanted"),
+    [
+        (MOCO, [(0, 1), (2, 1), (3, 1)]),  # three queries against the one key
+        (SIMCLR, list(combinations(range(4), 2))),  # 6 pairs of 4 views
+        (BYOL, list(permutations(range(4), 2))),  # 12 ordered pairs
+    ],
+)
+def test_mscns_views_are_compared_and_averaged(
+    wiring: Wiring, wanted: list[tuple[int, int]], share_view: bool
+) -> None:
+    pair = scene(BATCH, SIDE, GRID, extra=0 if share_view else 2)
+    views = wire("mscn", wiring, pair, share_view=share_view)
+    made = apply("mscn", pair, GRID, share_view=share_view)
+    assert len(views.images) == 4
+    four = zip(views.images, (made.query, made.key, *made.extra), strict=True)
+    assert all(torch.equal(image, view) for image, view in four)
+    found = [(online, target) for online, target, _ in views.pairs]
+    assert sorted(found) == sorted(wanted)
+    assert weights(views) == pytest.approx([1 / len(wanted)] * len(wanted))
+    assert views.negatives == {} and views.mixed == ()
+
+
+def test_chins_variant_is_one_comparison(pair: Pair) -> None:
+    for wiring in (MOCO, SIMCLR):
+        views = wire("mscn", wiring, pair, extra_views=0, key_ratio=None)
+        assert views.pairs == ((0, 1, 1.0),) and len(views.images) == 2
+        torch.testing.assert_close(views.images[1], high_passed(pair.key), atol=1e-5, rtol=1e-4)
+    views = wire("mscn", BYOL, pair, extra_views=0, key_ratio=None)
+    assert weights(views) == [1, 1]
+    targets = [target for _, target in compared(views)]
+    for target, source in zip(targets, (pair.key, pair.query), strict=True):
+        torch.testing.assert_close(target, high_passed(source), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [({}, 2), ({"extra_views": 3}, 3), ({"extra_views": 0}, 0), ({"share_view": True}, 0)],
+)
+def test_a_strategy_says_how_many_more_views_it_needs(options: dict[str, Any], wanted: int) -> None:
+    strategy = strategies.build(Choice("mscn", options), MOCO, VIEW)
+    assert strategy.extra_views == wanted and not strategy.reads_saliency
+    assert strategies.build(Choice("blur", {}), MOCO, VIEW).extra_views == 0
+
+
+# --------------------------------------------------------------------------------- mixtures
+
+
+@pytest.mark.parametrize("wiring", ALL)
+@pytest.mark.parametrize(
+    ("name", "terms"), [("mixmask", 1), ("unmix", 1), ("mixmask_star", 2), ("erase", 2)]
+)
+def test_mixtures_stand_beside_the_clean_views_once(
+    name: str, terms: int, wiring: Wiring, pair: Pair
+) -> None:
+    """Only the first view is mixed, whatever the framework compares; what the mixture resembles
+    is the clean second view, images[1]."""
+    views = wire(name, wiring, pair)
+    assert len(views.images) == 2
+    assert views.images[0] is pair.query and views.images[1] is pair.key
+    wanted = [(0, 1, wiring.weight), (1, 0, wiring.weight)]
+    assert list(views.pairs) == wanted[: 2 if wiring.roles == "both" else 1]
+    made = apply(name, pair, GRID)
+    assert len(views.mixed) == terms
+    for mixed, alone in zip(views.mixed, made.mixed, strict=True):
+        assert torch.equal(mixed.images, alone.images)  # of the query, not of the key
+        for (rows, share), (same, alike) in zip(mixed.positives, alone.positives, strict=True):
+            assert torch.equal(rows, same) and torch.equal(share, alike)
+
+
+# -------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("wiring", [BYOL, SIMSIAM])
+@pytest.mark.parametrize("name", ["blur", "mean", "high_pass"])
+def test_hard_negatives_need_a_framework_that_pushes_away(name: str, wiring: Wiring) -> None:
+    told = rf"runs\.a \(name: {name}\): .*{wiring.name} pushes nothing away.*hard_negative: null"
+    with pytest.raises(UserError, match=told):
+        strategies.build(Choice(name, {}), wiring, VIEW, "runs.a")
+    strategies.build(Choice(name, {"hard_negative": None}), wiring, VIEW)
+
+
+@pytest.mark.parametrize(
+    ("name", "wiring"), [("mscn", MOCO_V1), ("mscn", SIMSIAM), ("adios", MOCO_V1)]
+)
+def test_unpublished_combinations_are_refused(name: str, wiring: Wiring) -> None:
+    published = "moco v2, simclr, byol" + (", simsiam" if name == "adios" else "")
+    told = rf"runs\.a \(name: {name}\): defined for {published}; no paper .*{wiring.name}"
+    with pytest.raises(UserError, match=told):
+        strategies.build(Choice(name, {}), wiring, VIEW, "runs.a")
+
+
+@pytest.mark.parametrize("wiring", ALL)
+@pytest.mark.parametrize("name", list(strategies.MASKS))
+def test_every_published_combination_is_built(name: str, wiring: Wiring) -> None:
+    """METHOD 4: saliency, filling and erasing masks go with every framework."""
+    apart = {"mscn": {"moco v2", "simclr", "byol"}}
+    apart["adios"] = apart["mscn"] | {"simsiam"}
+    guided = name in ("blur", "mean", "high_pass")
+    choice = Choice(name, {"hard_negative": None} if guided else {})
+    if wiring.name in apart.get(name, {wiring.name}):
+        strategy = strategies.build(choice, wiring, VIEW)
+        assert strategy.reads_saliency == guided
+        assert isinstance(strategy.masker, Masker) == (name == "adios")
+    else:
+        with pytest.raises(UserError):
+            strategies.build(choice, wiring, VIEW)

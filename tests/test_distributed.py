@@ -1,0 +1,250 @@
+"""Two processes that share a batch compute what one process computes on all of it.
+
+Both processes start once for the whole module, do everything, and leave their results in files.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from salmask import frameworks
+from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask.data.loader import Crops
+from salmask.distributed import gather, gather_with_gradient, own, rank, world
+from salmask.randomness import batch_shuffle
+from salmask.shapes import Mixed, Views
+from salmask.train.batches import make_batch
+
+WORLD, BATCH, SIDE, QUEUE = 2, 16, 16, 64
+LOCAL = BATCH // WORLD
+ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
+SMALL: dict[str, dict[str, Any]] = {
+    "moco": {"dim": 6, "hidden": 10, "queue": QUEUE, "momentum": 0.9},
+    "simclr": {"dim": 6, "hidden": 10},
+    "byol": {"dim": 6, "hidden": 10, "momentum": 0.9},
+    "simsiam": {"dim": 6, "hidden": 4},
+}
+BOTH = ((0, 1, 0.5), (1, 0, 0.5))
+KINDS: dict[str, dict[str, Any]] = {  # how many hard negatives and mixtures, which comparisons
+    "hard negatives": {"negatives": 2, "mixed": 0, "pairs": ((0, 1, 1.0),)},
+    "mixtures": {"negatives": 0, "mixed": 2, "pairs": ((0, 1, 1.0),)},
+    "many views": {"negatives": 0, "mixed": 0, "pairs": tuple((n, 1, 0.5) for n in (0, 2, 3))},
+    "both ways": {"negatives": 0, "mixed": 1, "pairs": BOTH},
+}
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    *(("simclr", kind, {}) for kind in ("hard negatives", "mixtures", "many views")),
+    *(("moco", kind, {}) for kind in ("hard negatives", "mixtures", "many views")),
+    ("moco", "both ways", {"symmetric": True}),
+    ("byol", "both ways", {}),
+    ("simsiam", "both ways", {}),
+]
+# batch-norm groups: of half a process's part, and where hard negatives are, of all of it too
+RUNS = [(*case, LOCAL // 2) for case in CASES]
+RUNS += [(*case, LOCAL) for case in CASES if case[1] == "hard negatives"]
+
+
+def whole(kind: str, seed: int) -> Views:
+    """The views of a global batch. Mixtures stay within the halves, as one process has no more."""
+    count, pairs = KINDS[kind], KINDS[kind]["pairs"]
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise() -> Tensor:
+        return torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
+
+    shown = noise()
+    views = tuple(shown + noise() for _ in range(1 + max(max(i, j) for i, j, _ in pairs)))
+    backwards = torch.arange(BATCH).view(WORLD, LOCAL).flip(1).flatten()
+    shares = torch.rand(BATCH, generator=generator)
+    terms = ((torch.arange(BATCH), shares), (backwards, 1 - shares))
+    return Views(
+        views,
+        pairs,
+        torch.randperm(BATCH, generator=generator),
+        {1: tuple(noise() for _ in range(count["negatives"]))} if count["negatives"] else {},
+        tuple(Mixed(noise(), terms) for _ in range(count["mixed"])),
+    )
+
+
+def shared(views: Views) -> Views:
+    """This process's part; rows count from its own first sample."""
+    mine = views.map(own)
+    mixed = tuple(
+        Mixed(m.images, tuple((own(rows) % LOCAL, own(share)) for rows, share in m.positives))
+        for m in mine.mixed
+    )
+    return replace(mine, mixed=mixed) if world() > 1 else views
+
+
+def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str, Any]:
+    """Two steps without an optimizer: what is seen in each, and the sum of their gradients. One
+    where no queue makes a difference between them."""
+    torch.manual_seed(0)
+    given = Choice(name, SMALL[name] | options | {"bn_group": group})
+    model = frameworks.build(given, ENCODER, BATCH, 100).train()
+    with torch.no_grad():
+        for parameter in model.parameters():  # followers differ from their leaders, too
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    seen = []
+    for step in range(2 if name == "moco" else 1):
+        found = model(shared(whole(kind, step)), 0.5)
+        found["loss"].backward()
+        seen.append({key: value.detach() for key, value in found.items()})
+    return {
+        "seen": seen,
+        "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+        "buffers": dict(model.named_buffers()),
+    }
+
+
+def crops(count: int) -> Crops:
+    """`count` samples in the third step of the second epoch; their pixels do not matter."""
+    grey = {branch: torch.zeros(count, 3, SIDE, SIDE) for branch in ("query", "key")}
+    return Crops(1, 2, torch.arange(count), grey, {}, {})
+
+
+def collect() -> dict[str, Any]:
+    """Everything that the tests look at, as this process sees it."""
+    rows = own(torch.arange(BATCH * 3.0).view(BATCH, 3)).clone().requires_grad_()
+    beside = torch.zeros(BATCH, 3, requires_grad=True)
+    weights = torch.randn(BATCH, 3, generator=torch.Generator().manual_seed(rank()))
+    doubled = beside * 2  # first, so that its gradient is computed last
+    ((gather_with_gradient(rows) + doubled) * weights).sum().backward()
+    images = own(torch.arange(BATCH * 12.0).view(BATCH, 3, 2, 2))
+    config = RunConfig(
+        "run", ENCODER, ViewConfig(size=SIDE, grid=4), Choice("none", {}), Choice("moco", {}),
+        TrainConfig(batch=BATCH),
+    )  # fmt: skip
+    return {
+        "place": (rank(), world()),
+        "own": own(torch.arange(BATCH)),
+        "gathered": gather(images.to(memory_format=torch.channels_last)),
+        "transposed": gather(images[:, 0, 0].T[:, :2]),
+        "with gradient": gather_with_gradient(rows).detach(),
+        "weights": weights,
+        "rows": rows.grad,
+        "beside": beside.grad,
+        "shuffle": make_batch(crops(BATCH // world()), config, 5, None).shuffle,
+        "runs": [train(*run) for run in RUNS],
+    }
+
+
+def work(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=number,
+        world_size=WORLD,
+        timeout=timedelta(seconds=120),
+    )
+    torch.save(collect(), Path(folder) / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process finds on the whole batch."""
+    return collect()
+
+
+def name_of(run: tuple[str, str, dict[str, Any], int]) -> str:
+    return f"{run[0]}, {run[1]}, groups of {run[3]}"
+
+
+def test_processes_know_their_place(both, alone):
+    assert [found["place"] for found in both] == [(0, 2), (1, 2)]
+    assert alone["place"] == (0, 1)
+    assert torch.equal(torch.cat([found["own"] for found in both]), alone["own"])
+    assert torch.equal(both[0]["own"], torch.arange(LOCAL))
+
+
+@pytest.mark.parametrize("what", ["gathered", "with gradient"])
+def test_everybodys_rows_come_in_the_order_of_ranks(both, alone, what):
+    for found in both:
+        assert torch.equal(found[what], alone[what])
+
+
+def test_rows_of_any_layout_can_be_gathered(both, alone):
+    mine = alone["gathered"][:, 0, 0]  # (BATCH,2), of which each process sends (2,2) turned over
+    halves = [mine[:LOCAL].T[:, :2], mine[LOCAL:].T[:, :2]]
+    for found in both:
+        assert torch.equal(found["transposed"], torch.cat(halves))
+
+
+def test_a_gathered_rows_gradient_is_that_of_all_processes_losses(both):
+    total = sum(found["weights"] for found in both)
+    assert torch.equal(torch.cat([found["rows"] for found in both]), total)
+
+
+def test_gathering_leaves_other_gradients_alone(both, alone):
+    for found in (*both, alone):
+        assert torch.equal(found["beside"], 2 * found["weights"])
+
+
+def test_the_shuffle_is_the_global_batchs(both, alone):
+    wanted = batch_shuffle(5, 1, 2, BATCH)
+    for found in (*both, alone):
+        assert torch.equal(found["shuffle"], wanted)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=name_of)
+def test_the_mean_over_processes_is_what_one_process_sees(both, alone, run):
+    ours, theirs = of(run, both, alone)
+    for step, wanted in enumerate(theirs["seen"]):
+        for name, value in wanted.items():
+            if name == "spread":  # of a process's own part
+                continue
+            mean = torch.stack([found["seen"][step][name] for found in ours]).mean()
+            torch.testing.assert_close(mean, value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=name_of)
+def test_averaged_gradients_are_those_of_one_process(both, alone, run):
+    ours, theirs = of(run, both, alone)
+    scale = max(wanted.abs().max() for wanted in theirs["gradients"].values())
+    for name, wanted in theirs["gradients"].items():
+        mean = torch.stack([found["gradients"][name] for found in ours]).mean(dim=0)
+        print(name, scale.item(), wanted.abs().max().item(), (mean - wanted).abs().max().item())
+        torch.testing.assert_close(mean / scale, wanted / scale, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run[0] == "moco"], ids=name_of)
+def test_the_queue_is_the_same_everywhere(both, alone, run):
+    ours, theirs = of(run, both, alone)
+    for name in ("queue", "cursor"):
+        first, second = (found["buffers"][name] for found in ours)
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, theirs["buffers"][name], atol=1e-5, rtol=1e-5)
+    keys = 2 * (BATCH * 2 if run[2] else BATCH)
+    assert theirs["buffers"]["cursor"] == keys % QUEUE
+
+
+@pytest.mark.parametrize("run", RUNS, ids=name_of)
+def test_running_statistics_average_to_those_of_one_process(both, alone, run):
+    ours, theirs = of(run, both, alone)
+    for name, wanted in theirs["buffers"].items():
+        if name.endswith(("running_mean", "running_var")):
+            mean = torch.stack([found["buffers"][name] for found in ours]).mean(dim=0)
+            torch.testing.assert_close(mean, wanted, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def of(
+    run: tuple[str, str, dict[str, Any], int], both: list[dict[str, Any]], alone: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One run in both processes, and in one."""
+    number = RUNS.index(run)
+    return [found["runs"][number] for found in both], alone["runs"][number]
