@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from pydantic import (
+    AfterValidator,
     ConfigDict,
+    Field,
     NonNegativeInt,
     PositiveInt,
     TypeAdapter,
@@ -28,6 +30,20 @@ from salmask.errors import UserError
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid")
 Range = tuple[float, float]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _shares(value: float | Range) -> float | Range:
+    low, high = bounds = value if isinstance(value, tuple) else (value, value)
+    if not 0 <= low <= high <= 1:
+        wanted = "[low, high]" if isinstance(value, tuple) else "a share"
+        shown = list(bounds) if isinstance(value, tuple) else value
+        raise ValueError(f"must be {wanted} from 0 to 1, got {shown}")
+    return value
+
+
+ShareRange = Annotated[Range, AfterValidator(_shares)]
+ShareOrRange = Annotated[float | Range, AfterValidator(_shares)]
 PerView = float | tuple[float, float]  # one number for both views, or [query, key]
 
 
@@ -289,7 +305,7 @@ def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, 
 
     Returns those arguments, defaults filled in. Raises UserError as `check` does.
     """
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
@@ -323,7 +339,8 @@ def _explain(error: ValidationError, where: str, allowed: str) -> str:
         key = ".".join(str(part) for part in item["loc"])
         got = "" if item["type"] == "missing" else f", got {item['input']!r}"
         if item["type"] == "value_error":  # ours, already a sentence
-            lines.append(str(item["ctx"]["error"]))
+            told = str(item["ctx"]["error"])
+            lines.append(f"{key}: {told}" if key else told)
         elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             lines.append(f"{key}: no such key{got}{allowed}")
         else:

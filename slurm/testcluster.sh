@@ -233,7 +233,10 @@ node-down() {
 }
 
 node-up() {
-  alive "$NODE" >/dev/null || start "$NODE" slurmd -D -N "$NODE"
+  local booted=()
+  # -b: it comes up from a reboot. Otherwise nobody would miss the jobs that died with it.
+  [[ -n $(processes_of "$NODE") ]] || booted=(-b)
+  alive "$NODE" >/dev/null || start "$NODE" slurmd -D -N "$NODE" "${booted[@]}"
   await 30 nodes_are "$NODE" idle mix alloc comp || { tail "$DIR/log/$NODE.out" >&2; return 1; }
 }
 

@@ -13,7 +13,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from salmask.config import STRICT, Range
+from salmask.config import STRICT, Share, ShareRange
 from salmask.errors import UserError
 from salmask.filters import scaled, scaled_kernel
 from salmask.masks import fill, where
@@ -31,7 +31,7 @@ class HardNegative:
     """ratio: the share of foreground patches to mask, drawn per image (beta). count: how many are
     cut from each key."""
 
-    ratio: Range = (0.4, 0.7)
+    ratio: ShareRange = (0.4, 0.7)
     count: int = 1
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ def blur(
     draws: Draws,
     grid: int,
     *,
-    ratio: Range = (0.05, 0.25),
+    ratio: ShareRange = (0.05, 0.25),
     hard_negative: HardNegative | None = HARD_NEGATIVE,
     where: Where = "balanced",
     masked: Branch = "query",
@@ -73,7 +73,7 @@ def mean(
     draws: Draws,
     grid: int,
     *,
-    ratio: Range = (0.05, 0.25),
+    ratio: ShareRange = (0.05, 0.25),
     hard_negative: HardNegative | None = HARD_NEGATIVE,
     where: Where = "balanced",
     masked: Branch = "query",
@@ -92,15 +92,15 @@ def high_pass(
     draws: Draws,
     grid: int,
     *,
-    ratio: Range = (0.05, 0.25),
+    ratio: ShareRange = (0.05, 0.25),
     hard_negative: HardNegative | None = HARD_NEGATIVE,
     where: Where = "balanced",
     masked: Branch = "query",
     threshold: float = 0.6,
     kernel: int = 11,
     sigma: float = 5.0,
-    focal: float = 0.2,
-    channel: float = 0.7,
+    focal: Share = 0.2,
+    channel: Share = 0.7,
     focal_keep: float = 200.0,
     focal_drop: float = 130.0,
     noise: float = 0.18,
@@ -135,7 +135,7 @@ class Rule:
     """What decides which patches of which view are masked. where: in proportion over foreground and
     background, in the foreground alone, or anywhere. masked: the branches with a positive mask."""
 
-    ratio: Range
+    ratio: ShareRange
     where: Where
     masked: Branch
     threshold: float

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from salmask.config import Range
+from salmask.config import Share, ShareOrRange
 from salmask.masks import where
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Mixed, Pair
@@ -23,7 +23,7 @@ def mixmask(
     draws: Draws,
     grid: int,
     *,
-    ratio: float | Range = 0.5,
+    ratio: ShareOrRange = 0.5,
     shape: Shape = "block",
     mask_per: Literal["batch", "image"] = "batch",
     switch: bool = True,
@@ -38,7 +38,7 @@ def mixmask(
     return Masked(pair.query, pair.key, mixed=(mixed,))
 
 
-def unmix(pair: Pair, draws: Draws, grid: int, *, global_p: float = 0.5) -> Masked:
+def unmix(pair: Pair, draws: Draws, grid: int, *, global_p: Share = 0.5) -> Masked:
     """The query is blended with the batch read backwards, or a box of it is. Shen et al. 2022.
 
     global_p: how often it is a blend; 0 on ImageNet, where Un-Mix stands alone.
@@ -52,10 +52,10 @@ def mixmask_star(
     draws: Draws,
     grid: int,
     *,
-    ratio: float | Range = 0.5,
+    ratio: ShareOrRange = 0.5,
     shape: Shape = "block",
     mask_per: Literal["batch", "image"] = "batch",
-    global_p: float = 0.5,
+    global_p: Share = 0.5,
     permutation: Literal["different", "same"] = "different",
 ) -> Masked:
     """Un-Mix and MixMask together, the latter with a random permutation of the batch.
@@ -76,7 +76,7 @@ def erase(
     draws: Draws,
     grid: int,
     *,
-    ratio: float | Range = 0.5,
+    ratio: ShareOrRange = 0.5,
     shape: Shape = "block",
     mask_per: Literal["batch", "image"] = "batch",
     fill: Literal["zero", "noise"] = "zero",
@@ -116,7 +116,7 @@ def _reversed(images: Tensor) -> Tensor:
 
 
 def _kept(
-    draws: Draws, images: Tensor, grid: int, ratio: float | Range, shape: Shape, mask_per: str
+    draws: Draws, images: Tensor, grid: int, ratio: ShareOrRange, shape: Shape, mask_per: str
 ) -> Tensor:
     """Where samples keep their own pixels: (1 or B,1,H,W) float32 of 0 and 1."""
     draws = (draws.shared() if mask_per == "batch" else draws).fork("mixmask")

@@ -3,8 +3,10 @@
 from functools import partial
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
+from salmask.config import Share
 from salmask.filters import scaled, scaled_kernel
 from salmask.masks import fill, where
 from salmask.masks.guided import noisy
@@ -17,14 +19,14 @@ def mscn(
     draws: Draws,
     grid: int,
     *,
-    ratio: float = 0.15,
-    key_ratio: float | None = 0.05,
-    extra_views: int = 2,
+    ratio: Share = 0.15,
+    key_ratio: Share | None = 0.05,
+    extra_views: NonNegativeInt = 2,
     share_view: bool = False,
     kernel: int = 11,
     sigma: float = 5.0,
-    focal: float = 0.4,
-    channel: float = 0.7,
+    focal: Share = 0.4,
+    channel: Share = 0.7,
     focal_keep: float = 200.0,
     noise: float = 0.18,
 ) -> Masked:

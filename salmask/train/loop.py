@@ -31,7 +31,7 @@ from salmask.saliency.store import SaliencyStore
 from salmask.train import checkpoint
 from salmask.train.adversary import Adversary
 from salmask.train.batches import make_batch
-from salmask.train.optim import build_optimizer, learning_rate, set_rates
+from salmask.train.optim import build_optimizer, learning_rate, rate_share, set_rates
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
             seen["loss"].backward()
             optimizer.step()
             if adversary:
-                share, precise = rate / config.train.lr, autocast(device, config.train.precision)
+                share = rate_share(config.train, step, schedule.steps_per_epoch)
+                precise = autocast(device, config.train.precision)
                 seen |= adversary.step(model, batch, share, precise)
             step += 1
 

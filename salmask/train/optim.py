@@ -58,18 +58,23 @@ def set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, rate: float
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate at a global step: linear warm-up from 0, then `config.schedule`.
+    """The rate at a global step, as `rate_share` says."""
+    return config.lr * rate_share(config, step, steps_per_epoch)
+
+
+def rate_share(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The share of the peak rate at a global step: linear warm-up from 0, then `config.schedule`.
 
     `cosine`: half a cosine to 0, per step. `step`: times gamma from the start of every epoch in
     `milestones`, counted from 0 (He et al. 2020). `constant`: the peak.
     """
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
-        return config.lr * min(1.0, (step + 1) / warmup)
+        return min(1.0, (step + 1) / warmup)
     if config.schedule == "constant":
-        return config.lr
+        return 1.0
     if config.schedule == "step":
-        return config.lr * config.gamma ** bisect_right(config.milestones, step // steps_per_epoch)
+        return config.gamma ** bisect_right(config.milestones, step // steps_per_epoch)
     total = config.epochs * steps_per_epoch
-    share = (step - warmup) / max(total - warmup, 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    done = (step - warmup) / max(total - warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * done))

@@ -119,7 +119,7 @@ def test_every_embedding_has_a_gradient(scene):
     """The loss changes along its gradient as fast as the gradient says: nothing is held fixed, not
     the hard negatives (Chin et al. 2024) nor the keys of mixtures."""
     batch, _ = SCENES[scene]
-    model = build(temperature=0.5)
+    model = build(temperature=0.5, penalty=5.0, bn_group=BATCH)
     model(batch, 0.0)["loss"].backward()
     assert learning(model) == {"encoder", "projector"}
     slope = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -137,7 +137,8 @@ def test_every_embedding_has_a_gradient(scene):
 def test_the_gradient_of_a_hard_negative_reaches_its_pixels():
     batch, _ = SCENES["hard negative"]
     negative = C.clone().requires_grad_()
-    build()(views(batch.images, batch.pairs, negatives={1: (negative,)}), 0.0)["loss"].backward()
+    model = build(bn_group=BATCH)  # statistics of its own: no gradient comes by way of them
+    model(views(batch.images, batch.pairs, negatives={1: (negative,)}), 0.0)["loss"].backward()
     assert negative.grad.flatten(1).any(1).all()
 
 

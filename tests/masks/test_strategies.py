@@ -232,3 +232,20 @@ def test_the_filter_that_evaluations_apply_is_resolved_to_the_view(name: str) ->
 @pytest.mark.parametrize("name", [n for n in strategies.MASKS if n not in ("high_pass", "mscn")])
 def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
     assert strategies.input_filter(Choice(name, {}), 64) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("mscn", {"ratio": 15}, "ratio: .*15"),
+        ("mixmask", {"ratio": [1.5, 2]}, r"ratio: must be \[low, high\] from 0 to 1"),
+        ("mixmask", {"ratio": 2}, "ratio: must be a share from 0 to 1, got 2"),
+        ("blur", {"ratio": [0.3, 0.1]}, r"ratio: must be \[low, high\]"),
+        ("blur", {"hard_negative": {"ratio": [0.3, 1.1]}}, r"hard_negative\.ratio: must be"),
+        ("high_pass", {"focal": 2}, "focal: "),
+        ("unmix", {"global_p": -1}, "global_p: "),
+    ],
+)
+def test_shares_lie_between_nothing_and_everything(name, options, told):
+    with pytest.raises(UserError, match=told):
+        strategies.options_of(Choice(name, options))

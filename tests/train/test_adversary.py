@@ -135,7 +135,9 @@ def norms() -> Iterator[nn.Module]:
     yield nn.SyncBatchNorm(3)
 
 
-@pytest.mark.parametrize("norm", norms(), ids=lambda n: f"{type(n).__name__}{vars(n).get('group')}")
+@pytest.mark.parametrize(
+    "norm", [*norms()], ids=lambda n: f"{type(n).__name__}{vars(n).get('group')}"
+)
 def test_frozen_norms_use_the_batch_and_forget_it(norm):
     if isinstance(norm, nn.SyncBatchNorm):  # it computes on GPUs alone
         with frozen(norm):
