@@ -3,11 +3,15 @@
 Without a process group there is one process, and nothing is sent.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def world() -> int:
@@ -40,6 +44,45 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replaces each tensor by its mean over all processes, in place and in one message."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / world()).split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def anywhere(asked: bool) -> bool:
+    """Whether any process says so; all get the same answer."""
+    if world() == 1:
+        return asked
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    said = torch.tensor(float(asked), device=device)
+    dist.all_reduce(said)
+    return bool(said > 0)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them."""
+    if world() == 1:
+        return make()
+    made: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    found: T = made[0]
+    return found
+
+
+def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its gradients averaged over all processes. Buffers are its own business."""
+    if world() == 1:
+        return module
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
 class _Gather(torch.autograd.Function):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from salmask.distributed import rank
+
 _LINE_EVERY_SECONDS = 15.0
 
 
@@ -19,7 +21,7 @@ class Progress:
         self.start = self.said = time.monotonic()
         self.bar = (
             tqdm(total=total, initial=done, desc=what, unit=f" {unit}", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and rank() == 0
             else None
         )
 
@@ -40,6 +42,8 @@ class Progress:
 
     def _say(self, note: str) -> None:
         self.said = time.monotonic()
+        if rank():  # one process speaks for all
+            return
         rate = (self.done - self.first) / max(self.said - self.start, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
         tail = f"  {note}" if note else ""

@@ -16,6 +16,7 @@ from salmask.config import ViewConfig
 from salmask.data import views
 from salmask.data.images import centre, resample
 from salmask.data.manifest import Manifest, read_image
+from salmask.distributed import own
 from salmask.progress import progress
 from salmask.randomness import Draws, epoch_order
 
@@ -52,7 +53,8 @@ class Crops:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which samples every step of a training sees; begins again from any (epoch, step).
+    """Which samples every step of a training shows to this process; begins again from any (epoch,
+    step).
 
     ids: (n,) int64 training rows. The last, incomplete batch of an epoch is left out.
     """
@@ -70,7 +72,7 @@ class Schedule:
         while epoch < self.epochs:
             order = epoch_order(self.seed, epoch, self.ids)
             while step < self.steps_per_epoch:
-                yield epoch, step, order[step * self.batch : (step + 1) * self.batch]
+                yield epoch, step, own(order[step * self.batch : (step + 1) * self.batch])
                 step += 1
             epoch, step = epoch + 1, 0
 

@@ -54,8 +54,9 @@ class Framework(nn.Module):
                 f"{queue // keys * keys or keys}"
             )
         self.temperature, self.momentum, self.penalty = temperature, momentum, penalty
+        name = "moco v2" if head == "mlp" else "moco v1"
         self.wiring = Wiring(
-            "moco v2" if head == "mlp" else "moco v1",
+            f"symmetric {name}" if symmetric else name,
             roles="both" if symmetric else "query",
             hard_negatives=True,
         )

@@ -14,24 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from salmask import encoder_file, frameworks
+from salmask import encoder_file
 from salmask.config import RunConfig
 from salmask.data import manifest as manifests
 from salmask.data.loader import Crops, Schedule, branches, pairs
-from salmask.devices import autocast, place
+from salmask.distributed import anywhere, from_first, rank
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
-from salmask.masks import strategies
 from salmask.progress import progress
 from salmask.saliency.store import SaliencyStore
 from salmask.train import checkpoint
-from salmask.train.adversary import Adversary
 from salmask.train.batches import make_batch
-from salmask.train.optim import build_optimizer, learning_rate, rate_share, set_rates
+from salmask.train.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,7 @@ class Inputs:
 def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     """Trains one run and writes encoder.safetensors, encoder.json and history.csv to `job.out`.
 
+    Where a process group is there, all its processes call this together; the first one writes.
     Returns the last row of the history. Raises InterruptedRunError after SIGTERM or SIGUSR2, and
     DataGoneError when the folder of images vanishes, with a checkpoint saved in `job.work`;
     NonFiniteLossError when the loss leaves the numbers.
@@ -60,42 +56,24 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
             "images"
         )
     steps = schedule.steps_per_epoch * config.train.epochs
-    torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
-    model = frameworks.build(config.framework, config.encoder, config.train.batch, steps)
-    model = place(model, device)
-    optimizer = build_optimizer(model, config.train)
-    mask = strategies.build(config.mask, model.wiring, config.view)
-    adversary = Adversary(place(mask.masker, device)) if mask.masker else None
+    learner = Learner(config, seed, schedule.steps_per_epoch, device)
     store = None
-    if mask.reads_saliency:
+    if learner.mask.reads_saliency:
         store = SaliencyStore.open(inputs.saliency, rows.digest, inputs.localizer, device)
 
     step, history, sums = 0, [], {}
-    state = checkpoint.load_newest(job.work, job.fingerprint)
+    state = from_first(lambda: checkpoint.load_newest(job.work, job.fingerprint))
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if adversary:
-            adversary.load_state_dict(state["adversary"])
+        learner.load_state_dict(state["learner"])
         step, history, sums = state["step"], state["history"], state["sums"]
 
     def save() -> None:
-        checkpoint.save(
-            job.work,
-            step,
-            {
-                "fingerprint": job.fingerprint,
-                "step": step,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "adversary": adversary.state_dict() if adversary else None,
-                "history": history,
-                "sums": sums,
-            },
-        )
+        if rank() == 0:
+            place = {"step": step, "history": history, "sums": sums}
+            told = {"fingerprint": job.fingerprint, "learner": learner.state_dict()}
+            checkpoint.save(job.work, step, told | place)
 
     stop = _StopFlag()
-    forward = torch.compile(model) if config.train.compile else model
     saved_at = time.monotonic()
     batches = pairs(
         rows,
@@ -105,52 +83,41 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         device=device,
         workers=job.workers,
         start=divmod(step, schedule.steps_per_epoch),
-        branches=branches(mask.extra_views),
+        branches=branches(learner.mask.extra_views),
     )
-    model.train()
     with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar, stop:
         for crops in _saving(batches, save):
-            rate = learning_rate(config.train, step, schedule.steps_per_epoch)
-            set_rates(optimizer, config.train, rate)
-            batch = make_batch(crops, config, seed, store)
-            with autocast(device, config.train.precision):
-                seen: dict[str, Tensor] = forward(batch.views(mask), step / steps)
-            optimizer.zero_grad(set_to_none=True)
-            seen["loss"].backward()
-            optimizer.step()
-            if adversary:
-                share = rate_share(config.train, step, schedule.steps_per_epoch)
-                precise = autocast(device, config.train.precision)
-                seen |= adversary.step(model, batch, share, precise)
+            seen = learner.step(make_batch(crops, config, seed, store), step)
             step += 1
-
-            values = torch.stack([v.detach().float() for v in seen.values()]).tolist()  # one sync
-            sums = {k: sums.get(k, 0.0) + v for k, v in zip(seen, values, strict=True)}
-            loss = values[list(seen).index("loss")]
-            if not math.isfinite(loss):
+            if not math.isfinite(seen["loss"]):
                 last = next(iter(checkpoint.saved(job.work)), "none")
                 raise NonFiniteLossError(
-                    f"the loss is {loss} at step {step}; last good checkpoint: {last}"
+                    f"the loss is {seen['loss']} at step {step}; last good checkpoint: {last}"
                 )
-            bar.advance(1, f"loss {loss:.3f}")
+            sums = {name: sums.get(name, 0.0) + value for name, value in seen.items()}
+            bar.advance(1, f"loss {seen['loss']:.3f}")
             if step % schedule.steps_per_epoch == 0:
                 means = {k: v / schedule.steps_per_epoch for k, v in sums.items()}
-                history.append({"epoch": step // schedule.steps_per_epoch, "lr": rate} | means)
+                epoch = {"epoch": step // schedule.steps_per_epoch, "lr": learner.rate(step - 1)}
+                history.append(epoch | means)
                 sums = {}
                 write_history(job.out / "history.csv", history)
+            stop.asked = anywhere(stop.asked)
             due = time.monotonic() - saved_at > 60 * job.checkpoint_minutes
             if due or stop.asked or (step % schedule.steps_per_epoch == 0 and step < steps):
                 save()
                 saved_at = time.monotonic()
             if stop.asked and step < steps:
+                from_first(lambda: None)  # nobody leaves before the checkpoint is written
                 raise InterruptedRunError(
                     f"asked to stop at step {step} of {steps}; a checkpoint is saved"
                 )
 
     write_history(job.out / "history.csv", history)
-    encoder_file.save(model.get_submodule("encoder"), config, job.out)
-    if adversary:
-        encoder_file.save_masker(adversary.masker, job.out)
+    if rank() == 0:
+        encoder_file.save(learner.framework.get_submodule("encoder"), config, job.out)
+        if learner.adversary:
+            encoder_file.save_masker(learner.adversary.masker, job.out)
     return history[-1]
 
 
@@ -164,7 +131,9 @@ def _saving(batches: Iterator[Crops], save: Callable[[], None]) -> Iterator[Crop
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """One row per epoch as CSV."""
+    """One row per epoch as CSV, from the first process."""
+    if rank():
+        return
     rows = ({k: f"{v:.8g}" for k, v in row.items()} for row in history)
     write_rows(path, rows, history[0])
 

@@ -312,7 +312,7 @@ def test_the_heads_are_those_of_v2_and_v1():
     [
         ({}, "moco v2", "query"),
         ({"head": "linear"}, "moco v1", "query"),
-        ({"symmetric": True}, "moco v2", "both"),
+        ({"symmetric": True}, "symmetric moco v2", "both"),
     ],
 )
 def test_masks_are_told_what_it_compares(options, name, roles):
