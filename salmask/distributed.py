@@ -3,6 +3,7 @@
 Without a process group there is one process, and nothing is sent.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -82,7 +83,9 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     if world() == 1:
         return module
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    with warnings.catch_warnings():  # its successor is not in all the versions that we take
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
 class _Gather(torch.autograd.Function):

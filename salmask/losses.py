@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from salmask.distributed import gather_with_gradient, rank
+from salmask.distributed import gather, gather_with_gradient, rank
 
 
 def info_nce_logits(
@@ -115,10 +115,12 @@ def cosine(online: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(embedded: Tensor) -> Tensor:
-    """How far embeddings (B,D) fill their space: (). The mean deviation of the unit vectors'
-    coordinates times sqrt(D): 1 for directions drawn at random, 0 when all have collapsed into one
-    (Chen & He 2021, Sec. 4.1)."""
-    unit = F.normalize(embedded.float(), dim=1)
+    """How far the embeddings (B,D) of all processes fill their space: ().
+
+    The mean deviation of the unit vectors' coordinates times sqrt(D): 1 for directions drawn at
+    random, 0 when all have collapsed into one (Chen & He 2021, Sec. 4.1).
+    """
+    unit = F.normalize(gather(embedded.float()), dim=1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
 
 

@@ -124,10 +124,10 @@ swept() { # [NODE]: kills what is left, and fails if there was something: it may
 }
 
 await() { # SECONDS COMMAND...: until the command succeeds
-  local until=$((SECONDS + $1))
+  local seconds=$1 until=$((SECONDS + $1))
   shift
   until "$@" >/dev/null 2>&1; do
-    ((SECONDS < until)) || return 1
+    ((SECONDS < until)) || { say "waited $seconds s in vain for: $*"; return 1; }
     sleep 0.1
   done
 }
@@ -141,6 +141,7 @@ start_accounting() {
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=${PORT}3
+AccountingStoragePass=$DIR/munge.socket
 END
   mariadb-install-db "${options[@]}" --auth-root-authentication-method=normal --skip-test-db \
     >"$DIR/log/mariadb-install.out" 2>&1

@@ -1,0 +1,130 @@
+"""The real loop on two processes that share each batch: the same numbers as one, to rounding; the
+same bytes as another two; and a stop that only one of them hears of stops both, losing nothing."""
+
+import csv
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from safetensors.torch import load_file
+
+from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask.data import preparation
+from salmask.data.preparation import Found, Listing
+from salmask.errors import InterruptedRunError
+from salmask.job import Job
+from salmask.train import learner, loop
+
+STEPS = 6
+CASES = {
+    "moco": (Choice("moco", {"dim": 8, "hidden": 8, "queue": 64, "bn_group": 4}), "none"),
+    "byol": (Choice("byol", {"dim": 8, "hidden": 8, "bn_group": 4}), "adios"),
+}
+
+
+def config(case: str) -> RunConfig:
+    framework, mask = CASES[case]
+    train = TrainConfig(epochs=2, warmup_epochs=1, batch=8, lr=0.001, images="resident")
+    masking = Choice(mask, {"lr": 0.001} if mask == "adios" else {})
+    encoder = EncoderConfig("resnet10", 4, "small2")
+    return RunConfig("run", encoder, ViewConfig(size=16, grid=4), masking, framework, train)
+
+
+def one_of_two(rank: int, port: int, runs: list[tuple[str, loop.Inputs, Job]]) -> None:
+    """What each process does: train; in a folder `stopped`, be stopped on the way and go on."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for case, inputs, job in runs:
+        if job.out.name == "stopped":
+            stopped(rank, case, inputs, job)
+        loop.pretrain(config(case), inputs, job)
+    dist.destroy_process_group()
+
+
+def stopped(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
+    steps, honest = 0, learner.set_rates
+
+    def ask_in_the_fourth(*arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4 and rank == 1:  # the one that writes no checkpoint
+            signal.raise_signal(signal.SIGTERM)
+        honest(*arguments)
+
+    learner.set_rates = ask_in_the_fourth
+    with pytest.raises(InterruptedRunError, match="step 4 of 6"):
+        loop.pretrain(config(case), inputs, job)
+    learner.set_rates = honest
+    assert steps == 4
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+Trained = dict[str, dict[str, Path]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Folders of finished runs: by one process, by two, by two again, and by two with a stop."""
+    made: Trained = {}
+    shared = []
+    for case in CASES:
+        folder = tmp_path_factory.mktemp(case)
+        inputs = loop.Inputs(a_manifest(folder), folder / "no store")
+        made[case] = {name: folder / name for name in ("one", "two", "again", "stopped")}
+        for name, out in made[case].items():
+            job = Job("f" * 12, folder / f"{name} work", out, torch.device("cpu"), 0, 0)
+            if name == "one":
+                loop.pretrain(config(case), inputs, job)
+            else:
+                shared.append((case, inputs, job))
+    torch.multiprocessing.spawn(one_of_two, (free_port(), shared), nprocs=2)  # type: ignore[attr-defined]
+    return made
+
+
+def a_manifest(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (folder / "data/images").mkdir(parents=True)
+    files = []
+    for index in range(24):
+        pixels = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"data/images/{index:03d}.png")
+        files.append(Found(f"{index:03d}.png", 0, "train"))
+    preparation.write(Listing(folder / "data/images", ("a",), files), "toy", folder / "data", 0)
+    return folder / "data"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_does(trained: Trained, case: str) -> None:
+    one, two = (load_file(trained[case][name] / "encoder.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+    histories = [
+        list(csv.DictReader((trained[case][name] / "history.csv").open()))
+        for name in ("one", "two")
+    ]
+    for theirs, ours in zip(*histories, strict=True):
+        for name, value in theirs.items():
+            assert float(ours[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("other", ["again", "stopped"])
+def test_two_processes_end_in_the_same_bytes(trained: Trained, case: str, other: str) -> None:
+    folders = trained[case]
+    files = sorted(path.name for path in folders["two"].iterdir())
+    assert ("masker.safetensors" in files) is (CASES[case][1] == "adios")
+    for name in files:
+        assert (folders["two"] / name).read_bytes() == (folders[other] / name).read_bytes(), name
