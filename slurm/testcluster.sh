@@ -178,7 +178,6 @@ up() {
     say "runs already in $DIR"
   else
     down # what a crash may have left
-    mkdir -p "$(dirname "$DIR")"
     mkdir "$DIR" # fails when another `up` is at it, whose cluster gave_up would take down
     touch "$DIR/$MARK"
     trap gave_up EXIT
