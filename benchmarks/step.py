@@ -67,8 +67,9 @@ class Candidate:
     def step(self) -> None:
         start = time.perf_counter()
         batch = make_batch(self.crops, self.run, 0, self.store)
+        views = batch.views(self.mask)
         with autocast(self.device, self.run.train.precision):
-            loss = self.model(batch.views(self.mask), 0.0)["loss"]
+            loss = self.model(views, 0.0)["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -1,12 +1,32 @@
 """The losses of the frameworks, in float32: over L2-normalised embeddings where they contrast."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from salmask.distributed import gather, gather_with_gradient, rank
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _in_float32(function: Callable[P, T]) -> Callable[P, T]:
+    """Autocast would multiply float32 matrices in half precision too: not in a loss."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@_in_float32
 def info_nce_logits(
     query: Tensor,
     key: Tensor,
@@ -53,6 +73,7 @@ def first_wins(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, reduction="none")
 
 
+@_in_float32
 def nt_xent_logits(
     first: Tensor,
     second: Tensor,
@@ -96,6 +117,7 @@ def nt_xent(
     return F.cross_entropy(logits, positive)
 
 
+@_in_float32
 def in_batch(query: Tensor, key: Tensor, rows: Tensor, *, temperature: float) -> Tensor:
     """InfoNCE of query i with key rows[i], against all keys of the global batch: (B,) float32.
 

@@ -316,3 +316,25 @@ def test_spread_by_hand():
 
 def test_random_directions_spread_by_1(generator):
     assert spread(torch.randn(4000, 32, generator=generator)).item() == pytest.approx(1, abs=0.01)
+
+
+def test_autocast_does_not_touch_the_losses(generator):
+    first, second, third = (
+        F.normalize(torch.randn(5, 16, generator=generator), dim=1) for _ in range(3)
+    )
+    rows = torch.tensor([4, 3, 2, 1, 0])
+
+    def all_of_them() -> list[torch.Tensor]:
+        return [
+            info_nce_logits(first, second, third.T, temperature=0.1, hard_negative=third),
+            nt_xent_logits(first, second, temperature=0.1, hard_negative=third)[0],
+            in_batch(first, second, rows, temperature=0.1),
+            cosine(first, second),
+        ]
+
+    wanted = all_of_them()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (first @ second.T).dtype == torch.bfloat16  # what the losses must escape
+        found = all_of_them()
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)

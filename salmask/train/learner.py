@@ -47,8 +47,9 @@ class Learner:
         means over all processes."""
         train = self.config.train
         set_rates(self.optimizer, train, self.rate(step))
+        views = batch.views(self.mask)  # in float32 always: filters are small differences
         with autocast(self.device, train.precision):
-            seen: dict[str, Tensor] = self.forward(batch.views(self.mask), step / self.steps)
+            seen: dict[str, Tensor] = self.forward(views, step / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         seen["loss"].backward()
         self.optimizer.step()

@@ -1,0 +1,69 @@
+"""One step of a run: what is computed in which precision, and what does not fit."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask.data.loader import Crops, branches
+from salmask.errors import UserError
+from salmask.shapes import Views
+from salmask.train import learner as module
+from salmask.train.batches import make_batch
+from salmask.train.learner import Learner
+
+BATCH, SIDE = 8, 32
+
+
+def config(mask: str, **train: Any) -> RunConfig:
+    return RunConfig(
+        "run",
+        EncoderConfig("resnet10", 4, "small2"),
+        ViewConfig(size=SIDE, grid=4),
+        Choice(mask, {}),
+        Choice("moco", {"dim": 8, "hidden": 8, "queue": 64, "bn_group": 4}),
+        TrainConfig(epochs=2, warmup_epochs=1, batch=BATCH, lr=0.01, **train),
+    )
+
+
+def crops(extra_views: int) -> Crops:
+    generator = torch.Generator().manual_seed(0)
+    names = branches(extra_views)
+    pixels = {n: 255 * torch.rand(BATCH, 3, SIDE, SIDE, generator=generator) for n in names}
+    boxes = dict.fromkeys(names, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(BATCH, 4))
+    flips = dict.fromkeys(names, torch.zeros(BATCH, dtype=torch.bool))
+    return Crops(0, 0, torch.arange(BATCH), pixels, boxes, flips)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_networks_alone_compute_in_half_precision(precision: str) -> None:
+    run = config("mscn", precision=precision)
+    learner = Learner(run, 0, 4, torch.device("cpu"))
+    batch = make_batch(crops(learner.mask.extra_views), run, 0, None)
+    seen: list[Views] = []
+    learner.framework.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    dtypes = set()
+    first = learner.framework.get_submodule("encoder.layer1")
+    first.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
+    metrics = learner.step(batch, 1)
+    assert dtypes == {getattr(torch, precision)}
+    assert metrics["loss"] > 0
+    wanted = batch.views(learner.mask)  # high-pass filtered, far from any autocast
+    for made, outside in zip(seen[0].images, wanted.images, strict=True):
+        assert torch.equal(made, outside)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (3, r"train\.batch: 8 cannot be shared evenly by 3 processes"),
+        (4, r"framework\.bn_group: 4 does not divide the 2 images of each of 4 processes"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(
+    count: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "world", lambda: count)
+    with pytest.raises(UserError, match=told):
+        Learner(config("none"), 0, 4, torch.device("cpu"))
