@@ -218,10 +218,12 @@ def validate(params: Params) -> None:
     params.section("saliency", SaliencyConfig)
     for name in params.run_names():
         run = params.run(name)
-        with torch.device("meta"):  # runs the framework's and mask's checks, without their memory
-            built = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
-            where = f"{params.source}: runs.{name}: mask"
-            strategies.build(run.mask, built.wiring, run.view, where)
+        try:
+            with torch.device("meta"):  # runs framework's and mask's checks, without their memory
+                built = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
+                strategies.build(run.mask, built.wiring, run.view)
+        except UserError as error:
+            raise UserError(f"{params.source}: runs.{name}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ def test_check_accepts_what_fits(project: Path) -> None:
     [
         ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from none, high_pass, blur, mean"),
         ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
-        ({"framework": {"name": "moco", "bn_group": 5, "queue": 64}}, "does not divide"),
+        (
+            {"framework": {"name": "moco", "bn_group": 5, "queue": 64}},
+            "runs.plain: framework.bn_group: 5 does not",
+        ),
         ({"localizer": {"name": "lite1"}}, "choose from lite0, resnet50, vgg16"),
         ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
         ({"view": {"size": 32, "grid": 5}}, "grid 5 does not divide size 32"),
