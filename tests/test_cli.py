@@ -47,7 +47,7 @@ def test_check_accepts_what_fits(project: Path) -> None:
         ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
         (
             {"framework": {"name": "moco", "bn_group": 5, "queue": 64}},
-            "runs.plain: framework.bn_group: 5 does not",
+            "runs.blurred: framework.bn_group: 5 does not",
         ),
         ({"localizer": {"name": "lite1"}}, "choose from lite0, resnet50, vgg16"),
         ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
