@@ -29,6 +29,8 @@ from salmask.report import gallery as sheet
 from salmask.saliency import localizers
 from salmask.saliency.scda import activation_map
 
+_GALLERY_LEVEL = 224  # px at which pictures are scored for smaller views too
+
 
 def _readable_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
@@ -187,11 +189,12 @@ def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int, name: str
     trunk = localizers.Trunk(spec)
     trunk.layers.load_state_dict(tensors)
     pictures = [_opened(path) for path in images]
-    whole = torch.stack([resample(picture, (size, size)) for picture in pictures])
+    level = max(size, _GALLERY_LEVEL)
+    whole = torch.stack([resample(picture, (level, level)) for picture in pictures])
     with torch.inference_mode():
         activation = activation_map(trunk(whole.float() / 255))
     view = check_value({"size": size, "grid": grid}, ViewConfig, "--size and --grid")
-    maps = {size: activation / activation.mean(dim=(1, 2), keepdim=True)}
+    maps = {level: activation / activation.mean(dim=(1, 2), keepdim=True)}
     out.write_bytes(sheet.mask_sheet(pictures, maps, view, sheet.masks_of(runs, maskers)))
     click.echo(f"{len(pictures)} pictures drawn to {out}")
 

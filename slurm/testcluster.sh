@@ -6,15 +6,15 @@ set -euo pipefail
 usage() {
   cat >&2 <<'END'
 usage: slurm/testcluster.sh VERB [--dir FOLDER]
-  up [--accounting]  starts munge, slurmctld and the nodes n1 and n2, each with a pretended 4 CPUs
-                     and 8000 MB; with --accounting also a database, so that sacct answers.
-                     eval "$(slurm/testcluster.sh up)" sets SLURM_CONF, all that Slurm's commands need
-  down               stops everything, running jobs too, and removes the folder
-  status             says what runs; exit code 0 if the cluster is up, 1 if not
+  up [--accounting]   starts two nodes, n1 and n2, each with a pretended 4 CPUs and 8000 MB;
+                      eval "$(slurm/testcluster.sh up)" sets SLURM_CONF for Slurm's commands;
+                      --accounting: with a database, so that sacct answers
+  down                stops everything, running jobs too, and removes the folder
+  status              says what runs; exit code 0 if the cluster is up, 1 if not
   node-down NAME [--keep-jobs]
-                     kills all that runs on the node, as when its power fails; with --keep-jobs only
-                     its slurmd, while the jobs run on out of the controller's sight
-  node-up NAME       starts the node's slurmd again
+                      kills all that runs on the node, as when its power fails; --keep-jobs: only
+                      its slurmd, while its jobs run on, out of the controller's sight
+  node-up NAME        starts the node's slurmd again
 partitions: test (default), short (at most a minute), low (requeued when the others need its CPUs)
 END
   exit 2
@@ -25,45 +25,37 @@ refuse() { say "$@"; exit 2; }
 
 # --- what it needs -------------------------------------------------------------------------------
 
-missing_packages() { # of these commands
-  local command
-  for command in "$@"; do
-    command -v "$command" >/dev/null && continue
-    case $command in
-      munged) echo munge ;;
-      slurmdbd) echo slurmdbd ;;
-      mariadb*) echo mariadb-server ;;
-      *) echo slurm-wlm ;;
-    esac
-  done | sort -u | tr '\n' ' '
-}
+have() { command -v "$1" >/dev/null; }
 
 check_machine() {
-  local needed=(munged slurmctld slurmd srun) missing
-  [[ $ACCOUNTING == no ]] || needed+=(slurmdbd mariadbd mariadb-install-db)
-  missing=$(missing_packages "${needed[@]}")
-  [[ -z $missing ]] || refuse "missing Debian packages: $missing; to install them:
-  apt-get update && apt-get install --yes --no-install-recommends $missing"
+  local missing=()
+  have munged || missing+=(munge)
+  have slurmctld && have slurmd && have srun || missing+=(slurm-wlm)
+  [[ $ACCOUNTING == no ]] || have slurmdbd || missing+=(slurmdbd)
+  [[ $ACCOUNTING == no ]] || have mariadb-install-db || missing+=(mariadb-server)
+  ((${#missing[@]} == 0)) || refuse "missing Debian packages; to install them:
+  apt-get update && apt-get install --yes --no-install-recommends ${missing[*]}"
   ((EUID == 0)) || refuse "Slurm starts jobs as root only: call this as root"
   # A socket's path has 107 bytes at most, and Slurm appends /spool/n1/n1_JOB.STEP.
-  ((${#DIR} <= 64)) || refuse "$DIR is too long for sockets: name a folder of 64 bytes with --dir"
+  [[ $DIR =~ ^[A-Za-z0-9/._+-]{1,64}$ ]] ||
+    refuse "$DIR: name a folder with --dir that has at most 64 characters, and only plain ones"
 }
 
 free_ports() { # prints their common beginning: ten ports, below those that the kernel gives clients
-  local tens digit
-  while :; do
-    tens=$((2000 + RANDOM % 1200))
-    for digit in 0 1 2 3; do
-      (: <"/dev/tcp/127.0.0.1/$tens$digit") 2>/dev/null && continue 2
+  local tens port
+  while tens=$((2000 + RANDOM % 1200)); do
+    for port in "$tens"{0..3}; do
+      (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && continue 2
     done
-    echo "$tens"
-    return
+    echo "$tens" && return
   done
 }
 
 # --- processes -----------------------------------------------------------------------------------
 
-stat_field() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f $(($2 - 2)); } # see proc(5)
+stat_field() { # PID NUMBER: one of those that proc(5) counts
+  sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f $(($2 - 2))
+}
 
 start() { # NAME COMMAND...: a daemon in the background, without the caller's environment
   local name=$1
@@ -83,26 +75,24 @@ alive() { # NAME: prints the daemon's pid; its start time tells it from a later 
   echo "$pid"
 }
 
-stop() { # NAME...: of nothing that lies in the folder is there need afterwards
-  local name pid
-  for name in "$@"; do
-    if pid=$(alive "$name"); then kill -KILL "$pid" 2>/dev/null || true; fi
-  done
+stop() { # NAME...: without a farewell, for all that they might still write is thrown away
+  local name
+  for name in "$@"; do alive "$name"; done | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
 }
 
-descendants() { # PID
-  local child
+descendants() { # PID: with itself
+  echo "$1"
   cat "/proc/$1/task/"*/children 2>/dev/null | tr ' ' '\n' | while read -r child; do
-    [[ -z $child ]] || { echo "$child"; descendants "$child"; }
+    descendants "$child"
   done
 }
 
 processes_of() { # [NODE], or of the whole cluster: daemons, steps, tasks, and who waits for them
   local pid
   # Slurm's daemons hold their log. Their environment is no mark: slurmstepd writes over it.
-  find /proc/[0-9]*/fd -maxdepth 1 -lname "$DIR/log/${1:-*}.*" 2>/dev/null | cut -d / -f 3 | sort -u |
+  find /proc/[0-9]*/fd -maxdepth 1 -lname "$DIR/log/${1:-*}.*" 2>/dev/null | cut -d / -f 3 |
     while read -r pid; do
-      [[ $(readlink "/proc/$pid/exe") != */slurm* ]] || { echo "$pid"; descendants "$pid"; }
+      [[ $(readlink "/proc/$pid/exe") != */slurm* ]] || descendants "$pid"
     done
   # What outlived its slurmstepd still has a job's environment; an srun would wait for ever.
   grep -lzsFx "SLURM_CONF=$CONF" /proc/[0-9]*/environ | cut -d / -f 3 | while read -r pid; do
@@ -118,9 +108,7 @@ processes_of() { # [NODE], or of the whole cluster: daemons, steps, tasks, and w
 swept() { # [NODE]: kills what is left, and fails if there was something: it may have had children
   local pids
   pids=$(processes_of "$@" || true)
-  [[ -n $pids ]] || return 0
-  xargs kill -KILL <<<"$pids" 2>/dev/null || true
-  return 1
+  [[ -z $pids ]] || { xargs kill -KILL <<<"$pids"; return 1; }
 }
 
 await() { # SECONDS COMMAND...: until the command succeeds
@@ -137,12 +125,7 @@ await() { # SECONDS COMMAND...: until the command succeeds
 start_accounting() {
   local options=(--no-defaults --user=root --datadir="$DIR/mariadb" --innodb-log-file-size=4M)
   (umask 077 && fill_in slurmdbd.conf)
-  cat >>"$CONF" <<END
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort=${PORT}3
-AccountingStoragePass=$DIR/munge.socket
-END
+  sed -i 's/^#accounting: //' "$CONF"
   mariadb-install-db "${options[@]}" --auth-root-authentication-method=normal --skip-test-db \
     >"$DIR/log/mariadb-install.out" 2>&1
   start mariadbd mariadbd "${options[@]}" --socket="$DIR/mariadb.socket" --skip-networking \
@@ -158,7 +141,6 @@ fill_in() { # FILE of slurm/testcluster/
 }
 
 start_all() {
-  touch "$DIR/$MARK"
   chmod 755 "$DIR" # other users may submit, too
   mkdir -p "$DIR"/{pid,log,state,spool/n1,spool/n2}
   PORT=$(free_ports)
@@ -171,8 +153,7 @@ start_all() {
   await 10 test -S "$DIR/munge.socket"
   [[ $ACCOUNTING == no ]] || start_accounting
   start slurmctld slurmctld -D
-  start n1 slurmd -D -N n1
-  start n2 slurmd -D -N n2
+  for NODE in n1 n2; do start "$NODE" slurmd -D -N "$NODE"; done
   await 30 nodes_are n1,n2 idle
 }
 
@@ -193,12 +174,12 @@ is_up() { alive munged && alive slurmctld; }
 up() {
   check_machine
   if is_up >/dev/null; then
-    [[ $ACCOUNTING == no || -f $DIR/slurmdbd.conf ]] || refuse "it runs without accounting: down first"
+    [[ $ACCOUNTING == no || -f $DIR/slurmdbd.conf ]] || refuse "it has no accounting: down first"
     say "runs already in $DIR"
   else
     down # what a crash may have left
-    mkdir -p "$(dirname "$DIR")"
     mkdir "$DIR" # fails when another `up` is at it, whose cluster gave_up would take down
+    touch "$DIR/$MARK"
     trap gave_up EXIT
     start_all
     trap - EXIT
@@ -219,11 +200,11 @@ down() {
 }
 
 status() {
-  local file pid
+  local file
   is_up >/dev/null || { echo "down: no cluster runs in $DIR"; return 1; }
   echo "up: SLURM_CONF=$CONF"
   for file in "$DIR"/pid/*; do
-    if pid=$(alive "${file##*/}"); then echo "  ${file##*/} runs as $pid"; else echo "  ${file##*/} is dead"; fi
+    echo "  ${file##*/}: $(alive "${file##*/}" || echo dead)"
   done
   sinfo --Node --partition test
 }
@@ -234,10 +215,9 @@ node-down() {
 }
 
 node-up() {
-  local booted=()
-  # -b: it comes up from a reboot. Otherwise nobody would miss the jobs that died with it.
-  [[ -n $(processes_of "$NODE") ]] || booted=(-b)
-  alive "$NODE" >/dev/null || start "$NODE" slurmd -D -N "$NODE" "${booted[@]}"
+  local booted=-b # it comes from a reboot: otherwise nobody misses the jobs that died with it
+  [[ -z $(processes_of "$NODE") ]] || booted=
+  alive "$NODE" >/dev/null || start "$NODE" slurmd -D -N "$NODE" $booted
   await 30 nodes_are "$NODE" idle mix alloc comp || { tail "$DIR/log/$NODE.out" >&2; return 1; }
 }
 
@@ -258,17 +238,12 @@ while (($#)); do
 done
 DIR=$(realpath --canonicalize-missing "$DIR")
 CONF=$DIR/slurm.conf
-HOST=$(uname -n)
-HOST=${HOST%%.*} # as Slurm calls it
+HOST=$(uname -n | cut -d . -f 1) # as Slurm calls it
 export PATH=$PATH:/usr/sbin:/sbin
-[[ ${SLURM_CONF:-} != "$CONF" || -z ${SLURM_JOB_ID:-} ]] || refuse "not from within a job of its own"
+[[ ${SLURM_CONF:-} != "$CONF" || -z ${SLURM_JOB_ID:-} ]] || refuse "not from within its own job"
 export SLURM_CONF=$CONF
-case $VERB in
-  up | down | status) "$VERB" ;;
-  node-down | node-up)
-    [[ -n $NODE ]] || usage
-    is_up >/dev/null || refuse "no cluster runs in $DIR"
-    "$VERB"
-    ;;
+case $VERB,$NODE in
+  up, | down, | status,) "$VERB" ;;
+  node-down,n? | node-up,n?) is_up >/dev/null || refuse "no cluster runs in $DIR"; "$VERB" ;;
   *) usage ;;
 esac

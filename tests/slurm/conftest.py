@@ -1,0 +1,86 @@
+"""A Slurm cluster on this machine: one for all tests, or one of a test's own."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster.sh"
+
+
+class Cluster:
+    """conf: its slurm.conf. env: an environment in which Slurm's commands and submitit find it."""
+
+    def __init__(self, conf: Path) -> None:
+        self.conf = conf
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+        self.env = outside | {"SLURM_CONF": str(conf)}
+
+    def run(self, *command: str) -> str:
+        """What the command prints; raises if it fails."""
+        done = subprocess.run(
+            command, env=self.env, text=True, stdout=subprocess.PIPE, timeout=60, check=True
+        )
+        return done.stdout.strip()
+
+    def script(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Calls testcluster.sh for this cluster: `cluster.script("node-down", "n2")`."""
+        command = [str(SCRIPT), *arguments, "--dir", str(self.conf.parent)]
+        return subprocess.run(command, env=self.env, text=True, capture_output=True, timeout=120)
+
+    def submit(self, script: str, *options: str) -> str:
+        """Submits the lines of a shell script; returns the job's id. It prints to /dev/null."""
+        return self.run("sbatch", "--parsable", "--output=/dev/null", *options, "--wrap", script)
+
+    def job(self, job: str) -> dict[str, str]:
+        """The fields of `scontrol show job`: JobState, Reason, Restarts, ExitCode, ..."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", job)))
+
+    def wait(self, job: str, *states: str, seconds: float = 30) -> dict[str, str]:
+        """Waits until the job is in one of the states; returns its fields."""
+        end = time.monotonic() + seconds
+        while (found := self.job(job))["JobState"] not in states:
+            assert time.monotonic() < end, f"job {job} is not {' or '.join(states)}: {found}"
+            time.sleep(0.1)
+        return found
+
+
+@contextmanager
+def running(*options: str) -> Iterator[Cluster]:
+    """A cluster in a new folder; skips the test if this machine lacks what it takes."""
+    # Not in tmp_path, for the paths of sockets must be short.
+    folder = Path(tempfile.mkdtemp(prefix="salmask-slurm-", dir="/tmp"))
+    cluster = Cluster(folder / "cluster" / "slurm.conf")
+    try:
+        up = cluster.script("up", *options)
+        if up.returncode == 2:
+            pytest.skip(" ".join(up.stderr.split()))
+        assert up.returncode == 0, up.stderr
+        yield cluster
+    finally:
+        down = cluster.script("down")
+        assert down.returncode == 0, down.stderr
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster of this session, or the one whose slurm.conf SALMASK_TEST_SLURM_CONF names."""
+    if named := os.environ.get("SALMASK_TEST_SLURM_CONF"):
+        yield Cluster(Path(named))
+    else:
+        with running() as started:
+            yield started
+
+
+@pytest.fixture(scope="session")
+def own_cluster() -> Callable[..., AbstractContextManager[Cluster]]:
+    """`with own_cluster("--accounting") as cluster:` for tests that break it, or need another."""
+    return running
