@@ -143,7 +143,7 @@ def _submit(
         try:
             job = executor.submit(worker.main, folder, Path.cwd(), recipe, chosen, *task)
         except submitit.core.utils.FailedJobError as error:
-            refused = str(error.__cause__ or error).strip()
+            refused = str(error).strip()
             raise JobFailedError(f"sbatch refused {label_of(recipe)}: {refused}") from None
     return str(job.job_id)
 

@@ -186,7 +186,7 @@ def _again(chosen: Profile) -> None:
     """Has the first task put the job back into the queue, unless Slurm is ending it anyway:
     cancelled, over its limit, or put back by somebody else."""
     if _rank():
-        time.sleep(60)  # whoever leaves first takes all tasks with it
+        _await_the_end()  # whoever leaves first takes all tasks with it
         return
     job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", 0))
     status = scheduler.ask(job, "")
@@ -197,7 +197,12 @@ def _again(chosen: Profile) -> None:
         return
     print("putting this job back into the queue", flush=True)
     if scheduler.requeue(job):
-        time.sleep(60)  # Slurm ends it, without judging how
+        _await_the_end()
+
+
+def _await_the_end() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(60)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -1,13 +1,11 @@
 """What a test sits at: a folder with a profile, launchers it starts and jobs it looks at."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,24 +14,15 @@ import yaml
 from slurm.folder import story
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "slurm" / "testcluster.sh"
-GET_SLURM = "no Slurm here: apt-get install --no-install-recommends slurm-wlm munge"
-TINY = {"executor": "slurm", "partition": "test", "cpus": 1, "mem_gb": 1, "time_min": 5,
-        "signal_seconds": 20, "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}}  # fmt: skip
-
-
-@contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """A throw-away cluster; its SLURM_CONF. Skips the test where there is no Slurm."""
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    if os.geteuid() or not all(shutil.which(x, path=path) for x in ("slurmctld", "munged")):
-        pytest.skip(GET_SLURM)
-    where = ["--dir", str(folder)]
-    said = subprocess.run([SCRIPT, "up", *where], stdout=subprocess.PIPE, text=True, check=True)
-    try:
-        yield said.stdout.strip().removeprefix("export SLURM_CONF=")
-    finally:
-        subprocess.run([SCRIPT, "down", *where], check=True)
+TINY = {
+    "executor": "slurm",
+    "partition": "test",
+    "cpus": 1,
+    "mem_gb": 1,
+    "time_min": 5,
+    "signal_seconds": 20,
+    "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+}
 
 
 class Desk:
@@ -86,12 +75,6 @@ class Desk:
     def starts(self, name: str) -> list[int]:
         """What each of the toy's starts counted from."""
         return [int(x) for x in (self.folder / "published" / name / "starts.txt").open()]
-
-    def slurm(self, *command: str) -> str:
-        env = os.environ | {"SLURM_CONF": self.conf}
-        return subprocess.run(
-            command, env=env, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
 
     def task(self, name: str) -> int:
         """The process id of the first task of a run's job."""

@@ -37,8 +37,9 @@ def work(job: Job, ticks: int, trouble: str) -> None:
             if trouble == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if trouble == "eats":
-                print(len(bytearray(os.urandom(1 << 20)) * 1200))
+                kept = bytearray(os.urandom(1 << 20)) * 1000
                 time.sleep(30)
+                del kept
     (job.out / "count.txt").write_text(f"{count}\n")
     (job.out / "starts.txt").write_text((job.work / "starts").read_text())
 
