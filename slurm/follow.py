@@ -19,6 +19,8 @@ _DEAD_ANSWERS = 3  # so many in a row make a failure: a last file may be on its 
 _TAIL = 20
 _NOISE = re.compile(r"submitit (INFO|WARNING) ")
 
+LAST_WORDS = ("error: ", "the work failed")  # of a task that found its end itself
+
 nap = time.sleep
 
 
@@ -109,15 +111,27 @@ def report(folder: Path, job: str, label: str, status: Status, seen: Status) -> 
         facts.append(f"on {told.nodes}")
     if told.reason not in ("", "None"):
         facts.append(told.reason)
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        tail = [f"it left no log: is {log.parent} visible from its node?"]
+    if log.is_file():
+        tail = ["the end of its log:", *_tail(log), f"all of it: {log}"]
     else:
-        tail = ["the end of its log:"]
-        tail += [f"    {line}" for line in [x for x in lines if not _NOISE.match(x)][-_TAIL:]]
-        tail += [f"all of it: {log}"]
+        tail = [f"it left no log: is {log.parent} visible from its node?"]
+    if other := _other_failure(log, job):
+        tail += ["and of another task's:", *_tail(other), f"all of it: {other}"]
     return "\n".join(
         [f"job {job} ({label}) {', '.join(facts)}", *tail,
          "`dvc repro` submits it again, and goes on from its last checkpoint"]
     )  # fmt: skip
+
+
+def _tail(log: Path) -> list[str]:
+    lines = log.read_text(errors="replace").splitlines()
+    return [f"    {line}" for line in [x for x in lines if not _NOISE.match(x)][-_TAIL:]]
+
+
+def _other_failure(first: Path, job: str) -> Path | None:
+    """The log of a task but the first that says why it failed, if there is one."""
+    for log in sorted(first.parent.glob(f"{job}_*_log.out")):
+        last = (_tail(log) or [""])[-1].strip()
+        if log != first and last.startswith(LAST_WORDS):
+            return log
+    return None
