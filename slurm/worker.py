@@ -59,6 +59,7 @@ def main(
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handlers are not for us
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
+    heard = _listen()
     try:
         with _first_alone(folder):
             _work(folder, project, recipe, chosen, seed, work, arguments)
@@ -71,7 +72,8 @@ def main(
     except InterruptedRunError as error:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-        _again(chosen)
+        if signal.SIGUSR2 in os.read(heard, 4096):
+            _again(chosen)
         _leave(f"stopped: {error}", _STOPPED)
     except Exception:
         traceback.print_exc()
@@ -182,9 +184,18 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise InterruptedRunError("asked to stop; what is saved stays")
 
 
+def _listen() -> int:
+    """A pipe's end from which all signals can be read that came, whoever handled them."""
+    listening, told = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    os.write(told, b"\0")  # so that there is always something to read
+    return listening
+
+
 def _again(chosen: Profile) -> None:
-    """Has the first task put the job back into the queue, unless Slurm is ending it anyway:
-    cancelled, over its limit, or put back by somebody else."""
+    """Has the first task put the job back into the queue, as SIGUSR2 asks; unless Slurm is ending
+    the job anyway. SIGTERM does not ask for that: it comes before a kill by scancel, by Slurm's own
+    requeue, and by srun when another task has failed, as it would again."""
     if _rank():
         _await_the_end()  # whoever leaves first takes all tasks with it
         return

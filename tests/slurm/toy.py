@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from salmask.distributed import rank
 from salmask.errors import UserError
 from salmask.job import Job
 from salmask.provenance import Recipe, code_digest, tree_digest
@@ -17,7 +18,10 @@ TICK = 0.1
 
 
 def work(job: Job, ticks: int, trouble: str) -> None:
-    """Counts to `ticks` in job.work/count. trouble: what happens half-way."""
+    """Counts to `ticks` in job.work/count, in the first task; a second one is broken. trouble: what
+    happens half-way."""
+    if rank():
+        raise ValueError("the second task is broken")
     place = job.work / "count"
     count = int(place.read_text()) if place.exists() else 0
     print(f"counts from {count}", flush=True)
