@@ -1,24 +1,13 @@
 """Runs a piece of long work exactly once, wherever it was interrupted, and publishes its result.
 
-The work happens in runs/<stage>-<name>-<fingerprint>/, outside the folders that DVC deletes before
-a stage starts, so that a second try goes on where the first one stopped:
-
-    lock          held by the one process that works here
-    job.json      who, where, since when: what changes between equal runs
-    work/         checkpoints and half-finished stores
-    out/          final files, with provenance.json
-    DONE          written last; from then on the result is only published
+The work happens in a folder of its own (slurm/folder.py): in this process, or in a Slurm job that
+this process submits, or finds, and waits for.
 """
 
-import fcntl
-import json
 import os
-import shutil
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,112 +15,146 @@ import torch
 
 from salmask.devices import pick_device
 from salmask.files import write_json
-from salmask.job import Job
-from salmask.provenance import FILE_NAME, Recipe, file_digest, record
-from slurm import profile
-
-Work = Callable[..., None]
-
-
-def runs_folder(root: Path) -> Path:
-    """Where runs work: SALMASK_RUNS, else runs/ in the repository that DVC was started in.
-
-    Under `dvc exp run --temp` and in the queue, DVC_ROOT is the main repository while the current
-    folder is a temporary copy that vanishes.
-    """
-    if named := os.environ.get("SALMASK_RUNS"):
-        return Path(named).resolve()
-    return Path(os.environ.get("DVC_ROOT") or root).resolve() / "runs"
+from salmask.provenance import Recipe
+from slurm import follow, profile, scheduler, worker
+from slurm.errors import JobFailedError
+from slurm.folder import (
+    Work,
+    finish,
+    git_head,
+    is_done,
+    job_in,
+    label_of,
+    locked,
+    make_places,
+    now,
+    publish_files,
+    runs_folder,
+    story,
+)
 
 
 def run(recipe: Recipe, seed: int, work: Work, arguments: dict[str, Any], publish: Path) -> None:
     """Does `work(job, **arguments)` unless it is done already, then copies its files to `publish`.
 
     recipe: what decides the result; its fingerprint names the folder, so that other parameters,
-    inputs or code never meet this run's checkpoints.
+    inputs or code never meet this run's checkpoints. With SALMASK_SUBMIT_ONLY set, a job is
+    submitted but not waited for, and nothing is published.
     """
     chosen = profile.chosen()
-    label = "-".join(filter(None, [recipe.stage, recipe.name, recipe.fingerprint]))
+    label = label_of(recipe)
     folder = runs_folder(Path.cwd()) / label
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        if _is_done(folder):
-            print(f"{label}: finished earlier; publishing its result to {publish}", flush=True)
+    when = "finished earlier"
+    if chosen.executor == "slurm" and not is_done(folder):
+        when = "finished"
+        job = _submit_or_attach(folder, recipe, chosen, (seed, work, arguments))
+        if os.environ.get("SALMASK_SUBMIT_ONLY"):
+            return
+        if job:
+            follow.wait(folder, job, recipe)
+    with locked(folder):
+        if is_done(folder):
+            print(f"{label}: {when}; publishing its result to {publish}", flush=True)
+        elif chosen.executor == "slurm":
+            raise JobFailedError(f"{label}: its result changed while it was waited for: {folder}")
         else:
-            job = Job(
-                fingerprint=recipe.fingerprint,
-                work=folder / "work",
-                out=folder / "out",
-                device=pick_device(),
-                seed=seed,
-                workers=chosen.cores(),
-                checkpoint_minutes=chosen.checkpoint_minutes,
-            )
-            _here(folder, job, work, arguments, recipe, chosen)
-        _publish(folder / "out", publish)
+            _here(folder, recipe, chosen, seed, work, arguments)
+        publish_files(folder / "out", publish)
 
 
 def _here(
     folder: Path,
-    job: Job,
-    work: Work,
-    arguments: dict[str, Any],
     recipe: Recipe,
     chosen: profile.Profile,
+    seed: int,
+    work: Work,
+    arguments: dict[str, Any],
 ) -> None:
     """The `local` executor: this process does the work."""
     torch.set_num_threads(chosen.cores())
-    for place in (job.work, job.out):
-        place.mkdir(exist_ok=True)
-    story = {"recipe": vars(recipe), "host": socket.gethostname(), "pid": os.getpid()}
-    story |= {"git": _git_head(), "started": _now()}
-    write_json(folder / "job.json", story)
+    job = job_in(folder, recipe, seed, pick_device(), chosen)
+    make_places(job)
+    told = {"recipe": vars(recipe), "host": socket.gethostname(), "pid": os.getpid()}
+    told |= {"git": git_head(), "started": now()}
+    write_json(folder / "job.json", told)
     work(job, **arguments)
-    write_json(job.out / FILE_NAME, record(recipe, job.out, job.device))
-    write_json(folder / "job.json", story | {"finished": _now()})
-    write_json(folder / "DONE", {FILE_NAME: file_digest(job.out / FILE_NAME)})
-    shutil.rmtree(job.work)
+    finish(folder, job, recipe)
+    write_json(folder / "job.json", told | {"finished": now()})
+
+
+# --------------------------------------------------------------------------------------- Slurm
+
+
+def _submit_or_attach(
+    folder: Path, recipe: Recipe, chosen: profile.Profile, task: tuple[int, Work, dict[str, Any]]
+) -> str | None:
+    """The id of the one job that does this work; None if it was done meanwhile."""
+    label = label_of(recipe)
+    with locked(folder, "launch.lock"):
+        if is_done(folder):
+            return None
+        if job := _living(folder, recipe.fingerprint):
+            print(f"{label}: job {job} is at it already; attached to it", flush=True)
+        else:
+            job = _submit(folder, recipe, chosen, task)
+            where = chosen.partition or "the default partition"
+            print(f"{label}: submitted as job {job} to {where}", flush=True)
+        if story(folder).get("job") != job:
+            told: dict[str, Any] = {"recipe": vars(recipe), "job": job}
+            told |= {"host": socket.gethostname(), "git": git_head(), "submitted": now()}
+            write_json(folder / "job.json", told)
+        return job
+
+
+def _living(folder: Path, fingerprint: str) -> str | None:
+    """The run's job that is queued or runs, also when its launcher died before noting its id."""
+    noted = str(story(folder).get("job", ""))
+    for _ in range(follow.SETTLING_SECONDS):
+        found = {
+            job: status
+            for job, status in scheduler.live(fingerprint).items()
+            if job == noted or Path(status.log).is_relative_to(folder)
+        }
+        settled = [job for job, status in found.items() if status.state != "COMPLETING"]
+        if settled or not found:
+            return next(iter(settled), None)
+        follow.nap(1)  # one that ends, or is put back into the queue: soon we know
+    return None
+
+
+def _submit(
+    folder: Path, recipe: Recipe, chosen: profile.Profile, task: tuple[int, Work, dict[str, Any]]
+) -> str:
+    """Hands the work to Slurm. Raises JobFailedError when sbatch refuses it."""
+    import submitit
+
+    executor = submitit.SlurmExecutor(folder=folder / "jobs")
+    executor.update_parameters(
+        **chosen.sbatch(recipe.stage),
+        job_name=label_of(recipe),
+        comment=scheduler.mark(recipe.fingerprint),
+        wckey="",
+        stderr_to_stdout=True,
+        setup=worker.setup(chosen),
+        srun_args=["--open-mode=append", "--kill-on-bad-exit=1"],
+    )
+    with _outside_of_jobs():
+        try:
+            job = executor.submit(worker.main, folder, Path.cwd(), recipe, chosen, *task)
+        except submitit.core.utils.FailedJobError as error:
+            refused = str(error).strip()
+            raise JobFailedError(f"sbatch refused {label_of(recipe)}: {refused}") from None
+    return str(job.job_id)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; a second process says what it waits for."""
-    with (folder / "lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process works in {folder}; waiting for it", flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+def _outside_of_jobs() -> Iterator[None]:
+    """Without the variables of a job that this process may itself run in: sbatch obeys them."""
+    ours = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
+    for name in ours:
+        del os.environ[name]
+    try:
         yield
-
-
-def _is_done(folder: Path) -> bool:
-    """Whether DONE stands there and every file in out/ is still the one that was made."""
-    try:
-        done = json.loads((folder / "DONE").read_text())
-        if done[FILE_NAME] != file_digest(folder / "out" / FILE_NAME):
-            return False
-        made = json.loads((folder / "out" / FILE_NAME).read_text())["outputs"]
-        return all(file_digest(folder / "out" / name) == sha for name, sha in made.items())
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return False
-
-
-def _publish(out: Path, to: Path) -> None:
-    """Copies the final files; leaves nothing else at the destination."""
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(out, to)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _git_head() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+    finally:
+        os.environ |= ours

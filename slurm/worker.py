@@ -1,0 +1,221 @@
+"""What runs inside a job, in each of its tasks. May start any number of times: it does nothing
+when the work is done, and goes on from the newest checkpoint when it is not."""
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from salmask.devices import pick_device
+from salmask.distributed import from_first
+from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
+from salmask.provenance import Recipe, code_digest, tree_digest
+from slurm import scheduler
+from slurm.folder import Work, finish, is_done, job_in, locked, make_places
+from slurm.profile import Profile
+
+CODE = Path(__file__).parents[1]  # what this process runs
+_LOCK_MINUTES = 10.0  # for a writer on a node that Slurm has given up
+_MEETING = timedelta(minutes=20)
+_FAILED, _MISTAKE, _STOPPED = 1, 2, 143
+
+
+def setup(chosen: Profile) -> list[str]:
+    """The lines of bash before the tasks start; one that fails ends the job and names itself."""
+    lines = [
+        """trap 'echo "setup failed with exit code $?: $BASH_COMMAND"; exit 1' ERR""",
+        *(f"export {name}={shlex.quote(v)}" for name, v in chosen.environment.items()),
+        *chosen.setup,
+        "trap - ERR",
+    ]
+    return lines
+
+
+def main(
+    folder: Path,
+    project: Path,
+    recipe: Recipe,
+    chosen: Profile,
+    seed: int,
+    work: Work,
+    arguments: dict[str, Any],
+) -> None:
+    """Does the work unless it is done. folder: the run's. project: where its inputs lie.
+
+    Ends the process with a message instead of a traceback where a stage would; when it was asked
+    to stop, puts the job back into the queue.
+    """
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handlers are not for us
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _stop)
+    heard = _listen()
+    try:
+        with _first_alone(folder):
+            _work(folder, project, recipe, chosen, seed, work, arguments)
+    except DataGoneError as error:
+        _leave(f"stopped: {error}", _FAILED)
+    except UserError as error:
+        _leave(f"error: {error}", _MISTAKE)
+    except NonFiniteLossError as error:
+        _leave(f"error: {error}", _FAILED)
+    except InterruptedRunError as error:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        if signal.SIGUSR2 in os.read(heard, 4096):
+            _again(chosen)
+        _leave(f"stopped: {error}", _STOPPED)
+    except Exception:
+        traceback.print_exc()
+        _leave("the work failed: see above", _FAILED)
+
+
+def _work(
+    folder: Path,
+    project: Path,
+    recipe: Recipe,
+    chosen: Profile,
+    seed: int,
+    work: Work,
+    arguments: dict[str, Any],
+) -> None:
+    torch.set_num_threads(chosen.cores())
+    device = _device()
+    job = job_in(folder, recipe, seed, device, chosen)
+    if _rank() == 0 and not is_done(folder):
+        (folder / "DONE").unlink(missing_ok=True)
+        _check_unchanged(recipe, project)
+        make_places(job)
+    with _together(device):
+        if from_first(lambda: is_done(folder)):
+            print("this was done already", flush=True)
+            return
+        work(job, **arguments)
+        if _rank() == 0:
+            _check_unchanged(recipe, project)
+            finish(folder, job, recipe)
+
+
+def _check_unchanged(recipe: Recipe, project: Path) -> None:
+    """A job may start long after it was submitted: what decides its result must still be that."""
+    advice = "this job's result would not be what was asked for; `dvc repro` submits another"
+    if code_digest(f"stages.{recipe.stage}", CODE) != recipe.code:
+        raise UserError(f"the code in {CODE} changed since this job was submitted: {advice}")
+    for name, sha256 in recipe.inputs.items():
+        if not (project / name).exists() or tree_digest(project / name) != sha256:
+            raise UserError(f"{project / name} changed since this job was submitted: {advice}")
+
+
+# ---------------------------------------------------------------------------------- many tasks
+
+
+def _rank() -> int:
+    return int(os.environ.get("SLURM_PROCID", 0))
+
+
+def _tasks() -> int:
+    return int(os.environ.get("SLURM_NTASKS", 1))
+
+
+@contextlib.contextmanager
+def _first_alone(folder: Path) -> Iterator[None]:
+    """The first task holds the folder's lock, so that no two jobs work there."""
+    if _rank():
+        yield
+        return
+    with locked(folder, minutes=_LOCK_MINUTES):
+        yield
+
+
+def _device() -> torch.device:
+    """This task's: its own GPU of the node's, whether it sees one or all of them."""
+    device = pick_device()
+    if device.type == "cuda" and device.index is None:
+        local = int(os.environ.get("SLURM_LOCALID", 0))
+        device = torch.device("cuda", local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def _together(device: torch.device) -> Iterator[None]:
+    """A process group over the job's tasks, if there are several."""
+    if _tasks() == 1:
+        yield
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"tcp://{_meeting_point()}",
+        rank=_rank(),
+        world_size=_tasks(),
+        timeout=_MEETING,
+    )
+    yield
+    dist.destroy_process_group()
+
+
+def _meeting_point() -> str:
+    """ADDRESS:PORT of the first task: MASTER_ADDR if set, else its node's name, or its address in
+    Slurm where the name means nothing. The port is below those that the kernel gives clients."""
+    nodes = os.environ["SLURM_JOB_NODELIST"]
+    host = os.environ.get("MASTER_ADDR") or scheduler.first_host(nodes)
+    try:
+        socket.gethostbyname(host)
+    except OSError:
+        host = scheduler.address(nodes)
+    return f"{host}:{20000 + int(os.environ['SLURM_JOB_ID']) % 10000}"
+
+
+# ------------------------------------------------------------------------------------- the end
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """For all the time in which the training loop does not listen itself."""
+    raise InterruptedRunError("asked to stop; what is saved stays")
+
+
+def _listen() -> int:
+    """A pipe's end from which all signals can be read that came, whoever handled them."""
+    listening, told = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    os.write(told, b"\0")  # so that there is always something to read
+    return listening
+
+
+def _again(chosen: Profile) -> None:
+    """Has the first task put the job back into the queue, as SIGUSR2 asks; unless Slurm is ending
+    the job anyway. SIGTERM does not ask for that: it comes before a kill by scancel, by Slurm's own
+    requeue, and by srun when another task has failed, as it would again."""
+    if _rank():
+        _await_the_end()  # whoever leaves first takes all tasks with it
+        return
+    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    status = scheduler.ask(job, "")
+    if status is None or status.state != "RUNNING":
+        return
+    if restarts >= chosen.max_requeues:
+        print(f"this job has started {restarts + 1} times: not put back (max_requeues)", flush=True)
+        return
+    print("putting this job back into the queue", flush=True)
+    if scheduler.requeue(job):
+        _await_the_end()
+
+
+def _await_the_end() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(60)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, flush=True)
+    os._exit(code)  # a process group would make others wait

@@ -1,0 +1,56 @@
+"""Cluster profiles: what is refused, and what a stage's job asks of Slurm."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from salmask.errors import UserError
+from slurm import profile
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """A profile with these fields, read as a stage reads it."""
+
+    def read(**fields: object) -> profile.Profile:
+        path = tmp_path / "cluster.yaml"
+        path.write_text(yaml.safe_dump(fields))
+        monkeypatch.setenv("SALMASK_CLUSTER", str(path))
+        return profile.chosen()
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"partitions": "gpu"}, "partitions"),
+        ({"executor": "slurn"}, "executor"),
+        ({"time_min": 1, "signal_seconds": 60}, "leaves no time to work"),
+        ({"gpus": 2, "tasks_per_node": 1}, "each GPU of a node needs one task"),
+        ({"additional": {"open_mode": "truncate"}}, "additional.open_mode"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(read, fields, complaint):
+    with pytest.raises(UserError, match=complaint):
+        read(**fields)
+
+
+def test_only_pretraining_has_many_tasks(read):
+    given = read(executor="slurm", nodes=2, tasks_per_node=4, gpus=4, cpus=8, mem_gb=32)
+    shared, alone = given.sbatch("pretrain"), given.sbatch("knn")
+    names = ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "mem")
+    assert [shared[name] for name in names] == [2, 4, 4, 8, f"{4 * 32 * 1024}M"]
+    assert [alone[name] for name in names] == [1, 1, 1, 8, f"{32 * 1024}M"]
+
+
+@pytest.mark.parametrize("path", sorted(profile.CLUSTERS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_profiles_that_come_along_are_sound(monkeypatch, path: Path):
+    monkeypatch.setenv("SALMASK_CLUSTER", str(path))
+    assert profile.chosen().executor == ("local" if path.stem == "local" else "slurm")
+
+
+def test_every_field_is_explained_in_the_example():
+    told = yaml.safe_load((profile.CLUSTERS / "example-gpu.yaml").read_text())
+    assert set(told) == set(profile.Profile.__dataclass_fields__)
