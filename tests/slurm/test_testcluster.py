@@ -83,8 +83,11 @@ def test_with_accounting_sacct_knows_how_a_job_ended(own_cluster):
     with own_cluster("--accounting") as cluster:
         job = cluster.submit("exit 3")
         assert cluster.wait(job, "FAILED")["ExitCode"] == "3:0"
-        said = cluster.run("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
-        assert said == "FAILED|3:0"
+        asked = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
+        end = time.monotonic() + 30  # the database hears of it later than the controller
+        while (said := cluster.run(*asked)) != "FAILED|3:0":
+            assert time.monotonic() < end, said
+            time.sleep(0.2)
 
 
 def test_a_node_can_fail_and_return(own_cluster):
