@@ -58,14 +58,14 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def anywhere(asked: bool) -> bool:
-    """Whether any process says so; all get the same answer."""
+def highest(number: int) -> int:
+    """The highest that any process says; all get the same answer."""
     if world() == 1:
-        return asked
+        return number
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    said = torch.tensor(float(asked), device=device)
-    dist.all_reduce(said)
-    return bool(said > 0)
+    said = torch.tensor(number, device=device)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return int(said)
 
 
 def from_first(make: Callable[[], T]) -> T:

@@ -6,7 +6,14 @@ class UserError(Exception):
 
 
 class InterruptedRunError(Exception):
-    """A signal asked for the end; everything up to here is in a checkpoint. Exit code 143."""
+    """A signal asked for the end; everything up to here is in a checkpoint. Exit code 143.
+
+    number: of the signal; 0 if there was none.
+    """
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class DataGoneError(InterruptedRunError):

@@ -59,7 +59,6 @@ def main(
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handlers are not for us
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
-    heard = _listen()
     try:
         with _first_alone(folder):
             _work(folder, project, recipe, chosen, seed, work, arguments)
@@ -72,7 +71,7 @@ def main(
     except InterruptedRunError as error:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-        if signal.SIGUSR2 in os.read(heard, 4096):
+        if error.number == signal.SIGUSR2:
             _again(chosen)
         _leave(f"stopped: {error}", _STOPPED)
     except Exception:
@@ -181,15 +180,7 @@ def _meeting_point() -> str:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """For all the time in which the training loop does not listen itself."""
-    raise InterruptedRunError("asked to stop; what is saved stays")
-
-
-def _listen() -> int:
-    """A pipe's end from which all signals can be read that came, whoever handled them."""
-    listening, told = os.pipe2(os.O_NONBLOCK)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    os.write(told, b"\0")  # so that there is always something to read
-    return listening
+    raise InterruptedRunError("asked to stop; what is saved stays", number)
 
 
 def _again(chosen: Profile) -> None:

@@ -18,7 +18,7 @@ from salmask import encoder_file
 from salmask.config import RunConfig
 from salmask.data import manifest as manifests
 from salmask.data.loader import Crops, Schedule, branches, pairs
-from salmask.distributed import anywhere, from_first, rank
+from salmask.distributed import from_first, highest, rank
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
@@ -47,6 +47,11 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     DataGoneError when the folder of images vanishes, with a checkpoint saved in `job.work`;
     NonFiniteLossError when the loss leaves the numbers.
     """
+    with _StopSignal() as stop:
+        return _pretrain(config, inputs, job, stop)
+
+
+def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: "_StopSignal") -> dict[str, float]:
     seed, device = job.seed, job.device
     rows = manifests.load(inputs.data)
     schedule = Schedule(seed, rows.ids("train"), config.train.batch, config.train.epochs)
@@ -73,7 +78,6 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
             told = {"fingerprint": job.fingerprint, "learner": learner.state_dict()}
             checkpoint.save(job.work, step, told | place)
 
-    stop = _StopFlag()
     saved_at = time.monotonic()
     batches = pairs(
         rows,
@@ -85,7 +89,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         start=divmod(step, schedule.steps_per_epoch),
         branches=branches(learner.mask.extra_views),
     )
-    with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar, stop:
+    with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar:
         for crops in _saving(batches, save):
             seen = learner.step(make_batch(crops, config, seed, store), step)
             step += 1
@@ -102,15 +106,15 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
                 history.append(epoch | means)
                 sums = {}
                 write_history(job.out / "history.csv", history)
-            stop.asked = anywhere(stop.asked)
+            asked = highest(stop.asked)  # a signal that comes from here on is the next step's
             due = time.monotonic() - saved_at > 60 * job.checkpoint_minutes
-            if due or stop.asked or (step % schedule.steps_per_epoch == 0 and step < steps):
+            if due or asked or (step % schedule.steps_per_epoch == 0 and step < steps):
                 save()
                 saved_at = time.monotonic()
-            if stop.asked and step < steps:
+            if asked and step < steps:
                 from_first(lambda: None)  # nobody leaves before the checkpoint is written
                 raise InterruptedRunError(
-                    f"asked to stop at step {step} of {steps}; a checkpoint is saved"
+                    f"asked to stop at step {step} of {steps}; a checkpoint is saved", asked
                 )
 
     write_history(job.out / "history.csv", history)
@@ -138,17 +142,18 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     write_rows(path, rows, history[0])
 
 
-class _StopFlag:
-    """Turns SIGTERM and SIGUSR2 into a flag that the loop reads between two steps."""
+class _StopSignal:
+    """Turns SIGTERM and SIGUSR2 into a number that the loop reads between two steps: the signal's,
+    or 0. The higher one wins, which is SIGTERM on Linux."""
 
-    asked = False
+    asked = 0
 
-    def __enter__(self) -> "_StopFlag":
+    def __enter__(self) -> "_StopSignal":
         self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGUSR2)}
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked = max(self.asked, number)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():

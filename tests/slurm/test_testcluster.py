@@ -13,13 +13,14 @@ SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster.sh"
 UNTIL_KILLED = "trap '' TERM; while :; do sleep 1; done"
 
 
-def processes_with(text: str) -> list[str]:
-    """Command lines of what runs with the text in its command or environment."""
+def processes_with(*texts: str) -> list[str]:
+    """Command lines of what runs with all the texts in its command or environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
-            if text.encode() in command + (process / "environ").read_bytes():
+            told = command + (process / "environ").read_bytes()
+            if all(text.encode() in told for text in texts):
                 found.append(command.replace(b"\0", b" ").decode())
         except OSError:
             continue  # it has ended
@@ -95,9 +96,10 @@ def test_a_node_can_fail_and_return(own_cluster):
         job = cluster.submit(UNTIL_KILLED, "-w", "n2", "--no-requeue")
         cluster.wait(job, "RUNNING")
         assert cluster.script("node-down", "n2", "--keep-jobs").returncode == 0
-        assert any("slurm_script" in line for line in processes_with("SLURMD_NODENAME=n2"))
+        here = ("SLURMD_NODENAME=n2", f"SLURM_CONF={cluster.conf}")
+        assert any("slurm_script" in line for line in processes_with(*here))
         assert cluster.script("node-down", "n2").returncode == 0
-        assert processes_with("SLURMD_NODENAME=n2") == []
+        assert processes_with(*here) == []
         assert "n2: dead" in cluster.script("status").stdout
         # The controller would take half a minute to notice.
         cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")

@@ -23,6 +23,7 @@ from salmask.job import Job
 from salmask.train import learner, loop
 
 STEPS = 6
+NAMES = ("one", "two", "again", "stopped", "stopped late")
 CASES = {
     "moco": (Choice("moco", {"dim": 8, "hidden": 8, "queue": 64, "bn_group": 4}), "none"),
     "byol": (Choice("byol", {"dim": 8, "hidden": 8, "bn_group": 4}), "adios"),
@@ -45,6 +46,8 @@ def one_of_two(rank: int, port: int, runs: list[tuple[str, loop.Inputs, Job]]) -
     for case, inputs, job in runs:
         if job.out.name == "stopped":
             stopped(rank, case, inputs, job)
+        if job.out.name == "stopped late":
+            stopped_late(rank, case, inputs, job)
         loop.pretrain(config(case), inputs, job)
     dist.destroy_process_group()
 
@@ -66,6 +69,25 @@ def stopped(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
     assert steps == 4
 
 
+def stopped_late(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
+    """The signal comes when both have just agreed to go on."""
+    steps, honest = 0, loop.highest
+
+    def agree(number: int) -> int:
+        nonlocal steps
+        steps += 1
+        agreed = honest(number)
+        if steps == 3 and rank == 0:
+            signal.raise_signal(signal.SIGUSR2)
+        return agreed
+
+    loop.highest = agree
+    with pytest.raises(InterruptedRunError, match="step 4 of 6") as stop:
+        loop.pretrain(config(case), inputs, job)
+    loop.highest = honest
+    assert stop.value.number == signal.SIGUSR2
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,13 +99,13 @@ Trained = dict[str, dict[str, Path]]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Folders of finished runs: by one process, by two, by two again, and by two with a stop."""
+    """Folders of finished runs: by one process, by two, by two again, and by two with stops."""
     made: Trained = {}
     shared = []
     for case in CASES:
         folder = tmp_path_factory.mktemp(case)
         inputs = loop.Inputs(a_manifest(folder), folder / "no store")
-        made[case] = {name: folder / name for name in ("one", "two", "again", "stopped")}
+        made[case] = {name: folder / name for name in NAMES}
         for name, out in made[case].items():
             job = Job("f" * 12, folder / f"{name} work", out, torch.device("cpu"), 0, 0)
             if name == "one":
@@ -121,7 +143,7 @@ def test_two_processes_learn_what_one_does(trained: Trained, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("other", ["again", "stopped"])
+@pytest.mark.parametrize("other", NAMES[2:])
 def test_two_processes_end_in_the_same_bytes(trained: Trained, case: str, other: str) -> None:
     folders = trained[case]
     files = sorted(path.name for path in folders["two"].iterdir())
