@@ -72,7 +72,9 @@ def main(photos: Path, count: int, levels: str, precision: str, workers: int, ro
         for _ in range(rounds + 1):
             times["bare"].append(bare(trunk, config, -(-len(rows) // config.batch), device))
             start = time.perf_counter()
-            maps.compute(folder / "work" / "saliency.zarr", plan, rows, trunk, config, job)
+            store = folder / "work" / "saliency.zarr"
+            maps.fill(store, plan, rows, trunk, config, job)
+            maps.finish(store, plan, rows, trunk, config, job)
             times["stage"].append(time.perf_counter() - start)
             shutil.rmtree(folder / "work")
     rate = {name: len(rows) / median(seconds[1:]) for name, seconds in times.items()}

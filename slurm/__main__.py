@@ -1,5 +1,6 @@
 """`python -m slurm`: what a person asks about runs and their jobs, beside `dvc repro`."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -50,14 +51,17 @@ def logs(run: str, on: bool) -> None:
     job = story(folder).get("job")
     if not job:
         raise UserError(f"{folder.name} has no job: it ran where it was started")
-    log = follow.log_of(folder, job)
-    if not log.is_file():
-        raise UserError(f"job {job} has written no log yet: {log}")
-    click.echo(f"{log}:", err=True)
-    with log.open(errors="replace") as stream:
-        click.echo(stream.read(), nl=False)
-        while on:
+    found = follow.logs_of(folder, job).values()
+    if not found:
+        raise UserError(f"job {job} has written no log yet: {follow.log_of(folder, job)}")
+    with contextlib.ExitStack() as opened:
+        streams = [opened.enter_context(log.open(errors="replace")) for log in found]
+        for log, stream in zip(found, streams, strict=True):
+            click.echo(f"{log}:", err=True)
             click.echo(stream.read(), nl=False)
+        while on:
+            for stream in streams:
+                click.echo(stream.read(), nl=False)
             time.sleep(1)
 
 

@@ -3,7 +3,7 @@
 runs/<stage>-<name>-<fingerprint>/ lies outside the folders that DVC deletes before a stage starts,
 so that a second try goes on where the first one stopped:
 
-    lock          held by the one process that works here
+    lock          held by the one process that works here, or by all that share the work
     launch.lock   held while deciding whether a job must be submitted
     job.json      who, where, since when: what changes between equal runs
     jobs/         what Slurm's jobs were given, and their logs
@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,21 @@ from salmask.job import Job
 from salmask.provenance import FILE_NAME, Recipe, file_digest, record
 from slurm.profile import Profile
 
+_SILENT_SECONDS = 2.0  # one that ends takes about that long
+
 Work = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How several jobs share a piece of work before its `Work` completes it.
+
+    fill(job, number, count, **arguments): does one share of `count`; whether all is there then.
+    pieces: into how many shares the work can be split at most.
+    """
+
+    fill: Callable[..., bool]
+    pieces: int
 
 
 def runs_folder(root: Path) -> Path:
@@ -88,38 +103,46 @@ def is_done(folder: Path) -> bool:
         return False
 
 
-def publish_files(out: Path, to: Path) -> None:
-    """Copies the final files; leaves nothing else at the destination."""
+def publish_files(folder: Path, to: Path) -> None:
+    """Copies the final files of a finished run; leaves nothing else at the destination."""
+    shutil.rmtree(folder / "work", ignore_errors=True)  # of a process that died when it was done
     shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(out, to)
+    shutil.copytree(folder / "out", to)
 
 
 @contextmanager
-def locked(folder: Path, name: str = "lock", minutes: float | None = None) -> Iterator[None]:
-    """Holds one of the folder's locks; a second process says what it waits for.
+def locked(
+    folder: Path, name: str = "lock", minutes: float | None = None, shared: bool = False
+) -> Iterator[None]:
+    """Holds one of the folder's locks; a process that waits for long says for what.
 
-    minutes: after which it gives up with a UserError, if ever.
+    minutes: after which it gives up with a UserError, if ever. shared: together with all that
+    share it too.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with (folder / name).open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(stream.fileno(), kind, _SILENT_SECONDS):
             print(f"another process works in {folder}; waiting for it", flush=True)
             if minutes is None:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            else:
-                _insist(stream.fileno(), folder, minutes)
+                fcntl.flock(stream, kind)
+            elif not _taken(stream.fileno(), kind, 60 * minutes):
+                raise UserError(
+                    f"another process still works in {folder} after {minutes:g} minutes"
+                )
         yield
 
 
-def _insist(descriptor: int, folder: Path, minutes: float) -> None:
-    until = time.monotonic() + 60 * minutes
-    while time.monotonic() < until:
+def _taken(descriptor: int, kind: int, seconds: float) -> bool:
+    """Whether the lock could be had in that time."""
+    until = time.monotonic() + seconds
+    while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
-            time.sleep(1)
-    raise UserError(f"another process still works in {folder} after {minutes:g} minutes")
+            if time.monotonic() >= until:
+                return False
+            time.sleep(min(0.2, seconds))
 
 
 def story(folder: Path) -> dict[str, Any]:

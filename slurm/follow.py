@@ -24,19 +24,31 @@ LAST_WORDS = ("error: ", "the work failed")  # of a task that found its end itse
 nap = time.sleep
 
 
-def log_of(folder: Path, job: str) -> Path:
-    """The log of a job's first task, and of the shell lines around it."""
-    return folder / "jobs" / f"{job}_0_log.out"
+def log_of(folder: Path, job: str, element: str = "") -> Path:
+    """The log of a job's first task, and of the shell lines around it; or of an array's element."""
+    return folder / "jobs" / f"{job}{element and '_' + element}_0_log.out"
 
 
-def wait(folder: Path, job: str, recipe: Recipe) -> None:
-    """Returns when the run is done. Raises JobFailedError when its job ended without that.
+def logs_of(folder: Path, job: str) -> dict[str, Path]:
+    """The logs that there are: of the job under "", or of an array's elements under "0", "1"..."""
+    named = {p: re.fullmatch(rf"{job}(?:_(\d+))?_0_log.out", p.name) for p in _files(folder)}
+    found = {match.group(1) or "": log for log, match in named.items() if match}
+    return dict(sorted(found.items(), key=lambda item: int(item[0] or 0)))
+
+
+def _files(folder: Path) -> list[Path]:
+    return list((folder / "jobs").glob("*_log.out"))
+
+
+def wait(folder: Path, job: str, recipe: Recipe) -> bool:
+    """Returns True when the run is done; False when its job ended well without that. Raises
+    JobFailedError when it ended otherwise, and stops the other elements of its array then.
 
     Ctrl-C leaves the job alone, and this process with exit code 130.
     """
     label = label_of(recipe)
     try:
-        _wait(folder, job, recipe)
+        return _wait(folder, job, recipe)
     except KeyboardInterrupt:
         print(
             f"\njob {job} keeps running: `dvc repro` attaches to it again, and "
@@ -47,19 +59,23 @@ def wait(folder: Path, job: str, recipe: Recipe) -> None:
         sys.exit(130)
 
 
-def _wait(folder: Path, job: str, recipe: Recipe) -> None:
+def _wait(folder: Path, job: str, recipe: Recipe) -> bool:
     said, seen, dead, asked = "", Status(""), 0, 0.0
     while True:
         done = is_done(folder)  # first, so that all of the log is there when it is
         show_new(folder, job)
         if done:
-            return
+            return True
         if time.monotonic() - asked >= _ASK_SECONDS:
             asked = time.monotonic()
             status = scheduler.ask(job, recipe.fingerprint)
             seen = status if status and status.state != scheduler.GONE else seen
             dead = dead + 1 if status and status.ended else 0
             if dead == _DEAD_ANSWERS and status:
+                if status.state == "COMPLETED":
+                    return False
+                if job in scheduler.live(recipe.fingerprint):
+                    scheduler.cancel(job)
                 raise JobFailedError(report(folder, job, label_of(recipe), status, seen))
             say = _news(job, status)
             if say != said and not (status and status.ended):
@@ -77,8 +93,13 @@ def _news(job: str, status: Status | None) -> str:
 
 
 def show_new(folder: Path, job: str) -> None:
-    """Prints what the log has gained since somebody was last shown it; whole lines only."""
-    log, shown = log_of(folder, job), folder / "jobs" / f"{job}.shown"
+    """Prints what the logs have gained since somebody was last shown them; whole lines only."""
+    for element, log in logs_of(folder, job).items():
+        _show_new(log, f"{element}: " if element else "")
+
+
+def _show_new(log: Path, before: str) -> None:
+    shown = log.with_suffix(".shown")
     try:
         start = int(shown.read_text()) if shown.is_file() else 0
         with log.open("rb") as stream:
@@ -90,13 +111,14 @@ def show_new(folder: Path, job: str) -> None:
     if new:
         for line in new.decode(errors="replace").splitlines():
             if not _NOISE.match(line):
-                print(line, flush=True)
+                print(before + line, flush=True)
         write_bytes(shown, str(start + len(new)).encode())
 
 
 def report(folder: Path, job: str, label: str, status: Status, seen: Status) -> str:
     """What became of a job that left no result. seen: the last that Slurm knew of it."""
-    log = log_of(folder, job)
+    element = status.element if status.element.isdigit() else ""
+    log = log_of(folder, job, element)
     told = status if status.exit else seen
     state = (
         f"was {seen.state or 'never seen'} and is gone"
@@ -115,10 +137,10 @@ def report(folder: Path, job: str, label: str, status: Status, seen: Status) -> 
         tail = ["the end of its log:", *_tail(log), f"all of it: {log}"]
     else:
         tail = [f"it left no log: is {log.parent} visible from its node?"]
-    if other := _other_failure(log, job):
+    if other := _other_failure(log):
         tail += ["and of another task's:", *_tail(other), f"all of it: {other}"]
     return "\n".join(
-        [f"job {job} ({label}) {', '.join(facts)}", *tail,
+        [f"job {log.name.removesuffix('_0_log.out')} ({label}) {', '.join(facts)}", *tail,
          "`dvc repro` submits it again, and goes on from its last checkpoint"]
     )  # fmt: skip
 
@@ -128,8 +150,9 @@ def _tail(log: Path) -> list[str]:
     return [f"    {line}" for line in [x for x in lines if not _NOISE.match(x)][-_TAIL:]]
 
 
-def _other_failure(first: Path, job: str) -> Path | None:
+def _other_failure(first: Path) -> Path | None:
     """The log of a task but the first that says why it failed, if there is one."""
+    job = first.name.removesuffix("_0_log.out")
     for log in sorted(first.parent.glob(f"{job}_*_log.out")):
         last = (_tail(log) or [""])[-1].strip()
         if log != first and last.startswith(LAST_WORDS):

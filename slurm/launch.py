@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from salmask.provenance import Recipe
 from slurm import follow, profile, scheduler, worker
 from slurm.errors import JobFailedError
 from slurm.folder import (
+    Shared,
     Work,
     finish,
     git_head,
@@ -34,11 +36,19 @@ from slurm.folder import (
 )
 
 
-def run(recipe: Recipe, seed: int, work: Work, arguments: dict[str, Any], publish: Path) -> None:
+def run(
+    recipe: Recipe,
+    seed: int,
+    work: Work,
+    arguments: dict[str, Any],
+    publish: Path,
+    shared: Shared | None = None,
+) -> None:
     """Does `work(job, **arguments)` unless it is done already, then copies its files to `publish`.
 
     recipe: what decides the result; its fingerprint names the folder, so that other parameters,
-    inputs or code never meet this run's checkpoints. With SALMASK_SUBMIT_ONLY set, a job is
+    inputs or code never meet this run's checkpoints. shared: how an array of jobs may share the
+    work, as many as the profile has tasks. With SALMASK_SUBMIT_ONLY set, a job is
     submitted but not waited for, and nothing is published.
     """
     chosen = profile.chosen()
@@ -48,11 +58,16 @@ def run(recipe: Recipe, seed: int, work: Work, arguments: dict[str, Any], publis
     when = "finished earlier"
     if chosen.executor == "slurm" and not is_done(folder):
         when = "finished"
-        job = _submit_or_attach(folder, recipe, chosen, (seed, work, arguments))
+        order = worker.Order(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
+        job = _submit_or_attach(order)
         if os.environ.get("SALMASK_SUBMIT_ONLY"):
             return
-        if job:
-            follow.wait(folder, job, recipe)
+        if job and not follow.wait(folder, job, recipe):
+            # The last two of an array can miss each other's end, where files show up late.
+            print(f"{label}: all shares are done; another job puts them together", flush=True)
+            job = _submit_or_attach(order)
+            if job and not follow.wait(folder, job, recipe):
+                raise JobFailedError(f"{label}: its jobs ended well, twice, without a result")
     with locked(folder):
         if is_done(folder):
             print(f"{label}: {when}; publishing its result to {publish}", flush=True)
@@ -60,7 +75,7 @@ def run(recipe: Recipe, seed: int, work: Work, arguments: dict[str, Any], publis
             raise JobFailedError(f"{label}: its result changed while it was waited for: {folder}")
         else:
             _here(folder, recipe, chosen, seed, work, arguments)
-        publish_files(folder / "out", publish)
+        publish_files(folder, publish)
 
 
 def _here(
@@ -86,10 +101,9 @@ def _here(
 # --------------------------------------------------------------------------------------- Slurm
 
 
-def _submit_or_attach(
-    folder: Path, recipe: Recipe, chosen: profile.Profile, task: tuple[int, Work, dict[str, Any]]
-) -> str | None:
+def _submit_or_attach(order: worker.Order) -> str | None:
     """The id of the one job that does this work; None if it was done meanwhile."""
+    folder, recipe, chosen = order.folder, order.recipe, order.chosen
     label = label_of(recipe)
     with locked(folder, "launch.lock"):
         if is_done(folder):
@@ -97,9 +111,10 @@ def _submit_or_attach(
         if job := _living(folder, recipe.fingerprint):
             print(f"{label}: job {job} is at it already; attached to it", flush=True)
         else:
-            job = _submit(folder, recipe, chosen, task)
+            job, count = _submit(order)
             where = chosen.partition or "the default partition"
-            print(f"{label}: submitted as job {job} to {where}", flush=True)
+            of = f", {count} tasks," if count > 1 else ""
+            print(f"{label}: submitted as job {job}{of} to {where}", flush=True)
         if story(folder).get("job") != job:
             told: dict[str, Any] = {"recipe": vars(recipe), "job": job}
             told |= {"host": socket.gethostname(), "git": git_head(), "submitted": now()}
@@ -123,12 +138,16 @@ def _living(folder: Path, fingerprint: str) -> str | None:
     return None
 
 
-def _submit(
-    folder: Path, recipe: Recipe, chosen: profile.Profile, task: tuple[int, Work, dict[str, Any]]
-) -> str:
-    """Hands the work to Slurm. Raises JobFailedError when sbatch refuses it."""
+def _submit(order: worker.Order) -> tuple[str, int]:
+    """Hands the work to Slurm: the job's id, and how many tasks share it as an array. Raises
+    JobFailedError when sbatch refuses it."""
     import submitit
 
+    folder, recipe, chosen = order.folder, order.recipe, order.chosen
+    count = chosen.shares(order.shared.pieces) if order.shared else 1
+    orders = [replace(order, number=n, count=count) for n in range(count)]
+    if count == 1:
+        orders = [replace(order, shared=None)]
     executor = submitit.SlurmExecutor(folder=folder / "jobs")
     executor.update_parameters(
         **chosen.sbatch(recipe.stage),
@@ -141,11 +160,11 @@ def _submit(
     )
     with _outside_of_jobs():
         try:
-            job = executor.submit(worker.main, folder, Path.cwd(), recipe, chosen, *task)
+            jobs = executor.map_array(worker.main, orders)
         except submitit.core.utils.FailedJobError as error:
             refused = str(error).strip()
             raise JobFailedError(f"sbatch refused {label_of(recipe)}: {refused}") from None
-    return str(job.job_id)
+    return str(jobs[0].job_id).partition("_")[0], count
 
 
 @contextmanager

@@ -71,6 +71,10 @@ class Profile:
         """How many nodes a stage's job has, and tasks on each."""
         return (self.nodes, self.tasks_per_node) if stage in SHARED else (1, 1)
 
+    def shares(self, pieces: int) -> int:
+        """How many jobs of one task share work of so many pieces."""
+        return min(self.nodes * self.tasks_per_node, pieces)
+
     def sbatch(self, stage: str) -> dict[str, Any]:
         """What submitit's SlurmExecutor is told of a stage's job."""
         nodes, tasks = self.tasks(stage)

@@ -7,7 +7,7 @@ forgets a job some minutes after its end.
 import os
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from salmask.errors import UserError
 
@@ -20,7 +20,8 @@ _PATIENCE_SECONDS = 60
 @dataclass(frozen=True)
 class Status:
     """state: as Slurm spells it, or GONE when it has forgotten the job. reason: why it waits or
-    ended. exit: of its first failing task, as CODE:SIGNAL. log: where sbatch's output goes."""
+    ended. exit: of its first failing task, as CODE:SIGNAL. log: where sbatch's output goes.
+    element: which of a job array this is about, if about one."""
 
     state: str
     reason: str = ""
@@ -28,6 +29,7 @@ class Status:
     nodes: str = ""
     comment: str = ""
     log: str = ""
+    element: str = ""
 
     @property
     def ended(self) -> bool:
@@ -39,46 +41,66 @@ def mark(fingerprint: str) -> str:
     return f"salmask-{fingerprint}"
 
 
+def own_job() -> str:
+    """The id of the job that this process is a task of; in an array, of its element alone."""
+    array, element = (os.environ.get(f"SLURM_ARRAY_{of}_ID") for of in ("JOB", "TASK"))
+    return f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
+
+
 def ask(job: str, fingerprint: str) -> Status | None:
-    """A job's state; None while Slurm does not answer. Another run's job of that id is none."""
+    """A job's state; None while Slurm does not answer. Another run's job of that id is none.
+
+    An array has failed when one of its elements has, and else ends with the last of them.
+    """
+    found = _elements(job, fingerprint)
+    if not found:
+        return None
+    failed = [one for one in found if one.ended and one.state != "COMPLETED"]
+    alive = sorted((one for one in found if not one.ended), key=lambda one: one.state != "RUNNING")
+    if failed or not alive:
+        return (failed + found)[0]
+    nodes = sorted({one.nodes for one in alive if one.nodes})
+    return replace(alive[0], nodes=",".join(nodes))
+
+
+def _elements(job: str, fingerprint: str) -> list[Status]:
+    """What Slurm knows of a job, or of an array's elements; nothing while it does not answer."""
     code, out = _call("scontrol", "--oneliner", "show", "job", job)
     if code == 0:
-        found = _read(out)
-        ours = not found.comment or mark(fingerprint) in found.comment
-        return found if ours else Status(GONE)
+        found = [_read(line) for line in out.strip().splitlines()]
+        return [one for one in found if not one.comment or mark(fingerprint) in one.comment] or [
+            Status(GONE)
+        ]
     forgotten = "Invalid job id" in out
     if not forgotten:
         code, out = _call("squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N")
-        if code == 0 and out.count("|") == 2:
-            state, reason, nodes = out.strip().split("|")
-            return Status(state, reason, nodes=nodes)
+        rows = [line.split("|") for line in out.strip().splitlines() if line.count("|") == 2]
+        if code == 0 and rows:
+            return [Status(state, reason, nodes=nodes) for state, reason, nodes in rows]
         forgotten = (code == 0 and not out.strip()) or "Invalid job id" in out
-    return (_from_accounting(job) or Status(GONE)) if forgotten else None
+    return (_from_accounting(job) or [Status(GONE)]) if forgotten else []
 
 
-def _from_accounting(job: str) -> Status | None:
+def _from_accounting(job: str) -> list[Status]:
     wanted = "--format=State,ExitCode,NodeList"
     code, out = _call(
         "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", wanted
     )
-    lines = out.strip().splitlines()
-    if code or not lines or lines[-1].count("|") != 2:
-        return None
-    state, exit_code, nodes = lines[-1].split("|")
-    found = Status(state.split()[0], exit=exit_code, nodes=nodes)
-    return found if found.ended else None  # a record that nobody closed
+    rows = [line.split("|") for line in out.strip().splitlines() if line.count("|") == 2]
+    found = [Status(state.split()[0], exit=told, nodes=nodes) for state, told, nodes in rows]
+    return [one for one in found if not code and one.ended]  # and no record that nobody closed
 
 
 def live(fingerprint: str) -> dict[str, Status]:
-    """This user's jobs of a run that Slurm has not ended, by id."""
-    listed = ["--noheader", f"--user={os.getuid()}", "--format=%i|%k"]
+    """This user's jobs of a run that Slurm has not ended, by id; an array is one job."""
+    listed = ["--noheader", f"--user={os.getuid()}", "--format=%F|%k"]
     code, out = _call("squeue", *listed)
     if code:
         raise UserError(f"Slurm's squeue does not work here: {out.strip()}")
     rows = (line.partition("|") for line in out.splitlines())
-    ids = [job for job, _, comment in rows if mark(fingerprint) in comment]
-    found = {job: ask(job, fingerprint) for job in ids}
-    return {job: status for job, status in found.items() if status and not status.ended}
+    ids = dict.fromkeys(job for job, _, comment in rows if mark(fingerprint) in comment)
+    found = {job: [s for s in _elements(job, fingerprint) if not s.ended] for job in ids}
+    return {job: alive[0] for job, alive in found.items() if alive}
 
 
 def requeue(job: str) -> bool:
@@ -117,6 +139,7 @@ def _read(line: str) -> Status:
         _field(line, "NodeList").replace("(null)", ""),
         _field(line, "Comment"),
         _field(line, "StdOut"),
+        _field(line, "ArrayTaskId"),
     )
 
 

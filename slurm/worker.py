@@ -9,6 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -20,15 +21,33 @@ import torch.distributed as dist
 from salmask.devices import pick_device
 from salmask.distributed import from_first
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
+from salmask.job import Job
 from salmask.provenance import Recipe, code_digest, tree_digest
 from slurm import scheduler
-from slurm.folder import Work, finish, is_done, job_in, locked, make_places
+from slurm.folder import Shared, Work, finish, is_done, job_in, locked, make_places
 from slurm.profile import Profile
 
 CODE = Path(__file__).parents[1]  # what this process runs
 _LOCK_MINUTES = 10.0  # for a writer on a node that Slurm has given up
 _MEETING = timedelta(minutes=20)
 _FAILED, _MISTAKE, _STOPPED = 1, 2, 143
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job is asked for. folder: the run's. project: where its inputs lie. shared: how the
+    job array to which it belongs, if to one, shares the work; as its `number` of `count`."""
+
+    folder: Path
+    project: Path
+    recipe: Recipe
+    chosen: Profile
+    seed: int
+    work: Work
+    arguments: dict[str, Any]
+    shared: Shared | None = None
+    number: int = 0
+    count: int = 1
 
 
 def setup(chosen: Profile) -> list[str]:
@@ -42,16 +61,8 @@ def setup(chosen: Profile) -> list[str]:
     return lines
 
 
-def main(
-    folder: Path,
-    project: Path,
-    recipe: Recipe,
-    chosen: Profile,
-    seed: int,
-    work: Work,
-    arguments: dict[str, Any],
-) -> None:
-    """Does the work unless it is done. folder: the run's. project: where its inputs lie.
+def main(order: Order) -> None:
+    """Does the work, or this job's share of it, unless it is done.
 
     Ends the process with a message instead of a traceback where a stage would; when it was asked
     to stop, puts the job back into the queue.
@@ -60,8 +71,9 @@ def main(
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
     try:
-        with _first_alone(folder):
-            _work(folder, project, recipe, chosen, seed, work, arguments)
+        if not order.shared or _share(order, order.shared):
+            with _first_alone(order.folder):
+                _work(order)
     except DataGoneError as error:
         _leave(f"stopped: {error}", _FAILED)
     except UserError as error:
@@ -72,41 +84,56 @@ def main(
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         if error.number == signal.SIGUSR2:
-            _again(chosen)
+            _again(order.chosen)
         _leave(f"stopped: {error}", _STOPPED)
     except Exception:
         traceback.print_exc()
         _leave("the work failed: see above", _FAILED)
 
 
-def _work(
-    folder: Path,
-    project: Path,
-    recipe: Recipe,
-    chosen: Profile,
-    seed: int,
-    work: Work,
-    arguments: dict[str, Any],
-) -> None:
-    torch.set_num_threads(chosen.cores())
-    device = _device()
-    job = job_in(folder, recipe, seed, device, chosen)
+def _work(order: Order) -> None:
+    job, folder = _job(order), order.folder
     if _rank() == 0 and not is_done(folder):
-        (folder / "DONE").unlink(missing_ok=True)
-        _check_unchanged(recipe, project)
-        make_places(job)
-    with _together(device):
+        _begin(order, job)
+    with _together(job.device):
         if from_first(lambda: is_done(folder)):
             print("this was done already", flush=True)
             return
-        work(job, **arguments)
+        order.work(job, **order.arguments)
         if _rank() == 0:
-            _check_unchanged(recipe, project)
-            finish(folder, job, recipe)
+            _check_unchanged(order)
+            finish(folder, job, order.recipe)
 
 
-def _check_unchanged(recipe: Recipe, project: Path) -> None:
+def _share(order: Order, shared: Shared) -> bool:
+    """Does this job's share; whether all is there, so that the last one of an array ends the work.
+
+    The jobs of an array keep others out of the folder, but not each other.
+    """
+    own = locked(order.folder, f"lock.{order.number}", _LOCK_MINUTES)
+    with own, locked(order.folder, minutes=_LOCK_MINUTES, shared=True):
+        if is_done(order.folder):
+            print("this was done already", flush=True)
+            return False
+        job = _job(order)
+        _begin(order, job)
+        return shared.fill(job, order.number, order.count, **order.arguments)
+
+
+def _job(order: Order) -> Job:
+    torch.set_num_threads(order.chosen.cores())
+    return job_in(order.folder, order.recipe, order.seed, _device(), order.chosen)
+
+
+def _begin(order: Order, job: Job) -> None:
+    (order.folder / "DONE").unlink(missing_ok=True)
+    _check_unchanged(order)
+    make_places(job)
+
+
+def _check_unchanged(order: Order) -> None:
     """A job may start long after it was submitted: what decides its result must still be that."""
+    recipe, project = order.recipe, order.project
     advice = "this job's result would not be what was asked for; `dvc repro` submits another"
     if code_digest(f"stages.{recipe.stage}", CODE) != recipe.code:
         raise UserError(f"the code in {CODE} changed since this job was submitted: {advice}")
@@ -190,7 +217,7 @@ def _again(chosen: Profile) -> None:
     if _rank():
         _await_the_end()  # whoever leaves first takes all tasks with it
         return
-    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    job, restarts = scheduler.own_job(), int(os.environ.get("SLURM_RESTART_COUNT", 0))
     status = scheduler.ask(job, "")
     if status is None or status.state != "RUNNING":
         return

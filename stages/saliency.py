@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 
 from salmask.config import Params, SaliencyConfig
 from salmask.data import manifest
-from salmask.devices import pick_device
+from salmask.data.manifest import Manifest
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.provenance import FILE_NAME, Recipe, environment, recipe
 from salmask.saliency import localizers, maps
+from salmask.saliency.localizers import Trunk
+from salmask.saliency.store import Plan
 from slurm import launch
+from slurm.folder import Shared
 from stages.common import (
     DATA,
     LOCALIZER,
@@ -28,15 +32,38 @@ from stages.common import (
 )
 
 
-def work(
-    job: Job, config: SaliencyConfig, data: Path, localizer: Path, earlier: list[Path]
-) -> None:
-    """Fills job.work/saliency.zarr shard by shard, then links it into job.out."""
-    rows = manifest.load(data)
-    spec, trunk = localizers.load(localizer, job.device)
-    store = job.work / STORE.name
-    plan = maps.plan(rows, config, spec)
-    lost = maps.compute(store, plan, rows, trunk, config, job, earlier).tolist()
+@dataclass(frozen=True)
+class Task:
+    """What is to be computed. made_by and runs: to find earlier stores of the same kind."""
+
+    config: SaliencyConfig
+    data: Path
+    localizer: Path
+    made_by: Recipe
+    runs: Path
+
+    def load(self, job: Job) -> tuple[Manifest, Trunk, Plan]:
+        rows = manifest.load(self.data)
+        spec, trunk = localizers.load(self.localizer, job.device)
+        return rows, trunk, maps.plan(rows, self.config, spec)
+
+    def earlier(self, job: Job) -> list[Path]:
+        return earlier_stores(self.made_by, self.runs, job.device)
+
+
+def share(job: Job, number: int, count: int, task: Task) -> bool:
+    """Fills every `count`-th shard of job.work/saliency.zarr; whether all of it is there."""
+    rows, trunk, plan = task.load(job)
+    store, earlier = job.work / STORE.name, task.earlier(job)
+    return maps.fill(store, plan, rows, trunk, task.config, job, earlier, (number, count))
+
+
+def work(job: Job, task: Task) -> None:
+    """Fills what is missing in job.work/saliency.zarr, completes it and links it into job.out."""
+    rows, trunk, plan = task.load(job)
+    store, earlier = job.work / STORE.name, task.earlier(job)
+    maps.fill(store, plan, rows, trunk, task.config, job, earlier)
+    lost = maps.finish(store, plan, rows, trunk, task.config, job).tolist()
     shutil.rmtree(job.out / STORE.name, ignore_errors=True)
     shutil.copytree(store, job.out / STORE.name, copy_function=os.link)
     listed = [{"id": row, "path": rows.paths[row]} for row in lost]
@@ -78,13 +105,11 @@ def main() -> None:
     params = Params.read()
     config = params.section("saliency", SaliencyConfig)
     made_by = recipe("saliency", "", params.reads, [*MANIFEST_FILES, *LOCALIZER_FILES], Path.cwd())
-    arguments = {
-        "config": config,
-        "data": DATA.resolve(),
-        "localizer": LOCALIZER.resolve(),
-        "earlier": earlier_stores(made_by, launch.runs_folder(Path.cwd()), pick_device()),
-    }
-    launch.run(made_by, 0, work, arguments, SALIENCY.resolve())
+    rows = len(manifest.load(DATA))
+    runs = launch.runs_folder(Path.cwd())
+    task = Task(config, DATA.resolve(), LOCALIZER.resolve(), made_by, runs)
+    shared = Shared(share, -(-rows // config.shard_rows))
+    launch.run(made_by, 0, work, {"task": task}, SALIENCY.resolve(), shared)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> Plan:
     return Plan(len(manifest), config.shard_rows, grids, attributes, config.correction)
 
 
-def compute(
+def fill(
     path: Path,
     plan: Plan,
     manifest: Manifest,
@@ -84,22 +84,24 @@ def compute(
     config: SaliencyConfig,
     job: Job,
     earlier: Sequence[Path] = (),
-) -> Tensor:
-    """Fills the store at `path`, resuming by shard, and fits its correction.
+    share: tuple[int, int] = (0, 1),
+) -> bool:
+    """Computes the store at `path`, resuming by shard; `finish` then completes it.
 
     earlier: finished stores of the same code, parameters and localizer over other images; what
-    they hold of these images is copied. Batches are padded to one size, so that a row's bytes
-    depend neither on where an earlier try stopped, nor on who computed what.
-
-    Returns the rows (k,) int64 of images that are no longer those of the manifest: their maps are
-    zero, which is all foreground.
+    they hold of these images is copied. share: (k, n), to compute every n-th shard from the k-th,
+    while other processes compute the others. Batches are padded to one size and never span
+    shards, so that a row's bytes depend neither on where an earlier try stopped, nor on who
+    computed what. Returns whether all shards are there.
     """
-    done = sum(len(plan.shard(i)) for i in store.done_shards(path, plan)) if path.exists() else 0
+    own = range(share[0], plan.shards, share[1])
+    ready = set(own) & store.done_shards(path, plan) if path.exists() else set()
+    total, done = (sum(len(plan.shard(i)) for i in part) for part in (own, ready))
     digests = _digests(manifest)
     held, place = _held(earlier, digests)
     if held is not None:
         print(f"{(place >= 0).sum()} of {plan.rows} maps are an earlier store's", flush=True)
-    with progress("saliency", len(manifest), done=done) as bar:
+    with progress("saliency", total, done=done) as bar:
 
         def of_shards(shards: list[range]) -> Iterator[Maps]:
             missing = [[row for row in rows if place[row] < 0] for rows in shards]
@@ -122,7 +124,18 @@ def compute(
                 yield _merged(raw, sha256, known, held, plan)
                 bar.advance(int((known >= 0).sum()))
 
-        store.fill(path, plan, of_shards)
+        return store.fill(path, plan, of_shards, own)
+
+
+def finish(
+    path: Path, plan: Plan, manifest: Manifest, trunk: Trunk, config: SaliencyConfig, job: Job
+) -> Tensor:
+    """Fits the correction of a store that has all its shards.
+
+    Returns the rows (k,) int64 of images that are no longer those of the manifest: their maps are
+    zero, which is all foreground.
+    """
+    store.tidy(path)
     rows = store.read_rows(path)
     if not rows.known.any():
         raise UserError(f"none of the {plan.rows} images can be read any more: run `dvc repro`")

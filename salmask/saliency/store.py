@@ -17,7 +17,9 @@ the only module that knows Zarr.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,20 +113,27 @@ def _known(sha256: Tensor) -> Tensor:
 
 
 def create(path: Path, plan: Plan) -> None:
-    """Makes the empty store, or does nothing when this very store is already there."""
+    """Makes the empty store, or does nothing when this very store is already there.
+
+    Any number of processes may do so at once.
+    """
     if path.exists():
         with _told(path):
             found = dict(zarr.open_group(path, mode="r").attrs)
         if found == plan.sealed():
             return
         raise UserError(f"{path} holds another store; remove the folder {path.parent}")
-    building = path.with_name(path.name + ".partial")
+    building = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     group = zarr.open_group(building, mode="w", attributes=plan.sealed())
     for level, grid in plan.grids.items():
         _add(group, f"activation/{level}", plan, grid, "float16", float("nan"))
         _add(group, f"mean/{level}", plan, (), "float32", float("nan"))
     _add(group, "sha256", plan, (32,), "uint8", 0)
-    building.rename(path)
+    try:
+        building.rename(path)
+    except OSError:  # another process was faster
+        shutil.rmtree(building)
+        create(path, plan)
 
 
 def _add(
@@ -202,17 +211,29 @@ def _shard_digest(path: Path, plan: Plan, index: int) -> str:
     return sha.hexdigest()
 
 
-def fill(path: Path, plan: Plan, compute: Callable[[list[range]], Iterator[Maps]]) -> None:
+def fill(
+    path: Path,
+    plan: Plan,
+    compute: Callable[[list[range]], Iterator[Maps]],
+    own: Iterable[int] | None = None,
+) -> bool:
     """Computes and writes every shard that is not done. compute: shards -> their maps, in order.
+    own: the shards that are this process's, all by default.
 
-    A killed process loses at most the shard it was working on.
+    A killed process loses at most the shard it was working on. Returns whether the whole store is
+    there.
     """
     create(path, plan)
     done = done_shards(path, plan)
-    todo = [index for index in range(plan.shards) if index not in done]
+    todo = [index for index in own or range(plan.shards) if index not in done]
     made = compute([plan.shard(index) for index in todo])
     for index, maps in zip(todo, made, strict=True):
         write_shard(path, plan, index, maps)
+    return len(done_shards(path, plan)) == plan.shards
+
+
+def tidy(path: Path) -> None:
+    """Removes what killed writers left half-written. Nobody may be writing meanwhile."""
     for leftover in path.rglob("*.partial"):
         leftover.unlink()
 

@@ -30,7 +30,8 @@ def test_twenty_kills_end_in_the_same_bytes(make_manifest, job, tmp_path, monkey
 
     def fill(name: str):
         path = tmp_path / name / "saliency.zarr"
-        maps.compute(path, plan, manifest, trunk, CONFIG, job)
+        maps.fill(path, plan, manifest, trunk, CONFIG, job)
+        maps.finish(path, plan, manifest, trunk, CONFIG, job)
         return path
 
     begin = time.monotonic()

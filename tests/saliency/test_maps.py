@@ -56,7 +56,8 @@ def compute(trunk, job, tmp_path, monkeypatch):
         path = tmp_path / name / "saliency.zarr"
         plan = maps.plan(manifest, config, SPEC)
         some = replace(job, workers=workers)
-        make.lost = maps.compute(path, plan, manifest, trunk, config, some, earlier).tolist()
+        assert maps.fill(path, plan, manifest, trunk, config, some, earlier)
+        make.lost = maps.finish(path, plan, manifest, trunk, config, some).tolist()
         return path
 
     return make
