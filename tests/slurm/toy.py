@@ -12,9 +12,10 @@ from salmask.errors import UserError
 from salmask.job import Job
 from salmask.provenance import Recipe, code_digest, tree_digest
 from slurm import launch
+from slurm.folder import Shared
 from stages.common import readable_errors
 
-TICK = 0.1
+TICK, PIECES = 0.1, 7
 
 
 def work(job: Job, ticks: int, trouble: str) -> None:
@@ -44,8 +45,26 @@ def work(job: Job, ticks: int, trouble: str) -> None:
                 kept = bytearray(os.urandom(1 << 20)) * 1000
                 time.sleep(30)
                 del kept
+    pieces = sorted(job.work.glob("piece-*"))
+    (job.out / "pieces.txt").write_text("".join(f"{p.name} {p.read_text()}\n" for p in pieces))
     (job.out / "count.txt").write_text(f"{count}\n")
     (job.out / "starts.txt").write_text((job.work / "starts").read_text())
+
+
+def fill(job: Job, number: int, count: int, ticks: int, trouble: str) -> bool:
+    """Writes every `count`-th of PIECES pieces, each in half the time of `ticks`. trouble: what
+    befalls the second share; `late`: what befalls all of the first job."""
+    node = os.environ["SLURMD_NODENAME"]
+    for piece in range(number, PIECES, count):
+        time.sleep(ticks * TICK / 2)
+        if trouble == "share raises" and number == 1 and not job.work.joinpath("raised").exists():
+            job.work.joinpath("raised").touch()
+            raise ValueError("the second share is broken")
+        (job.work / f"piece-{piece}").write_text(f"of {number} on {node}")
+        print(f"piece {piece} of {PIECES}", flush=True)
+    if trouble == "late" and len(list(job.work.parent.glob("jobs/*_submission.sh"))) == 1:
+        return False  # as if the others' files were not to be seen yet
+    return len(list(job.work.glob("piece-*"))) == PIECES
 
 
 @click.command()
@@ -54,13 +73,17 @@ def work(job: Job, ticks: int, trouble: str) -> None:
 @click.option("--trouble", default="")
 @click.option("--stage", default="toy")
 @click.option("--input", "inputs", multiple=True)
+@click.option("--shared", is_flag=True)
 @readable_errors
-def main(name: str, ticks: int, trouble: str, stage: str, inputs: tuple[str, ...]) -> None:
+def main(
+    name: str, ticks: int, trouble: str, stage: str, inputs: tuple[str, ...], shared: bool
+) -> None:
     root = Path.cwd()
     digests = {path: tree_digest(root / path) for path in inputs}
     code = code_digest(f"stages.{stage}", Path(launch.__file__).parents[1])
     recipe = Recipe(stage, name, code, {"ticks": ticks, "trouble": trouble}, digests)
-    launch.run(recipe, 0, work, {"ticks": ticks, "trouble": trouble}, root / "published" / name)
+    arguments, to = {"ticks": ticks, "trouble": trouble}, root / "published" / name
+    launch.run(recipe, 0, work, arguments, to, Shared(fill, PIECES) if shared else None)
 
 
 if __name__ == "__main__":
