@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import click
 
 from salmask.config import Params
 from salmask.errors import UserError
-from slurm import follow, scheduler
+from slurm import follow
 from slurm.folder import is_done, runs_folder, story
 from slurm.profile import chosen
 
@@ -74,15 +75,15 @@ def cancel(run: str | None, every: bool) -> None:
         raise UserError("name one run, or say --all")
     folders = _folders() if every else [_find(run or "")]
     found = {
-        job: folder.name
+        job: folder
         for folder in folders
         if (fingerprint := _fingerprint(folder))
-        for job, status in scheduler.live(fingerprint).items()
+        for job, status in _jobs(folder).live(fingerprint).items()
         if job == story(folder).get("job") or Path(status.log).is_relative_to(folder)
     }
-    for job, name in found.items():
-        scheduler.cancel(job)
-        click.echo(f"job {job} ({name}) is cancelled")
+    for job, folder in found.items():
+        _jobs(folder).cancel(job)
+        click.echo(f"job {job} ({folder.name}) is cancelled")
     if not found:
         click.echo("no job is queued or runs")
 
@@ -90,7 +91,7 @@ def cancel(run: str | None, every: bool) -> None:
 @main.command()
 def submit() -> None:
     """Puts every pretraining of params.yaml on the cluster at once; `dvc repro` then collects."""
-    if chosen().executor != "slurm":
+    if chosen().executor != "slurm":  # on one machine they would all run at the same time
         raise UserError("SALMASK_CLUSTER names no cluster: nothing to submit to")
     names, failed = Params.read().run_names(), []
     for name in names:
@@ -107,7 +108,7 @@ def _row(folder: Path) -> tuple[str, str, str, str, str]:
     job = str(told.get("job", ""))
     state, where = "stopped", str(told.get("host", ""))
     if job:
-        found = scheduler.ask(job, _fingerprint(folder))
+        found = _jobs(folder).ask(job, _fingerprint(folder))
         state = found.state.lower() if found else "Slurm does not answer"
         where = found.nodes if found else ""
         if found and found.state == "PENDING" and found.reason not in ("", "None"):
@@ -116,6 +117,11 @@ def _row(folder: Path) -> tuple[str, str, str, str, str]:
         state = "done"
     saved = sorted(path.stem for path in folder.glob("work/**/step-*.pt"))
     return folder.name, state, job, where, saved[-1] if saved else ""
+
+
+def _jobs(folder: Path) -> ModuleType:
+    """Who knows of a run's last job."""
+    return follow.JOBS[story(folder).get("executor", "slurm")]
 
 
 def _fingerprint(folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from salmask.files import write_bytes
 from salmask.provenance import Recipe
-from slurm import scheduler
+from slurm import machine, scheduler
 from slurm.errors import JobFailedError
 from slurm.folder import is_done, label_of
 from slurm.scheduler import Status
@@ -20,6 +20,8 @@ _TAIL = 20
 _NOISE = re.compile(r"submitit (INFO|WARNING) ")
 
 LAST_WORDS = ("error: ", "the work failed")  # of a task that found its end itself
+
+JOBS = {"slurm": scheduler, "local-jobs": machine}  # who knows the jobs of an executor
 
 nap = time.sleep
 
@@ -40,7 +42,7 @@ def _files(folder: Path) -> list[Path]:
     return list((folder / "jobs").glob("*_log.out"))
 
 
-def wait(folder: Path, job: str, recipe: Recipe) -> bool:
+def wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
     """Returns True when the run is done; False when its job ended well without that. Raises
     JobFailedError when it ended otherwise, and stops the other elements of its array then.
 
@@ -48,7 +50,7 @@ def wait(folder: Path, job: str, recipe: Recipe) -> bool:
     """
     label = label_of(recipe)
     try:
-        return _wait(folder, job, recipe)
+        return _wait(folder, job, recipe, executor)
     except KeyboardInterrupt:
         print(
             f"\njob {job} keeps running: `dvc repro` attaches to it again, and "
@@ -59,7 +61,8 @@ def wait(folder: Path, job: str, recipe: Recipe) -> bool:
         sys.exit(130)
 
 
-def _wait(folder: Path, job: str, recipe: Recipe) -> bool:
+def _wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
+    jobs = JOBS[executor]
     said, seen, dead, asked = "", Status(""), 0, 0.0
     while True:
         done = is_done(folder)  # first, so that all of the log is there when it is
@@ -68,14 +71,14 @@ def _wait(folder: Path, job: str, recipe: Recipe) -> bool:
             return True
         if time.monotonic() - asked >= _ASK_SECONDS:
             asked = time.monotonic()
-            status = scheduler.ask(job, recipe.fingerprint)
+            status = jobs.ask(job, recipe.fingerprint)
             seen = status if status and status.state != scheduler.GONE else seen
             dead = dead + 1 if status and status.ended else 0
             if dead == _DEAD_ANSWERS and status:
                 if status.state == "COMPLETED":
                     return False
-                if job in scheduler.live(recipe.fingerprint):
-                    scheduler.cancel(job)
+                if job in jobs.live(recipe.fingerprint):
+                    jobs.cancel(job)
                 raise JobFailedError(report(folder, job, label_of(recipe), status, seen))
             say = _news(job, status)
             if say != said and not (status and status.ended):

@@ -23,12 +23,12 @@ RESERVED = ("array", "comment", "error", "job-name", "open-mode", "output", "req
 
 @dataclass(frozen=True, config=STRICT)
 class Profile:
-    """executor: `local` runs the work in the waiting process, `slurm` in a job. cpus: processor
-    cores of each task; all by default, or one in a job. checkpoint_minutes: the longest stretch of
-    training that a kill can cost. All others are for Slurm, and explained in
-    clusters/example-gpu.yaml."""
+    """executor: `local` runs the work in the waiting process, `local-jobs` in processes of its own
+    on the same machine, `slurm` in a job. cpus: processor cores of each task; all by default, or
+    one in a job. checkpoint_minutes: the longest stretch of training that a kill can cost. All
+    others are for jobs, and explained in clusters/example-gpu.yaml."""
 
-    executor: Literal["local", "slurm"] = "local"
+    executor: Literal["local", "local-jobs", "slurm"] = "local"
     cpus: PositiveInt | None = None
     checkpoint_minutes: PositiveFloat = 15.0
     partition: str | None = None
@@ -52,6 +52,8 @@ class Profile:
                 f"gpus {self.gpus} and tasks_per_node {self.tasks_per_node} differ: each GPU of a "
                 "node needs one task"
             )
+        if self.executor == "local-jobs" and self.nodes > 1:
+            raise ValueError(f"nodes {self.nodes}: local-jobs run on one machine")
         if self.time_min is not None and 60 * self.time_min <= self.signal_seconds:
             raise ValueError(
                 f"signal_seconds {self.signal_seconds} leaves no time to work in time_min "
@@ -65,7 +67,7 @@ class Profile:
         """Threads of one process."""
         if self.executor == "slurm":
             return self.cpus or 1
-        return self.cpus or len(os.sched_getaffinity(0))
+        return self.cpus or max(1, len(os.sched_getaffinity(0)) // self.tasks_per_node)
 
     def tasks(self, stage: str) -> tuple[int, int]:
         """How many nodes a stage's job has, and tasks on each."""

@@ -41,12 +41,6 @@ def mark(fingerprint: str) -> str:
     return f"salmask-{fingerprint}"
 
 
-def own_job() -> str:
-    """The id of the job that this process is a task of; in an array, of its element alone."""
-    array, element = (os.environ.get(f"SLURM_ARRAY_{of}_ID") for of in ("JOB", "TASK"))
-    return f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
-
-
 def ask(job: str, fingerprint: str) -> Status | None:
     """A job's state; None while Slurm does not answer. Another run's job of that id is none.
 

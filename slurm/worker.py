@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from submitit import JobEnvironment
 
 from salmask.devices import pick_device
 from salmask.distributed import from_first
@@ -83,7 +84,7 @@ def main(order: Order) -> None:
     except InterruptedRunError as error:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-        if error.number == signal.SIGUSR2:
+        if error.number == signal.SIGUSR2 and _in_slurm():
             _again(order.chosen)
         _leave(f"stopped: {error}", _STOPPED)
     except Exception:
@@ -146,11 +147,15 @@ def _check_unchanged(order: Order) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("SLURM_PROCID", 0))
+    return JobEnvironment().global_rank
 
 
 def _tasks() -> int:
-    return int(os.environ.get("SLURM_NTASKS", 1))
+    return JobEnvironment().num_tasks
+
+
+def _in_slurm() -> bool:
+    return JobEnvironment().cluster == "slurm"
 
 
 @contextlib.contextmanager
@@ -167,8 +172,8 @@ def _device() -> torch.device:
     """This task's: its own GPU of the node's, whether it sees one or all of them."""
     device = pick_device()
     if device.type == "cuda" and device.index is None:
-        local = int(os.environ.get("SLURM_LOCALID", 0))
-        device = torch.device("cuda", local % torch.cuda.device_count())
+        local = JobEnvironment().local_rank % torch.cuda.device_count()
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     return device
 
@@ -193,13 +198,16 @@ def _together(device: torch.device) -> Iterator[None]:
 def _meeting_point() -> str:
     """ADDRESS:PORT of the first task: MASTER_ADDR if set, else its node's name, or its address in
     Slurm where the name means nothing. The port is below those that the kernel gives clients."""
-    nodes = os.environ["SLURM_JOB_NODELIST"]
-    host = os.environ.get("MASTER_ADDR") or scheduler.first_host(nodes)
-    try:
-        socket.gethostbyname(host)
-    except OSError:
-        host = scheduler.address(nodes)
-    return f"{host}:{20000 + int(os.environ['SLURM_JOB_ID']) % 10000}"
+    job = JobEnvironment().job_id
+    host = os.environ.get("MASTER_ADDR", "localhost")
+    if _in_slurm():
+        nodes = os.environ["SLURM_JOB_NODELIST"]
+        host = os.environ.get("MASTER_ADDR") or scheduler.first_host(nodes)
+        try:
+            socket.gethostbyname(host)
+        except OSError:
+            host = scheduler.address(nodes)
+    return f"{host}:{20000 + int(job) % 10000}"
 
 
 # ------------------------------------------------------------------------------------- the end
@@ -217,7 +225,7 @@ def _again(chosen: Profile) -> None:
     if _rank():
         _await_the_end()  # whoever leaves first takes all tasks with it
         return
-    job, restarts = scheduler.own_job(), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    job, restarts = JobEnvironment().job_id, int(os.environ.get("SLURM_RESTART_COUNT", 0))
     status = scheduler.ask(job, "")
     if status is None or status.state != "RUNNING":
         return

@@ -1,0 +1,122 @@
+"""Hands a piece of work to Slurm, or to processes of their own on this machine."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import submitit
+
+from slurm import scheduler, worker
+from slurm.errors import JobFailedError
+from slurm.folder import label_of
+from slurm.worker import Order
+
+_YEAR = 365 * 24 * 60
+
+
+def submit(order: Order) -> tuple[str, int]:
+    """The job's id, and how many elements of an array share the work. Raises JobFailedError when
+    sbatch refuses it."""
+    if order.chosen.executor == "local-jobs":
+        return _start_here(order), 1
+    count = order.chosen.shares(order.shared.pieces) if order.shared else 1
+    return _sbatch(order, count), count
+
+
+def _sbatch(order: Order, count: int) -> str:
+    executor = submitit.SlurmExecutor(folder=order.folder / "jobs")
+    executor.update_parameters(
+        **order.chosen.sbatch(order.recipe.stage),
+        job_name=label_of(order.recipe),
+        comment=scheduler.mark(order.recipe.fingerprint),
+        wckey="",
+        stderr_to_stdout=True,
+        setup=worker.setup(order.chosen),
+        srun_args=["--open-mode=append", "--kill-on-bad-exit=1"],
+    )
+    if count == 1:
+        orders = [replace(order, shared=None)]
+    else:
+        orders = [replace(order, number=number, count=count) for number in range(count)]
+    with _outside_of_jobs():
+        try:
+            jobs = executor.map_array(worker.main, orders)
+        except submitit.core.utils.FailedJobError as error:
+            refused = str(error).strip()
+            raise JobFailedError(f"sbatch refused {label_of(order.recipe)}: {refused}") from None
+    return str(jobs[0].job_id).partition("_")[0]
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Without the variables of a job that this process may itself run in: sbatch obeys them."""
+    ours = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
+    for name in ours:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ |= ours
+
+
+def _start_here(order: Order) -> str:
+    chosen = order.chosen
+    _, tasks = chosen.tasks(order.recipe.stage)
+    gpus = min(chosen.gpus, tasks)
+    # The executor itself, for AutoExecutor would take Slurm where there is an srun; and it hides
+    # all GPUs that it is not told of.
+    executor = submitit.LocalExecutor(folder=order.folder / "jobs")
+    executor.update_parameters(
+        tasks_per_node=tasks,
+        gpus_per_node=gpus,
+        visible_gpus=_visible_gpus(gpus),
+        timeout_min=chosen.time_min or _YEAR,
+        signal_delay_s=chosen.signal_seconds,
+        stderr_to_stdout=True,
+        setup=chosen.setup,
+    )
+    with _detached(order.folder / "jobs" / "controller.log", chosen.environment):
+        return str(executor.submit(worker.main, replace(order, shared=None)).job_id)
+
+
+@contextmanager
+def _detached(log: Path, environment: dict[str, str]) -> Iterator[None]:
+    """What starts in here outlives us: Ctrl-C and a closed terminal are not for it, nor does it
+    keep our output open, on whose end others may wait."""
+    before = dict(os.environ)
+    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
+    ours = {number: os.dup(number) for number in (1, 2)}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with log.open("ab") as stream:
+        for number in ours:
+            os.dup2(stream.fileno(), number)
+    os.environ |= environment
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
+        for number, kept in ours.items():
+            os.dup2(kept, number)
+            os.close(kept)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def _visible_gpus(count: int) -> list[int]:
+    """The first of those that this process may use itself, by number."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not count or not named:
+        return list(range(count))
+    given = [name.strip() for name in named.split(",")]
+    if not all(name.isdigit() for name in given) or len(given) < count:
+        raise JobFailedError(
+            f"CUDA_VISIBLE_DEVICES={named}: the profile asks for {count} GPUs, and jobs on this "
+            "machine know them by numbers only"
+        )
+    return [int(name) for name in given[:count]]

@@ -1,0 +1,79 @@
+"""Jobs on this machine: apart from who waits for them, and reported when they die."""
+
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+from desk import Desk, finished, until
+
+from slurm.submission import _visible_gpus
+
+
+@pytest.fixture
+def desk(tmp_path):
+    made = Desk(tmp_path, "none")
+    made.profile(executor="local-jobs", partition=None)
+    return made
+
+
+def test_a_job_outlives_who_waits_for_it_and_is_found_again(desk):
+    first = desk.toy("left", "--ticks", "300")
+    until(lambda: desk.count("left") > 2)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all that it started
+    said = finished(first, 130)
+    job = desk.job("left")
+    assert re.search(r"toy-left-\w+: submitted as job \d+ to this machine", said)
+    assert f"job {job} keeps running" in said
+    assert re.search(rf"toy-left-\w+ +running +{job} ", desk.ask("status"))
+    second = desk.toy("left", "--ticks", "300")
+    until(lambda: (desk.run("left") / "launch.lock").exists())
+    os.killpg(second.pid, signal.SIGKILL)
+    second.communicate()
+    again = finished(desk.toy("left", "--ticks", "300"))
+    assert f"job {job} is at it already" in again
+    assert "finished; publishing" in again
+    assert desk.starts("left") == [0]
+    assert subprocess.run(["ps", "-p", job]).returncode == 1
+
+
+def test_cancel_stops_it_and_the_next_one_goes_on(desk):
+    waiting = desk.toy("stopped", "--ticks", "60")
+    until(lambda: desk.count("stopped") > 10)
+    assert "is cancelled" in desk.ask("cancel", "stopped")
+    said = finished(waiting, 1)
+    assert "was RUNNING and is gone" in said and "stopped: asked to stop" in said
+    assert "no job is queued or runs" in desk.ask("cancel", "--all")
+    finished(desk.toy("stopped", "--ticks", "60"))
+    start, again = desk.starts("stopped")
+    assert start == 0 and again > 10
+
+
+def test_deaths_are_reported(desk):
+    desk.profile(executor="local-jobs", partition=None, tasks_per_node=2)
+    said = {
+        name: desk.toy(name, *options)
+        for name, options in {
+            "raises": ["--trouble", "raises"],
+            "killed": ["--trouble", "killed"],
+            "second": ["--ticks", "600", "--stage", "pretrain"],
+        }.items()
+    }
+    said = {name: finished(process, 1) for name, process in said.items()}
+    assert "ValueError: the toy is broken" in said["raises"]
+    assert "was RUNNING and is gone" in said["killed"]
+    assert "another task's" in said["second"]
+    assert "ValueError: the second task is broken" in said["second"]
+
+
+def test_gpus_are_those_that_the_caller_may_use(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _visible_gpus(2) == [0, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
+    assert _visible_gpus(2) == [3, 5]
+    assert _visible_gpus(0) == []
+    for named in ("3", "GPU-1a2b,GPU-3c4d"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        with pytest.raises(Exception, match=f"CUDA_VISIBLE_DEVICES={named}: .* 2 GPUs"):
+            _visible_gpus(2)
