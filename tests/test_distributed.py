@@ -309,6 +309,7 @@ def test_the_whole_batch_is_normalised_as_in_one_process(both, alone, case):
             found = torch.cat([first, second])
             limit = {"far from 0": 1e-3, "half precision": 2e-2}.get(case, limit)
         elif name in ("weight", "bias"):  # by way of each process's part
+            assert not torch.equal(first, second)
             found = first + second
             limit = {"far from 0": 1e-2, "half precision": 1e-4}.get(case, limit)
         else:
@@ -325,7 +326,7 @@ def test_statistics_far_from_0_keep_their_precision(both):
     torch.testing.assert_close(far["x"], near["x"], atol=1e-3, rtol=0)
 
 
-def test_a_group_of_whole_batch_leaves_memory_alone_when_told_so(both):
+def test_the_whole_batchs_statistics_stay_alone_while_they_are_not_tracked(both):
     for found in both:
         assert found["norms"]["untracked"]["num_batches_tracked"] == 0
         assert torch.equal(found["norms"]["untracked"]["running_var"], torch.ones(3))
