@@ -61,10 +61,10 @@ def build_encoder(
 ) -> nn.Module:
     """An encoder with random weights: (B,3,H,W) -> pooled features (B,D).
 
-    bn_group: samples that share training statistics, 0 for the whole batch. seed: of the weights;
-    without one, torch's global generator decides. zero_init: residual blocks of ResNets begin as
-    the identity (Goyal et al. 2017, 5.1); other networks ignore it. Nothing random happens in a
-    forward pass. Raises UserError for a network that there is not or that does not fit.
+    bn_group: samples that share training statistics, 0 for the whole batch of all processes. seed:
+    of the weights; without one, torch's global generator decides. zero_init: residual blocks of
+    ResNets begin as the identity (Goyal et al. 2017, 5.1); other networks ignore it. Nothing random
+    happens in a forward pass. Raises UserError for a network that there is not or does not fit.
     """
     build = _Residual if config.arch in LAYERS else _of_torchvision
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -76,7 +76,7 @@ def build_encoder(
 def feature_dim(config: EncoderConfig) -> int:
     """D of an encoder's pooled features. Raises UserError as `build_encoder` does."""
     with torch.device("meta"):
-        return dry_run(build_encoder(config), _SIDE, _SIDE)[1]
+        return dry_run(build_encoder(config).eval(), _SIDE, _SIDE)[1]
 
 
 def dry_run(network: nn.Module, height: int, width: int) -> tuple[int, ...]:

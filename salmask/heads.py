@@ -16,7 +16,8 @@ def mlp(sizes: Sequence[int], *, norm: bool, last: Last = "bare", bn_group: int 
 
     norm: whether batch norm follows each layer but the last. last: what follows that one: nothing
     (`bare`), batch norm, or batch norm without scale and shift (`plain_norm`). A layer that is
-    normalised has no bias of its own. bn_group: samples that share statistics, 0 for all.
+    normalised has no bias of its own. bn_group: samples that share statistics, 0 for the whole
+    batch of all processes.
     """
     layers: list[nn.Module] = []
     for place, (inputs, outputs) in enumerate(pairwise(sizes)):

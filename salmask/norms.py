@@ -1,9 +1,14 @@
-"""Batch norm over groups of samples."""
+"""Batch norm over groups of samples, or over the whole batch of all processes."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from salmask.distributed import average, gather, world
 
 
 class GroupedBatchNorm(_BatchNorm):
@@ -11,16 +16,20 @@ class GroupedBatchNorm(_BatchNorm):
 
     What MoCo gets from one process per GPU, on any number of devices: a query cannot find its key
     by the statistics that the two share. The running statistics average over groups, and stay
-    alone while `track_running_stats` is False. In eval mode it is ordinary batch norm, and its
-    state is that of `nn.BatchNorm2d`.
+    alone while `track_running_stats` is False. Group 0 is the whole batch, of all processes where
+    several share it. In eval mode it is ordinary batch norm, and its state is that of
+    `nn.BatchNorm2d`.
     """
 
     def __init__(self, features: int, group: int = 0, affine: bool = True) -> None:
         super().__init__(features, affine=affine)
-        self.group = group  # 0: the whole batch is one group
+        self.group = group  # 0: the whole batch, of all processes, is one group
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,...) -> (B,C,...). Raises ValueError in training when groups do not divide B."""
+        """(B,C,...) -> (B,C,...), B this process's. Raises ValueError in training when groups do
+        not divide B. With group 0, all processes must call it together, with as much each."""
+        if self.training and not self.group and world() > 1:
+            return self._synchronised(x)
         if not self.training or not self.group or len(x) == self.group:
             return super().forward(x)
         if len(x) % self.group:
@@ -41,6 +50,14 @@ class GroupedBatchNorm(_BatchNorm):
         out = F.batch_norm(x, stats[0], stats[1], self.weight, self.bias, True, 1.0, self.eps)
         return out, stats
 
+    def _synchronised(self, x: Tensor) -> Tensor:
+        """This process's part of the whole batch, normalised by the statistics of all of it."""
+        out: Tensor
+        out, stats = _Synchronised.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            self._update([stats])
+        return out
+
     @torch.no_grad()
     def _update(self, stats: list[Tensor]) -> None:
         assert self.running_mean is not None and self.running_var is not None
@@ -50,6 +67,51 @@ class GroupedBatchNorm(_BatchNorm):
         rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, rate)
         self.running_var.lerp_(variance, rate)
+
+
+class _Synchronised(torch.autograd.Function):
+    """Batch norm of x (B,C,...) by the statistics of all processes' x. Torch's is for GPUs only.
+
+    Gradients are those of the sum of all processes' losses: complete for x; for the weight and the
+    bias by way of this process's part, as anywhere else.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The output, and the mean and unbiased variance (2,C) of everything."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        parts = torch.var_mean(wide, _all_but_channels(x), correction=0)
+        variances, means = gather(torch.stack(parts)[None]).unbind(1)  # (world,C) each
+        mean = means.mean(dim=0)  # shares are equal, so each counts as much
+        variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+        count = world() * x.numel() // x.shape[1]
+        stats = torch.stack([mean, variance * (count / (count - 1))])
+        ctx.mark_non_differentiable(stats)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
+        column = (-1, *[1] * (x.dim() - 2))  # (C,) as it goes with x
+        normal = (x - mean.view(column)) * scale.view(column)
+        gradient = gradients[0].to(normal.dtype)
+        dims = _all_but_channels(x)
+        sums = torch.stack([gradient.sum(dims), (gradient * normal).sum(dims)])  # (2,C)
+        by_bias, by_weight = sums.clone()
+        average([sums])
+        by_mean, by_scale = sums * (x.shape[1] / x.numel())
+        centred = gradient - by_mean.view(column) - normal * by_scale.view(column)
+        if weight is None:
+            return (centred * scale.view(column)).to(x.dtype), None, None, None
+        return (centred * (scale * weight).view(column)).to(x.dtype), by_weight, by_bias, None
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
 
 
 def group_norms(module: nn.Module, group: int) -> nn.Module:

@@ -17,6 +17,7 @@ from salmask import frameworks
 from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.data.loader import Crops
 from salmask.distributed import gather, gather_with_gradient, own, rank, world
+from salmask.norms import GroupedBatchNorm
 from salmask.randomness import batch_shuffle
 from salmask.shapes import Mixed, Views
 from salmask.train.batches import make_batch
@@ -44,9 +45,22 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("byol", "both ways", {}),
     ("simsiam", "both ways", {}),
 ]
-# batch-norm groups: of half a process's part, and where hard negatives are, of all of it too
+# batch-norm groups: of half a process's part; where hard negatives are, of all of it too; and 0
 RUNS = [(*case, LOCAL // 2) for case in CASES]
 RUNS += [(*case, LOCAL) for case in CASES if case[1] == "hard negatives"]
+RUNS += [(*case, 0) for case in CASES if case[1] in ("hard negatives", "both ways")]
+NORMS: dict[str, dict[str, Any]] = {  # of the whole batch: its inputs, the layer's options
+    "features": {"shape": (BATCH, 3)},
+    "images": {"shape": (BATCH, 3, 4, 5)},
+    "channels last": {"shape": (BATCH, 3, 4, 5), "layout": torch.channels_last},
+    "one sample each": {"shape": (WORLD, 3)},
+    "not affine": {"shape": (BATCH, 3), "affine": False},
+    "cumulative": {"shape": (BATCH, 3), "momentum": None},
+    "untracked": {"shape": (BATCH, 3), "tracked": False},
+    "far from 0": {"shape": (BATCH, 3, 4, 5), "mean": 1000.0},
+    "half precision": {"shape": (BATCH, 3, 4, 5), "dtype": torch.bfloat16},
+    "double precision": {"shape": (BATCH, 3, 4, 5), "dtype": torch.float64},
+}
 
 
 def whole(kind: str, seed: int) -> Views:
@@ -102,6 +116,36 @@ def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str
     }
 
 
+def normalise(
+    shape: tuple[int, ...],
+    mean: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+    affine: bool = True,
+    momentum: float | None = 0.1,
+    tracked: bool = True,
+) -> dict[str, Tensor]:
+    """Batch norm over the whole batch, twice: the second output, and every gradient and statistic.
+    Each sample has a mean of its own, so that the halves are far apart."""
+    norm = GroupedBatchNorm(3, 0, affine).to(torch.promote_types(dtype, torch.float32))
+    norm.momentum, norm.track_running_stats = momentum, tracked
+    generator = torch.Generator().manual_seed(0)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    for _ in range(2):
+        x = torch.randn(shape, generator=generator) + mean
+        x += torch.linspace(-1, 1, len(x)).view(-1, *[1] * (x.dim() - 1))
+        weights = own(torch.randn(shape, generator=generator))
+        x = own(x).to(dtype).contiguous(memory_format=layout).requires_grad_()
+        norm.zero_grad()
+        out = norm(x)
+        (out * weights).sum().backward()
+    assert x.grad is not None
+    assert x.grad.is_contiguous(memory_format=layout) and out.is_contiguous(memory_format=layout)
+    found = {n: p.grad for n, p in norm.named_parameters() if p.grad is not None}
+    return {"out": out.detach(), "x": x.grad, **found, **dict(norm.named_buffers())}
+
+
 def crops(count: int) -> Crops:
     """`count` samples in the third step of the second epoch; their pixels do not matter."""
     grey = {branch: torch.zeros(count, 3, SIDE, SIDE) for branch in ("query", "key")}
@@ -131,6 +175,7 @@ def collect() -> dict[str, Any]:
         "beside": beside.grad,
         "shuffle": make_batch(crops(BATCH // world()), config, 5, None).shuffle,
         "runs": [train(*run) for run in RUNS],
+        "norms": {name: normalise(**given) for name, given in NORMS.items()},
     }
 
 
@@ -240,6 +285,51 @@ def test_running_statistics_average_to_those_of_one_process(both, alone, run):
         if name.endswith(("running_mean", "running_var")):
             mean = torch.stack([found["buffers"][name] for found in ours]).mean(dim=0)
             torch.testing.assert_close(mean, wanted, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if not run[3]], ids=name_of)
+def test_statistics_of_the_whole_batch_are_the_same_everywhere(both, alone, run):
+    (first, second), theirs = of(run, both, alone)
+    seen = [name for name in theirs["buffers"] if "running" in name]
+    assert seen
+    for name in seen:
+        assert torch.equal(first["buffers"][name], second["buffers"][name])
+        wanted = theirs["buffers"][name]
+        torch.testing.assert_close(first["buffers"][name], wanted, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_the_whole_batch_is_normalised_as_in_one_process(both, alone, case):
+    ours, theirs = [found["norms"][case] for found in both], alone["norms"][case]
+    for name, wanted in theirs.items():
+        first, second = (found[name] for found in ours)
+        assert first.dtype == wanted.dtype
+        limit = 1e-5
+        if name in ("out", "x"):  # of each process's part; 1000 alone has rounding of 6e-5
+            found = torch.cat([first, second])
+            limit = {"far from 0": 1e-3, "half precision": 2e-2}.get(case, limit)
+        elif name in ("weight", "bias"):  # by way of each process's part
+            assert not torch.equal(first, second)
+            found = first + second
+            limit = {"far from 0": 1e-2, "half precision": 1e-4}.get(case, limit)
+        else:
+            assert torch.equal(first, second)
+            found = first
+        torch.testing.assert_close(found, wanted, atol=limit, rtol=limit, msg=name)
+
+
+def test_statistics_far_from_0_keep_their_precision(both):
+    """By the variance of each process and of their means: squares of 1000 would leave 2 digits."""
+    near, far = (both[0]["norms"][case] for case in ("images", "far from 0"))
+    torch.testing.assert_close(far["running_var"], near["running_var"], atol=0, rtol=1e-4)
+    torch.testing.assert_close(far["out"], near["out"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(far["x"], near["x"], atol=1e-3, rtol=0)
+
+
+def test_the_whole_batchs_statistics_stay_alone_while_they_are_not_tracked(both):
+    for found in both:
+        assert found["norms"]["untracked"]["num_batches_tracked"] == 0
+        assert torch.equal(found["norms"]["untracked"]["running_var"], torch.ones(3))
 
 
 def of(

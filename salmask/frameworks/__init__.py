@@ -11,6 +11,7 @@ A framework is a module with
 and optionally `constant_rate`, the names of its submodules whose learning rate stays.
 """
 
+import math
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from salmask.config import Choice, EncoderConfig, bind, pick
+from salmask.distributed import world
 from salmask.errors import UserError
 from salmask.shapes import Views, Wiring
 
@@ -37,12 +39,19 @@ class Framework(nn.Module):
 def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> Any:
     """The framework that params chose around a new encoder: what the module's text describes.
 
-    batch: global. steps: of the whole training. Raises UserError for options that do not fit.
+    batch: global. steps: of the whole training. Raises UserError for options that do not fit, also
+    for groups of batch norm that a process's share does not hold.
     """
     name = pick({name: name for name in NAMES}, choice, "framework")
     cls = import_module(f"salmask.frameworks.{name}").Framework
     options = bind(cls.__init__, choice, "framework")
-    group = options.get("bn_group", 0)
+    group, share = options.get("bn_group", 0), batch // world()
     if group and batch % group:
         raise UserError(f"framework.bn_group: {group} does not divide train.batch ({batch})")
+    if group and share % group:
+        raise UserError(
+            f"framework.bn_group: {group} does not divide the {share} images of each of {world()} "
+            f"processes (train.batch is {batch}); choose {math.gcd(group, share)}, or 0 for "
+            "statistics of the whole batch"
+        )
     return cls(encoder, batch, steps, **options)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from salmask.backbones import build_encoder, feature_dim
 from salmask.config import EncoderConfig
-from salmask.distributed import gather, own
+from salmask.distributed import gather, own, world
 from salmask.errors import UserError
 from salmask.heads import mlp
 from salmask.losses import first_wins, info_nce_logits, lambda_mix
@@ -60,6 +60,7 @@ class Framework(nn.Module):
             roles="both" if symmetric else "query",
             hard_negatives=True,
         )
+        self.bn_group = bn_group
         self.encoder = build_encoder(encoder, bn_group)
         features = feature_dim(encoder)
         middle = [hidden or features] if head == "mlp" else []
@@ -132,6 +133,8 @@ class Framework(nn.Module):
     @torch.no_grad()
     def _keys(self, views: Views) -> dict[int, Tensor]:
         """Keys (B,D) in other batch-norm groups than their queries: no shared statistics."""
+        if not self.bn_group and world() > 1:  # one group: nothing to send images around for
+            return {view: self._key(views.images[view]) for view in views.targets}
         found = {}
         for view in views.targets:
             shuffled = self._key(gather(views.images[view])[own(views.shuffle)])

@@ -26,7 +26,10 @@ class Learner:
         """Raises UserError for a configuration that does not fit."""
         self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
         self.steps = steps_per_epoch * config.train.epochs
-        _refuse_uneven_shares(config)
+        if config.train.batch % world():
+            raise UserError(
+                f"train.batch: {config.train.batch} cannot be shared evenly by {world()} processes"
+            )
         torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
         built = frameworks.build(config.framework, config.encoder, config.train.batch, self.steps)
         self.framework = place(built, device).train()
@@ -81,15 +84,3 @@ def _running_statistics(framework: nn.Module) -> list[Tensor]:
     norms = [m for m in framework.modules() if isinstance(m, _BatchNorm)]
     found = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
     return [statistic for statistic in found if statistic is not None]
-
-
-def _refuse_uneven_shares(config: RunConfig) -> None:
-    count, batch = world(), config.train.batch
-    if batch % count:
-        raise UserError(f"train.batch: {batch} cannot be shared evenly by {count} processes")
-    group = config.framework.options.get("bn_group")
-    if isinstance(group, int) and group and (batch // count) % group:
-        raise UserError(
-            f"framework.bn_group: {group} does not divide the {batch // count} images of each of "
-            f"{count} processes (train.batch is {batch})"
-        )

@@ -1,10 +1,12 @@
 """One step of a run: what is computed in which precision, and what does not fit."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from salmask import frameworks
 from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.data.loader import Crops, branches
 from salmask.errors import UserError
@@ -23,7 +25,7 @@ def config(mask: str, **train: Any) -> RunConfig:
         ViewConfig(size=SIDE, grid=4),
         Choice(mask, {}),
         Choice("moco", {"dim": 8, "hidden": 8, "queue": 64, "bn_group": 4}),
-        TrainConfig(epochs=2, warmup_epochs=1, batch=BATCH, lr=0.01, **train),
+        TrainConfig(**({"epochs": 2, "warmup_epochs": 1, "batch": BATCH, "lr": 0.01} | train)),
     )
 
 
@@ -55,15 +57,26 @@ def test_networks_alone_compute_in_half_precision(precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("options", "batch", "count", "told"),
     [
-        (3, r"train\.batch: 8 cannot be shared evenly by 3 processes"),
-        (4, r"framework\.bn_group: 4 does not divide the 2 images of each of 4 processes"),
+        ({"bn_group": 4}, 8, 3, r"train\.batch: 8 cannot be shared evenly by 3 processes"),
+        (
+            {"bn_group": 4},
+            8,
+            4,
+            r"framework\.bn_group: 4 does not divide the 2 images of each of 4 processes "
+            r"\(train\.batch is 8\); choose 2, or 0",
+        ),
+        ({"bn_group": 6}, 24, 3, r"choose 2, or 0 for statistics of the whole batch"),
+        ({}, 32, 2, r"framework\.bn_group: 32 does not divide the 16 images"),  # the default
     ],
 )
 def test_shares_that_do_not_fit_are_refused(
-    count: int, told: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], batch: int, count: int, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "world", lambda: count)
+    run = config("none", batch=batch)
+    given = {"dim": 8, "hidden": 8, "queue": 8 * batch} | options
+    for place in (module, frameworks):
+        monkeypatch.setattr(place, "world", lambda: count)
     with pytest.raises(UserError, match=told):
-        Learner(config("none"), 0, 4, torch.device("cpu"))
+        Learner(replace(run, framework=Choice("moco", given)), 0, 4, torch.device("cpu"))
