@@ -244,4 +244,6 @@ def _await_the_end() -> None:
 
 def _leave(message: str, code: int) -> NoReturn:
     print(message, flush=True)
+    if not _in_slurm():
+        os.kill(os.getppid(), signal.SIGTERM)  # the other tasks end too, as srun would have it
     os._exit(code)  # a process group would make others wait

@@ -12,6 +12,7 @@ from desk import Desk, finished, until
 from pipeline import TINY, Project
 
 from salmask.provenance import tree_digest
+from slurm import scheduler
 
 pytestmark = pytest.mark.slurm
 
@@ -23,9 +24,23 @@ def desk(tmp_path, cluster):
     return Desk(tmp_path, str(cluster.conf))
 
 
-@pytest.fixture(scope="module")
-def deaths(tmp_path_factory, cluster):
+@pytest.fixture(scope="module", params=["without accounting", "with accounting"])
+def deaths(request, tmp_path_factory, cluster, own_cluster):
     """What launchers of doomed jobs said, all at the same time: name -> text."""
+    if request.param == "without accounting":
+        return doomed(tmp_path_factory, cluster)
+    with own_cluster("--accounting") as accounting:
+        said = doomed(tmp_path_factory, accounting)
+        (job,) = re.findall(r"submitted as job (\d+)", said["mistake"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(accounting.conf))
+            until(lambda: scheduler._from_accounting(job))  # which hears of it later
+            (told,) = scheduler._from_accounting(job)
+        assert (told.state, told.exit) == ("FAILED", "2:0")
+        return said
+
+
+def doomed(tmp_path_factory, cluster) -> dict[str, str]:
     started, began = {}, time.monotonic()
 
     def start(name: str, *options: str, **profile: object) -> Desk:

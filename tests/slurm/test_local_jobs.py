@@ -3,11 +3,11 @@
 import os
 import re
 import signal
-import subprocess
 
 import pytest
 from desk import Desk, finished, until
 
+from slurm import machine
 from slurm.submission import _visible_gpus
 
 
@@ -19,7 +19,7 @@ def desk(tmp_path):
 
 
 def test_a_job_outlives_who_waits_for_it_and_is_found_again(desk):
-    first = desk.toy("left", "--ticks", "300")
+    first = desk.toy("left", "--ticks", "200")
     until(lambda: desk.count("left") > 2)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all that it started
     said = finished(first, 130)
@@ -27,15 +27,15 @@ def test_a_job_outlives_who_waits_for_it_and_is_found_again(desk):
     assert re.search(r"toy-left-\w+: submitted as job \d+ to this machine", said)
     assert f"job {job} keeps running" in said
     assert re.search(rf"toy-left-\w+ +running +{job} ", desk.ask("status"))
-    second = desk.toy("left", "--ticks", "300")
+    second = desk.toy("left", "--ticks", "200")
     until(lambda: (desk.run("left") / "launch.lock").exists())
     os.killpg(second.pid, signal.SIGKILL)
     second.communicate()
-    again = finished(desk.toy("left", "--ticks", "300"))
+    again = finished(desk.toy("left", "--ticks", "200"))
     assert f"job {job} is at it already" in again
     assert "finished; publishing" in again
     assert desk.starts("left") == [0]
-    assert subprocess.run(["ps", "-p", job]).returncode == 1
+    until(lambda: not machine.live(desk.run("left").name))
 
 
 def test_cancel_stops_it_and_the_next_one_goes_on(desk):
@@ -57,7 +57,7 @@ def test_deaths_are_reported(desk):
         for name, options in {
             "raises": ["--trouble", "raises"],
             "killed": ["--trouble", "killed"],
-            "second": ["--ticks", "600", "--stage", "pretrain"],
+            "second": ["--ticks", "300", "--stage", "pretrain"],
         }.items()
     }
     said = {name: finished(process, 1) for name, process in said.items()}
