@@ -41,14 +41,14 @@ def mark(fingerprint: str) -> str:
 
 def ask(job: str, fingerprint: str) -> Status | None:
     """A job's state; None while Slurm does not answer. Another run's job of that id is none."""
-    code, out = _call("scontrol", "--oneliner", "show", "job", job)
+    code, out = call("scontrol", "--oneliner", "show", "job", job)
     if code == 0:
         found = _read(out)
         ours = not found.comment or mark(fingerprint) in found.comment
         return found if ours else Status(GONE)
     forgotten = "Invalid job id" in out
     if not forgotten:
-        code, out = _call("squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N")
+        code, out = call("squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N")
         if code == 0 and out.count("|") == 2:
             state, reason, nodes = out.strip().split("|")
             return Status(state, reason, nodes=nodes)
@@ -58,9 +58,7 @@ def ask(job: str, fingerprint: str) -> Status | None:
 
 def _from_accounting(job: str) -> Status | None:
     wanted = "--format=State,ExitCode,NodeList"
-    code, out = _call(
-        "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", wanted
-    )
+    code, out = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", wanted)
     lines = out.strip().splitlines()
     if code or not lines or lines[-1].count("|") != 2:
         return None
@@ -72,7 +70,7 @@ def _from_accounting(job: str) -> Status | None:
 def live(fingerprint: str) -> dict[str, Status]:
     """This user's jobs of a run that Slurm has not ended, by id."""
     listed = ["--noheader", f"--user={os.getuid()}", "--format=%i|%k"]
-    code, out = _call("squeue", *listed)
+    code, out = call("squeue", *listed)
     if code:
         raise UserError(f"Slurm's squeue does not work here: {out.strip()}")
     rows = (line.partition("|") for line in out.splitlines())
@@ -83,7 +81,7 @@ def live(fingerprint: str) -> dict[str, Status]:
 
 def requeue(job: str) -> bool:
     """Puts a running job back into the queue; whether Slurm agreed."""
-    code, out = _call("scontrol", "requeue", job)
+    code, out = call("scontrol", "requeue", job)
     if code:
         print(f"scontrol requeue {job}: {out.strip()}", flush=True)
     return code == 0
@@ -91,22 +89,22 @@ def requeue(job: str) -> bool:
 
 def cancel(job: str) -> None:
     """Raises UserError when Slurm refuses."""
-    code, out = _call("scancel", job)
+    code, out = call("scancel", job)
     if code:
         raise UserError(f"scancel {job}: {out.strip()}")
 
 
 def address(nodes: str) -> str:
     """Where the first of a list of nodes ("n[1-4]") is reached: NodeAddr, or its name."""
-    _, out = _call("scontrol", "show", "hostnames", nodes)
+    _, out = call("scontrol", "show", "hostnames", nodes)
     first = out.split()[0]
-    _, out = _call("scontrol", "--oneliner", "show", "node", first)
+    _, out = call("scontrol", "--oneliner", "show", "node", first)
     return _field(out, "NodeAddr") or first
 
 
 def first_host(nodes: str) -> str:
     """The name of the first of a list of nodes."""
-    return _call("scontrol", "show", "hostnames", nodes)[1].split()[0]
+    return call("scontrol", "show", "hostnames", nodes)[1].split()[0]
 
 
 def _read(line: str) -> Status:
@@ -125,8 +123,8 @@ def _field(line: str, name: str) -> str:
     return found.group(1) if found else ""
 
 
-def _call(*command: str) -> tuple[int, str]:
-    """Exit code and output, of which there is hardly ever both kinds."""
+def call(*command: str) -> tuple[int, str]:
+    """Exit code and output of a command of Slurm: hardly ever both kinds of output."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS)
     except FileNotFoundError:
