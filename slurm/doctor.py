@@ -12,6 +12,7 @@ from slurm.profile import SHARED, Profile
 _COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 _AWAY = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "INVAL",
          "NOT_RESPONDING", "UNKNOWN"}  # fmt: skip
+_GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)??:(\d+)(?![^(,])")
 _KINDS = {SHARED[0]: "pretraining", "saliency": "every other stage"}
 
 Facts = dict[str, str]  # what scontrol says of one thing: NAME=VALUE ...
@@ -29,10 +30,10 @@ def examine_profile(chosen: Profile) -> Iterator[Finding]:
         )
         return
     _, said = scheduler.call("scontrol", "ping")
-    code, config = scheduler.call("scontrol", "show", "config")
-    if code or " is UP" not in said:
+    if " is UP" not in said:
         yield Finding("stop", f"Slurm's controller does not answer: {_gist(said)}")
         return
+    _, config = scheduler.call("scontrol", "show", "config")
     yield Finding("ok", f"Slurm {_setting(config, 'SLURM_VERSION')} answers")
     partitions = _ask("partition", "PartitionName")
     names = _partitions_of(chosen, partitions)
@@ -119,7 +120,7 @@ def fit(chosen: Profile, partition: Facts, nodes: list[Facts]) -> Iterator[Findi
         yield Finding("stop", f"nodes {chosen.nodes}: partition {name} has {len(nodes)}")
     elif most.isdecimal() and int(most) < chosen.nodes:
         yield Finding("stop", f"nodes {chosen.nodes}: partition {name} gives a job {most} at most")
-    else:
+    if nodes:
         yield from _sizes(chosen, name, nodes)
     yield from _features(chosen, name, nodes)
 
@@ -149,7 +150,7 @@ def _sizes(chosen: Profile, name: str, nodes: list[Facts]) -> Iterator[Finding]:
     for told, need, has in wanted:
         sizes = [has(node) for node in nodes]
         fitting = sum(size >= need for size in sizes)
-        if fitting >= chosen.nodes:
+        if fitting >= min(chosen.nodes, len(nodes)):
             continue
         shown = [f"{x / 1024:.3g} GB" if has is memory_of else f"{x}" for x in (need, max(sizes))]
         so = f" = {shown[0]}" if per and has is not gpus_of else ""
@@ -205,10 +206,7 @@ def memory_of(node: Facts) -> int:
 
 def gpus_of(node: Facts) -> int:
     """Of Gres such as gpu:a100:4(S:0-1),nvme:1 or gpu:2."""
-    return sum(
-        int(n)
-        for n in re.findall(r"(?:^|,)gpu(?::[^:,()]+)??:(\d+)(?![^(,])", node.get("Gres", ""))
-    )
+    return sum(int(number) for number in _GPUS.findall(node.get("Gres", "")))
 
 
 def features_in(constraint: str) -> list[str]:
@@ -237,9 +235,9 @@ def _verdicts(chosen: Profile) -> Iterator[Finding]:
 
 def _shape(chosen: Profile, stage: str) -> str:
     nodes, tasks = chosen.tasks(stage)
-    facts = [f"{nodes} x {tasks} tasks" if nodes * tasks > 1 else "1 task"]
-    facts += [f"{chosen.cores()} CPUs each" if nodes * tasks > 1 else f"{chosen.cores()} CPUs"]
-    facts += [f"{nodes * min(chosen.gpus, tasks)} GPUs"] if chosen.gpus else []
+    facts = [f"{nodes} node{'s' * (nodes > 1)} x {tasks} task{'s' * (tasks > 1)}"]
+    facts += [f"cpus {chosen.cores()}"]
+    facts += [f"gpus {min(chosen.gpus, tasks)}"] if chosen.gpus else []
     facts += [f"{chosen.time_min} min"] if chosen.time_min else []
     return ", ".join(facts)
 
@@ -248,8 +246,7 @@ def _accounting(chosen: Profile, config: str) -> Iterator[Finding]:
     if _setting(config, "AccountingStorageType") not in ("", "(null)", "accounting_storage/none"):
         yield Finding("ok", "accounting is on: sacct knows how jobs ended")
         return
-    text = "accounting is off: a job's end is noticed all the same, for some minutes"
-    named = [f"{n} {v}" for n, v in vars(chosen).items() if n in ("account", "qos") and v]
-    if named:
-        text += f"; {' and '.join(named)} mean nothing here"
+    text = "accounting is off: the end of a job is noticed all the same, through scontrol"
+    if named := [name for name in ("account", "qos") if getattr(chosen, name)]:
+        text += f"; Slurm does not check the profile's {' and '.join(named)}"
     yield Finding("note", text)

@@ -2,6 +2,7 @@
 project, Python, and the profile's setup. It leaves neither job nor file behind."""
 
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -24,7 +25,8 @@ from slurm.scheduler import Status
 
 _START_SECONDS = 20.0  # a job that has not started by then is not waited for
 _RUN_SECONDS = 150.0  # its limit of a minute, and Slurm's leisure
-_ASK_SECONDS = 0.5
+_ASK_SECONDS = 1.0
+_PREFIXES = re.compile("^((sbatch|error|allocation failure|Batch job submission failed): )*")
 _LOOKED = 64  # the exit code of a job that came through: this, and what it found amiss
 _NO_RUNS, _NO_PROJECT, _NO_PYTHON, _NO_IMPORT = 1, 2, 4, 8
 
@@ -68,10 +70,8 @@ def sbatch(text: str, *options: str) -> tuple[int, str]:
 
 def refusal(said: str) -> str:
     """What sbatch complains of, in one line and without its prefixes."""
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.splitlines()]
-    lines = [line.removeprefix("allocation failure: ").strip() for line in lines]
-    told = [x for x in dict.fromkeys(lines) if x and not x.startswith("Batch job submission")]
-    return "; ".join(told or lines)
+    lines = [_PREFIXES.sub("", line.strip()) for line in said.splitlines()]
+    return "; ".join(filter(None, dict.fromkeys(lines))) or "it does not say why"
 
 
 def look(chosen: Profile) -> list[Finding]:
@@ -89,15 +89,18 @@ def look(chosen: Profile) -> list[Finding]:
 
 
 def _look(chosen: Profile, runs: Path, folder: Path) -> list[Finding]:
-    (folder / "token").write_text(secrets.token_hex())
+    token = secrets.token_hex()
+    (folder / "token").write_text(token)
     code, said = sbatch(
-        _script(chosen, folder, (folder / "token").read_text()),
+        _script(chosen, folder, token),
         "--parsable",
         "--output=/dev/null",  # the script opens its log itself: Slurm would only say "failed"
         f"--deadline=now+{60 + 2 * round(_START_SECONDS)}",  # should this process be killed
     )
     if code:
-        return [Finding("note", f"no node was looked at: sbatch refuses to: {refusal(said)}")]
+        return [
+            Finding("note", f"no node was looked at: sbatch refuses a small job: {refusal(said)}")
+        ]
     job = said.split()[-1].partition(";")[0]  # ID or ID;CLUSTER, after what sbatch may warn of
     status = None
     try:
