@@ -55,7 +55,8 @@ def hidden(cluster, tmp_path_factory):
     here = tmp_path_factory.mktemp("hidden")
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0"']
     if not shutil.which("unshare") or subprocess.run([*mount, here]).returncode:
-        return None
+        yield None
+        return
     mount[-1] += ' && cd "$0" && touch dvc.yaml && cp ../cluster.yaml . && exec "$@"'
     (here.parent / "cluster.yaml").write_text(yaml.safe_dump(TINY))
     env = {k: v for k, v in cluster.env.items() if not k.startswith(("SALMASK_", "DVC_"))}
@@ -67,7 +68,9 @@ def hidden(cluster, tmp_path_factory):
         text=True,
         start_new_session=True,
     )
-    return here, talk
+    yield here, talk
+    talk.kill()
+    talk.wait()
 
 
 def told(**changes: object) -> list[Finding]:
@@ -224,6 +227,12 @@ def test_a_machine_without_slurm_is_told(desk, monkeypatch):
     said = command(monkeypatch, "executor: slurm")
     assert said.exit_code == 1
     assert "sbatch, squeue, scontrol, scancel, srun not found" in said.output
+
+
+def test_a_runs_folder_that_cannot_be_made_stops(desk, monkeypatch):
+    monkeypatch.setenv("SALMASK_RUNS", "dvc.yaml")  # a file
+    (finding,) = probe.look(Profile("slurm"))
+    assert finding.state == "stop" and "nothing can be written to the runs' folder" in finding.text
 
 
 @pytest.mark.parametrize(
