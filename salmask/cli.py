@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import itertools
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from salmask.masks import strategies
 from salmask.report import gallery as sheet
 from salmask.saliency import localizers
 from salmask.saliency.scda import activation_map
+from slurm import doctor as cluster_doctors
+from slurm import profile
 
 _GALLERY_LEVEL = 224  # px at which pictures are scored for smaller views too
 
@@ -145,15 +148,22 @@ def watch(folder: Path, file: Path) -> None:
 @main.command()
 @_readable_errors
 def doctor() -> None:
-    """Checks machine, params.yaml, data and weights, and estimates prepare and saliency."""
+    """Checks machine, params.yaml, data, weights and cluster; estimates prepare and saliency."""
     root = provenance.find_root()
     params = Params.read(root / "params.yaml")
     stopped = False
     with contextlib.chdir(root):  # where stages run: data.root may be relative to it
-        for finding in doctors.examine(params, validate, root):
+        for finding in itertools.chain(doctors.examine(params, validate, root), _cluster()):
             click.echo(f"{finding.state:5} {finding.text}")
             stopped |= finding.state == "stop"
     sys.exit(1 if stopped else 0)
+
+
+def _cluster() -> Iterator[doctors.Finding]:
+    try:
+        yield from cluster_doctors.examine_profile(profile.chosen())
+    except UserError as error:
+        yield doctors.Finding("stop", str(error))
 
 
 @main.command()

@@ -102,4 +102,8 @@ def chosen() -> Profile:
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in CLUSTERS.glob("*.yaml")))
         raise UserError(f"SALMASK_CLUSTER: no profile at {path}; there are {known}")
-    return check(yaml.safe_load(path.read_text()) or {}, Profile, where=str(path))
+    try:
+        fields = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    return check(fields, Profile, where=str(path))

@@ -59,7 +59,7 @@ def ask(job: str, fingerprint: str) -> Status | None:
 
 def _elements(job: str, fingerprint: str) -> list[Status]:
     """What Slurm knows of a job, or of an array's elements; nothing while it does not answer."""
-    code, out = _call("scontrol", "--oneliner", "show", "job", job)
+    code, out = call("scontrol", "--oneliner", "show", "job", job)
     if code == 0:
         found = [_read(line) for line in out.strip().splitlines()]
         return [one for one in found if not one.comment or mark(fingerprint) in one.comment] or [
@@ -67,7 +67,7 @@ def _elements(job: str, fingerprint: str) -> list[Status]:
         ]
     forgotten = "Invalid job id" in out
     if not forgotten:
-        code, out = _call("squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N")
+        code, out = call("squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N")
         rows = [line.split("|") for line in out.strip().splitlines() if line.count("|") == 2]
         if code == 0 and rows:
             return [Status(state, reason, nodes=nodes) for state, reason, nodes in rows]
@@ -77,9 +77,7 @@ def _elements(job: str, fingerprint: str) -> list[Status]:
 
 def _from_accounting(job: str) -> list[Status]:
     wanted = "--format=State,ExitCode,NodeList"
-    code, out = _call(
-        "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", wanted
-    )
+    code, out = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", wanted)
     rows = [line.split("|") for line in out.strip().splitlines() if line.count("|") == 2]
     found = [Status(state.split()[0], exit=told, nodes=nodes) for state, told, nodes in rows]
     return [one for one in found if not code and one.ended]  # and no record that nobody closed
@@ -88,7 +86,7 @@ def _from_accounting(job: str) -> list[Status]:
 def live(fingerprint: str) -> dict[str, Status]:
     """This user's jobs of a run that Slurm has not ended, by id; an array is one job."""
     listed = ["--noheader", f"--user={os.getuid()}", "--format=%F|%k"]
-    code, out = _call("squeue", *listed)
+    code, out = call("squeue", *listed)
     if code:
         raise UserError(f"Slurm's squeue does not work here: {out.strip()}")
     rows = (line.partition("|") for line in out.splitlines())
@@ -99,7 +97,7 @@ def live(fingerprint: str) -> dict[str, Status]:
 
 def requeue(job: str) -> bool:
     """Puts a running job back into the queue; whether Slurm agreed."""
-    code, out = _call("scontrol", "requeue", job)
+    code, out = call("scontrol", "requeue", job)
     if code:
         print(f"scontrol requeue {job}: {out.strip()}", flush=True)
     return code == 0
@@ -107,22 +105,22 @@ def requeue(job: str) -> bool:
 
 def cancel(job: str) -> None:
     """Raises UserError when Slurm refuses."""
-    code, out = _call("scancel", job)
+    code, out = call("scancel", job)
     if code:
         raise UserError(f"scancel {job}: {out.strip()}")
 
 
 def address(nodes: str) -> str:
     """Where the first of a list of nodes ("n[1-4]") is reached: NodeAddr, or its name."""
-    _, out = _call("scontrol", "show", "hostnames", nodes)
+    _, out = call("scontrol", "show", "hostnames", nodes)
     first = out.split()[0]
-    _, out = _call("scontrol", "--oneliner", "show", "node", first)
+    _, out = call("scontrol", "--oneliner", "show", "node", first)
     return _field(out, "NodeAddr") or first
 
 
 def first_host(nodes: str) -> str:
     """The name of the first of a list of nodes."""
-    return _call("scontrol", "show", "hostnames", nodes)[1].split()[0]
+    return call("scontrol", "show", "hostnames", nodes)[1].split()[0]
 
 
 def _read(line: str) -> Status:
@@ -142,7 +140,13 @@ def _field(line: str, name: str) -> str:
     return found.group(1) if found else ""
 
 
-def _call(*command: str) -> tuple[int, str]:
+def outside() -> dict[str, str]:
+    """Our environment without the variables of a job that we may run in: sbatch obeys them."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    return kept | {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
+
+
+def call(*command: str) -> tuple[int, str]:
     """Exit code and output, of which there is hardly ever both kinds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS)

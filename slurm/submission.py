@@ -42,7 +42,7 @@ def _sbatch(order: Order, count: int) -> str:
         orders = [replace(order, shared=None)]
     else:
         orders = [replace(order, number=number, count=count) for number in range(count)]
-    with _outside_of_jobs():
+    with _environment(scheduler.outside()):
         try:
             jobs = executor.map_array(worker.main, orders)
         except submitit.core.utils.FailedJobError as error:
@@ -52,15 +52,16 @@ def _sbatch(order: Order, count: int) -> str:
 
 
 @contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Without the variables of a job that this process may itself run in: sbatch obeys them."""
-    ours = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
-    for name in ours:
-        del os.environ[name]
+def _environment(there: dict[str, str]) -> Iterator[None]:
+    """With these variables and no others: submitit hands on what it finds."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ |= there
     try:
         yield
     finally:
-        os.environ |= ours
+        os.environ.clear()
+        os.environ |= before
 
 
 def _start_here(order: Order) -> str:
@@ -79,15 +80,15 @@ def _start_here(order: Order) -> str:
         stderr_to_stdout=True,
         setup=chosen.setup,
     )
-    with _detached(order.folder / "jobs" / "controller.log", chosen.environment):
+    there = dict(os.environ) | chosen.environment
+    with _environment(there), _detached(order.folder / "jobs" / "controller.log"):
         return str(executor.submit(worker.main, replace(order, shared=None)).job_id)
 
 
 @contextmanager
-def _detached(log: Path, environment: dict[str, str]) -> Iterator[None]:
+def _detached(log: Path) -> Iterator[None]:
     """What starts in here outlives us: Ctrl-C and a closed terminal are not for it, nor does it
     keep our output open, on whose end others may wait."""
-    before = dict(os.environ)
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
     ours = {number: os.dup(number) for number in (1, 2)}
     sys.stdout.flush()
@@ -95,12 +96,9 @@ def _detached(log: Path, environment: dict[str, str]) -> Iterator[None]:
     with log.open("ab") as stream:
         for number in ours:
             os.dup2(stream.fileno(), number)
-    os.environ |= environment
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ |= before
         for number, kept in ours.items():
             os.dup2(kept, number)
             os.close(kept)

@@ -22,8 +22,8 @@ LAYERS = [
     ["salmask.train"],
     ["salmask.evaluate", "salmask.report"],
     ["salmask.doctor"],
-    ["salmask.cli"],
     ["slurm"],
+    ["salmask.cli"],
     ["stages"],
 ]  # fmt: skip
 
