@@ -1,7 +1,6 @@
 """A job of a minute that looks, from a node, at what a real job needs there: the runs' folder, the
 project, Python, and the profile's setup. It leaves neither job nor file behind."""
 
-import os
 import re
 import secrets
 import shlex
