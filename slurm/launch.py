@@ -18,7 +18,7 @@ from salmask.devices import pick_device
 from salmask.files import write_json
 from salmask.provenance import Recipe
 from slurm import follow, profile, scheduler, worker
-from slurm.errors import JobFailedError
+from slurm.errors import JobFailedError, full_disk_named
 from slurm.folder import (
     Shared,
     Work,
@@ -54,28 +54,32 @@ def run(
     chosen = profile.chosen()
     label = label_of(recipe)
     folder = runs_folder(Path.cwd()) / label
-    folder.mkdir(parents=True, exist_ok=True)
-    when = "finished earlier"
-    if chosen.executor == "slurm" and not is_done(folder):
-        when = "finished"
-        order = worker.Order(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
-        job = _submit_or_attach(order)
-        if os.environ.get("SALMASK_SUBMIT_ONLY"):
-            return
-        if job and not follow.wait(folder, job, recipe):
-            # The last two of an array can miss each other's end, where files show up late.
-            print(f"{label}: all shares are done; another job puts them together", flush=True)
+    with full_disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        when = "finished earlier"
+        if chosen.executor == "slurm" and not is_done(folder):
+            when = "finished"
+            order = worker.Order(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
             job = _submit_or_attach(order)
+            if os.environ.get("SALMASK_SUBMIT_ONLY"):
+                return
             if job and not follow.wait(folder, job, recipe):
-                raise JobFailedError(f"{label}: its jobs ended well, twice, without a result")
-    with locked(folder):
-        if is_done(folder):
-            print(f"{label}: {when}; publishing its result to {publish}", flush=True)
-        elif chosen.executor == "slurm":
-            raise JobFailedError(f"{label}: its result changed while it was waited for: {folder}")
-        else:
-            _here(folder, recipe, chosen, seed, work, arguments)
-        publish_files(folder, publish)
+                # The last two of an array can miss each other's end, where files show up late.
+                print(f"{label}: all shares are done; another job puts them together", flush=True)
+                job = _submit_or_attach(order)
+                if job and not follow.wait(folder, job, recipe):
+                    raise JobFailedError(f"{label}: its jobs ended well, twice, without a result")
+        with locked(folder):
+            if is_done(folder):
+                print(f"{label}: {when}; publishing its result to {publish}", flush=True)
+            elif chosen.executor == "slurm":
+                raise JobFailedError(
+                    f"{label}: its result changed while it was waited for: {folder}"
+                )
+            else:
+                _here(folder, recipe, chosen, seed, work, arguments)
+            with full_disk_named(publish):
+                publish_files(folder, publish)
 
 
 def _here(
