@@ -79,34 +79,35 @@ def suffer(desk: Desk, name: str, kills: int, draw: random.Random, cluster) -> l
             said = launcher.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
             assert len(hits) < kills, f"{name} does not end; {hits}"
-            hits.append(f"{name}: {strike(desk, name, draw.choice(KINDS), launcher, cluster)}")
+            met = strike(desk, name, draw, launcher, cluster)
+            hits += [f"{name}: {met}"] if met else []
         else:
             assert launcher.returncode in (0, 1, -signal.SIGKILL), said
             assert "Traceback" not in said
     return hits
 
 
-def strike(desk: Desk, name: str, kind: str, launcher: subprocess.Popen[str], cluster) -> str:
-    """Kills, and says what it met."""
-    jobs = jobs_of(desk, name, cluster)
-    met = "+".join(sorted(state for _, state in jobs)) or "no job"
-    job = jobs[0][0] if jobs else ""
+def strike(
+    desk: Desk, name: str, draw: random.Random, launcher: subprocess.Popen[str], cluster
+) -> str:
+    """Kills one of KINDS; what, and the states of the run's jobs just before. "" if there was
+    nothing of that kind to kill."""
+    kind, jobs = draw.choice(KINDS), jobs_of(desk, name, cluster)
     if kind == "launcher":
         os.killpg(launcher.pid, signal.SIGKILL)
-    elif kind == "task":
-        try:
-            os.kill(desk.task(name), signal.SIGKILL)
-        except (AssertionError, ProcessLookupError, ValueError):
-            return f"no task to kill ({met})"
-    elif not job:
-        return f"no job to {kind}"
+    elif not jobs:
+        return ""
     else:
-        command = ["scancel", job] if kind == "scancel" else ["scontrol", "requeue", job]
+        job = draw.choice(jobs)[0]
+        commands = {"scancel": ["scancel", job], "requeue": ["scontrol", "requeue", job]}
         try:
-            cluster.run(*command)
-        except subprocess.CalledProcessError:
-            return f"{kind} refused ({met})"
-    return f"{kind} ({met})"
+            if kind == "task":
+                os.kill(desk.task(name), signal.SIGKILL)
+            else:
+                cluster.run(*commands[kind])
+        except (AssertionError, ProcessLookupError, subprocess.CalledProcessError):
+            return ""  # it waits in the queue, or has just ended
+    return f"{kind}, jobs: {' '.join(sorted(state for _, state in jobs)) or 'none'}"
 
 
 def jobs_of(desk: Desk, name: str, cluster) -> list[tuple[str, str]]:
