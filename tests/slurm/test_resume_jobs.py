@@ -50,6 +50,11 @@ class Bench(Desk):
         partial.write_text(str(step))
         partial.replace(self.folder / "hold")
 
+    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        started = super().start(*command, **env)
+        self.at_end.callback(slay, started)  # after a failure it would wait for ever
+        return started
+
     def stage(self) -> subprocess.Popen[str]:
         return self.start(str(HELD), "--run", RUN, PYTHONPATH=str(self.folder))
 
@@ -77,18 +82,18 @@ def failed(launcher: subprocess.Popen[str]) -> str:
 def attached(launcher: subprocess.Popen[str]) -> None:
     """Reads until the launcher says so."""
     assert launcher.stdout
-    said = []
     for line in launcher.stdout:
+        assert "submitted as job" not in line
         if "is at it already; attached to it" in line:
             return
-        said.append(line)
-    pytest.fail("".join(said))
+    pytest.fail("it ended without a job")
 
 
 def slay(launcher: subprocess.Popen[str]) -> None:
-    """Kills a process with all of its session."""
-    os.killpg(launcher.pid, signal.SIGKILL)
-    launcher.communicate()
+    """Kills a process with all of its session, unless it has ended."""
+    if launcher.poll() is None:
+        os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.communicate()
 
 
 # ------------------------------------------------------------------------- what happens to a job
