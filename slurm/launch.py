@@ -15,7 +15,7 @@ from salmask.devices import pick_device
 from salmask.files import write_json
 from salmask.provenance import Recipe
 from slurm import follow, profile, submission, worker
-from slurm.errors import JobFailedError
+from slurm.errors import JobFailedError, full_disk_named
 from slurm.folder import (
     Shared,
     Work,
@@ -51,28 +51,23 @@ def run(
     chosen = profile.chosen()
     label = label_of(recipe)
     folder = runs_folder(Path.cwd()) / label
-    folder.mkdir(parents=True, exist_ok=True)
-    when = "finished earlier"
-    if chosen.executor != "local" and not is_done(folder):
-        when = "finished"
-        order = worker.Order(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
-        job = _submit_or_attach(order)
-        if os.environ.get("SALMASK_SUBMIT_ONLY"):
-            return
-        if job and not follow.wait(folder, job, recipe, chosen.executor):
-            # The last two of an array can miss each other's end, where files show up late.
-            print(f"{label}: all shares are done; another job puts them together", flush=True)
-            job = _submit_or_attach(order)
-            if job and not follow.wait(folder, job, recipe, chosen.executor):
-                raise JobFailedError(f"{label}: its jobs ended well, twice, without a result")
-    with locked(folder):
-        if is_done(folder):
-            print(f"{label}: {when}; publishing its result to {publish}", flush=True)
-        elif chosen.executor != "local":
-            raise JobFailedError(f"{label}: its result changed while it was waited for: {folder}")
-        else:
-            _here(folder, recipe, chosen, seed, work, arguments)
-        publish_files(folder, publish)
+    with full_disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        when = "finished earlier"
+        if chosen.executor != "local" and not is_done(folder):
+            when = "finished"
+            order = worker.Order(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
+            if not _by_a_job(order):
+                return
+        with locked(folder):
+            if is_done(folder):
+                print(f"{label}: {when}; publishing its result to {publish}", flush=True)
+            elif chosen.executor == "local":
+                _here(folder, recipe, chosen, seed, work, arguments)
+            else:
+                raise JobFailedError(f"{label}: its result changed while it was waited for")
+            with full_disk_named(publish):
+                publish_files(folder, publish)
 
 
 def _here(
@@ -96,6 +91,20 @@ def _here(
 
 
 # ---------------------------------------------------------------------------------------- jobs
+
+
+def _by_a_job(order: worker.Order) -> bool:
+    """Has a job do the work, and waits for it unless that is not wanted; whether it did."""
+    folder, recipe, label = order.folder, order.recipe, label_of(order.recipe)
+    for _ in range(2):
+        job = _submit_or_attach(order)
+        if os.environ.get("SALMASK_SUBMIT_ONLY"):
+            return False
+        if not job or follow.wait(folder, job, recipe, order.chosen.executor):
+            return True
+        # The last two of an array can miss each other's end, where files show up late.
+        print(f"{label}: all shares are done; another job puts them together", flush=True)
+    raise JobFailedError(f"{label}: its jobs ended well, twice, without a result")
 
 
 def _submit_or_attach(order: worker.Order) -> str | None:

@@ -25,6 +25,7 @@ from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossErro
 from salmask.job import Job
 from salmask.provenance import Recipe, code_digest, tree_digest
 from slurm import scheduler
+from slurm.errors import DiskFullError, full_disk_named
 from slurm.folder import Shared, Work, finish, is_done, job_in, locked, make_places
 from slurm.profile import Profile
 
@@ -72,14 +73,15 @@ def main(order: Order) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
     try:
-        if not order.shared or _share(order, order.shared):
-            with _first_alone(order.folder):
-                _work(order)
+        with full_disk_named(order.folder):
+            if not order.shared or _share(order, order.shared):
+                with _first_alone(order.folder):
+                    _work(order)
     except DataGoneError as error:
         _leave(f"stopped: {error}", _FAILED)
     except UserError as error:
         _leave(f"error: {error}", _MISTAKE)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, DiskFullError) as error:
         _leave(f"error: {error}", _FAILED)
     except InterruptedRunError as error:
         for number in (signal.SIGTERM, signal.SIGUSR2):

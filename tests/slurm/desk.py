@@ -1,5 +1,6 @@
 """What a test sits at: a folder with a profile, launchers it starts and jobs it looks at."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -90,6 +91,31 @@ class Desk:
             if here and all(word in words for word in wanted):
                 return int(place.name)
         raise AssertionError(f"no task of {name} runs")
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What no run may leave behind in a project: processes that work there, temporary files and
+    locks that somebody holds."""
+    processes = [p for p in Path("/proc").glob("[0-9]*/cwd") if _leads_to(p, folder)]
+    files = [p for where in ("runs", "artifacts") for p in (folder / where).rglob("*.partial")]
+    locks = [p for p in folder.glob("runs/*/*lock*") if not _free(p)]
+    return [str(p) for p in [*processes, *files, *locks]]
+
+
+def _leads_to(link: Path, folder: Path) -> bool:
+    try:
+        return link.readlink() == folder
+    except OSError:
+        return False  # it has ended, or is another user's
+
+
+def _free(lock: Path) -> bool:
+    with lock.open() as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def finished(process: subprocess.Popen[str], code: int = 0, seconds: float = 120) -> str:
