@@ -20,7 +20,7 @@ from salmask.provenance import tree_digest
 
 pytestmark = pytest.mark.slurm
 
-KILLS = int(os.environ.get("SALMASK_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("SALMASK_TEST_KILLS", "4"))
 SEED = int(os.environ.get("SALMASK_TEST_SEED", "0"))
 AT_ONCE = 2  # so many for one run of a stage; then it may end
 SECONDS = 12.0  # between two kills, at most: about what an undisturbed stage takes
