@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	salmask results
 
 test: $(VENV)/installed
-	python -m pytest
+	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # many tests wait for jobs
 
 check: $(VENV)/installed
 	ruff format --check .

@@ -22,6 +22,11 @@ CPU = torch.device("cpu")
 Labelled = tuple[np.ndarray, int, str]  # image (H,W,3) uint8, label, split
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of jobs come first: they mostly wait, and other processes do the rest meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A seeded generator of a test's own."""

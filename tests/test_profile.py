@@ -46,6 +46,11 @@ def test_only_pretraining_has_many_tasks(read):
     assert [alone[name] for name in names] == [1, 1, 1, 8, f"{32 * 1024}M"]
 
 
+def test_work_is_shared_by_no_more_jobs_than_it_has_pieces(read):
+    given = read(executor="slurm", nodes=2, tasks_per_node=4)
+    assert [given.shares(pieces) for pieces in (1, 7, 8, 1000)] == [1, 7, 8, 8]
+
+
 @pytest.mark.parametrize("path", sorted(profile.CLUSTERS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_profiles_that_come_along_are_sound(monkeypatch, path: Path):
     monkeypatch.setenv("SALMASK_CLUSTER", str(path))
