@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	salmask results
 
 test: $(VENV)/installed
-	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # many tests wait for jobs
+	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder  # tests of jobs wait much
 
 check: $(VENV)/installed
 	ruff format --check .

@@ -23,8 +23,12 @@ Labelled = tuple[np.ndarray, int, str]  # image (H,W,3) uint8, label, split
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of jobs come first: they mostly wait, and other processes do the rest meanwhile."""
+    """Where several processes run the tests, one takes those of jobs, first and one after the
+    other; the others take the rest, file by file."""
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    for item in items:
+        group = "jobs" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

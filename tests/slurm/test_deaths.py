@@ -4,7 +4,9 @@ import copy
 import os
 import re
 import signal
+import subprocess
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,26 +43,33 @@ def deaths(request, tmp_path_factory, cluster, own_cluster):
 
 
 def doomed(tmp_path_factory, cluster) -> dict[str, str]:
-    started, began = {}, time.monotonic()
+    def end_of(launcher: subprocess.Popen[str]) -> tuple[str, float]:
+        return finished(launcher, 1, 240), time.time()
 
-    def start(name: str, *options: str, **profile: object) -> Desk:
-        made = Desk(tmp_path_factory.mktemp(name), str(cluster.conf))
-        made.profile(**profile)
-        started[name] = made.toy(name, *options)
-        return made
+    with ThreadPoolExecutor(16) as pool:
+        ends: dict[str, Future[tuple[str, float]]] = {}
 
-    start("raises", "--trouble", "raises")
-    start("mistake", "--trouble", "mistake")
-    start("nowhere", partition="nowhere")
-    start("setup", setup=["echo loading", "module-that-is-not load cuda"])
-    start("eats", "--trouble", "eats")
-    start("second", "--ticks", "600", "--stage", "pretrain", nodes=2)
-    cancelled = start("cancelled", "--ticks", "600")
-    until(lambda: list(cancelled.folder.glob("runs/*")) and cancelled.count("cancelled") > 3)
-    cluster.run("scancel", cancelled.job("cancelled"))
-    said = {name: finished(process, 1) for name, process in started.items()}
-    assert time.monotonic() - began < SOON
-    return said
+        def start(name: str, *options: str, **profile: object) -> Desk:
+            made = Desk(tmp_path_factory.mktemp(name), str(cluster.conf))
+            made.profile(**profile)
+            ends[name] = pool.submit(end_of, made.toy(name, *options))
+            return made
+
+        start("raises", "--trouble", "raises")
+        start("mistake", "--trouble", "mistake")
+        start("nowhere", partition="nowhere")
+        start("setup", setup=["echo loading", "module-that-is-not load cuda"])
+        start("eats", "--trouble", "eats")
+        start("second", "--ticks", "600", "--stage", "pretrain", nodes=2)
+        cancelled = start("cancelled", "--ticks", "600")
+        until(lambda: list(cancelled.folder.glob("runs/*")) and cancelled.count("cancelled") > 3)
+        cluster.run("scancel", cancelled.job("cancelled"))
+        told = {name: end.result() for name, end in ends.items()}
+    for name, (said, when) in told.items():
+        for job in re.findall(r"submitted as job (\d+)", said):
+            ended = cluster.run("date", "--date", cluster.job(job)["EndTime"], "+%s")
+            assert when - float(ended) < SOON, (name, said)
+    return {name: said for name, (said, _) in told.items()}
 
 
 @pytest.mark.parametrize(
