@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	salmask results
 
 test: $(VENV)/installed
-	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder  # tests of jobs wait much
+	python -m pytest -n 2 --no-loadscope-reorder  # one process is for jobs: see tests/conftest.py
 
 check: $(VENV)/installed
 	ruff format --check .

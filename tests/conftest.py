@@ -1,7 +1,9 @@
 """Small shared pieces. Nothing here touches the network or anything outside tmp_path."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from salmask.data.preparation import Found, Listing
 from salmask.job import Job
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in xdist's workers, and what they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("suite")
 
@@ -23,12 +27,20 @@ Labelled = tuple[np.ndarray, int, str]  # image (H,W,3) uint8, label, split
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes run the tests, one takes those of jobs, first and one after the
-    other; the others take the rest, file by file."""
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
-    for item in items:
-        group = "jobs" if item.get_closest_marker("slurm") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Tests of jobs come first: they mostly wait."""
+    items.sort(key=lambda item: "slurm" not in item.path.parts)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes, one takes all tests of jobs, and the others the rest, file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "jobs" if file.startswith("tests/slurm/") else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
