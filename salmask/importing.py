@@ -155,11 +155,11 @@ def save(wanted: Import, found: Imported, folder: Path) -> None:
 
 
 def recognise(tensors: Tensors, drop: tuple[str, ...] = ()) -> str:
-    """The layout that explains all keys, else the first that explains some: fitting says which are
-    left over."""
-    fitting = [name for name, layout in LAYOUTS.items() if _has_trunk(tensors, layout)]
+    """The layout that explains all keys, else the first that explains some: reading then says what
+    is left over. Keys without a prefix that is known are torchvision's."""
+    fitting = [name for name, at in LAYOUTS.items() if at.trunk and _has_trunk(tensors, at)]
     whole = [name for name in fitting if not _unknown(tensors, LAYOUTS[name], drop)]
-    return [*whole, *fitting][0]
+    return [*whole, *fitting, "torchvision"][0]
 
 
 def _digest(wanted: Import) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask import encoder_file
 from salmask.backbones import build_encoder
@@ -19,7 +20,7 @@ def lively(config: EncoderConfig, seed: int = 0) -> nn.Module:
     network = build_encoder(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, _BatchNorm):
             for values in (layer.weight.data, layer.running_var):
                 values.uniform_(0.5, 1.5, generator=generator)
             for values in (layer.bias.data, layer.running_mean):
