@@ -52,7 +52,7 @@ LAYOUTS = {
     "simsiam": Layout("encoder.", ("predictor",)),
     "lightly": Layout("backbone.", _LIGHTLY, numbered=True),
     "solo": Layout("backbone.", _SOLO),
-    "solo_old": Layout("encoder.", _SOLO),  # before solo-learn 1.0.5 or so
+    "solo_old": Layout("encoder.", _SOLO),  # as its first versions named it
     "torchvision": Layout(""),
 }
 _NUMBERED = {
