@@ -14,7 +14,6 @@ from salmask.provenance import file_digest
 pytestmark = pytest.mark.pipeline
 
 CONFIG = EncoderConfig("resnet18", width=4)
-SCORED = ["imported@theirs", "evaluate-imported@theirs-knn", "evaluate-imported@theirs-linear_fast"]
 
 
 def checkpoint(project: Project, seed: int) -> str:
@@ -26,16 +25,14 @@ def checkpoint(project: Project, seed: int) -> str:
 
 def test_a_foreign_checkpoint_is_scored_without_saliency_and_followed_to_its_file(tmp_path):
     params = copy.deepcopy(TINY) | {"runs": {}}
+    params["data"]["images"] = {"train": 24, "val": 8, "decorrelated": 8}
+    params["evaluate"]["protocols"] = ["knn"]
     params["imports"] = {"theirs": {"path": "moco.pth.tar", "arch": "resnet18", "width": 4,
                                     "size": 32}}  # fmt: skip
     project = Project(tmp_path, params)
     digest = checkpoint(project, seed=0)
-    assert project.repro("imported", "evaluate-imported") == [
-        "code",
-        *SCORED[:1],
-        "prepare",
-        *SCORED[1:],
-    ]
+    ran = project.repro("imported", "evaluate-imported")
+    assert sorted(ran) == ["code", "evaluate-imported@theirs-knn", "imported@theirs", "prepare"]
     assert not (tmp_path / "artifacts/saliency").exists()
     made = tmp_path / "artifacts/pretrain/theirs"
     assert sorted(p.name for p in made.iterdir()) == [
@@ -45,10 +42,10 @@ def test_a_foreign_checkpoint_is_scored_without_saliency_and_followed_to_its_fil
 
     project.stage("report")
     (row,) = json.loads((tmp_path / "artifacts/report/results.json").read_text())["rows"]
-    assert {"knn5_top1", "random_knn5_top1", "linear_fast_top1"} <= set(row["metrics"])
+    assert {"knn5_top1", "random_knn5_top1"} <= set(row["metrics"])
     page = (tmp_path / "artifacts/report/index.html").read_text()
-    for told in ("0 pretraining runs\n", "1 imported encoder", digest[:12], "<code>moco</code>"):
-        assert told.strip() in page
+    for told in ("0 pretraining runs", "1 imported encoder", digest[:12], "<code>moco</code>"):
+        assert told in page
     assert "Training curves" not in page
     metrics = "artifacts/evaluate/theirs/knn/metrics.json"
     told = project.run("salmask", "lineage", metrics)
@@ -57,4 +54,4 @@ def test_a_foreign_checkpoint_is_scored_without_saliency_and_followed_to_its_fil
     assert checkpoint(project, seed=1) != digest
     told = project.run("salmask", "lineage", metrics, code=1)
     assert "its input moco.pth.tar has changed since" in told
-    assert project.repro("imported", "evaluate-imported") == SCORED
+    assert "moco.pth.tar" in project.run("dvc", "status", "imported")
