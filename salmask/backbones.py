@@ -79,6 +79,12 @@ def feature_dim(config: EncoderConfig) -> int:
         return dry_run(build_encoder(config).eval(), _SIDE, _SIDE)[1]
 
 
+def head_name(arch: str) -> str:
+    """The classifier that published weights of a network end in, by its name there, and that an
+    encoder lacks. Raises UserError as `build_encoder` does."""
+    return "fc" if arch in LAYERS else _HEADS[_family(arch)]
+
+
 def dry_run(network: nn.Module, height: int, width: int) -> tuple[int, ...]:
     """The shape of `network`'s output for (1,3,height,width), without computing or changing it."""
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}

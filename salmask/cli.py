@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from salmask import doctor as doctors
-from salmask import encoder_file, frameworks, provenance
+from salmask import encoder_file, frameworks, importing, provenance
+from salmask import export as exports
 from salmask import lineage as lineages
 from salmask.config import Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
@@ -130,8 +131,13 @@ def suite(name: str) -> None:
 @main.command()
 @_readable_errors
 def check() -> None:
-    """Checks all of params.yaml, every run included, before hours are spent on it."""
-    validate(Params.read(provenance.find_root() / "params.yaml"))
+    """Checks all of params.yaml, every run and import included, before hours are spent on it."""
+    root = provenance.find_root()
+    params = Params.read(root / "params.yaml")
+    validate(params)
+    with contextlib.chdir(root):  # where stages run: paths may be relative to it
+        for name in params.import_names():
+            importing.read(*_import(params, name))
     click.echo("params.yaml is sound")
 
 
@@ -209,6 +215,27 @@ def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int, name: str
     click.echo(f"{len(pictures)} pictures drawn to {out}")
 
 
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(list(exports.FORMATS)),
+    required=True,
+    help="Whose layout.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@_readable_errors
+def export(folder: Path, layout: str, out: Path) -> None:
+    """Writes the encoder in FOLDER as a weights file of another program, and compares features."""
+    made = exports.export(folder, layout, out)
+    click.echo(made.notes)
+    click.echo(
+        f"{out}: read back, it finds the same features: their largest difference is "
+        f"{made.difference:.1e} of the largest of them, {made.largest:.3g}"
+    )
+
+
 def _opened(path: Path) -> Image.Image:
     try:
         return decode(path)
@@ -234,6 +261,14 @@ def validate(params: Params) -> None:
                 strategies.build(run.mask, built.wiring, run.view)
         except UserError as error:
             raise UserError(f"{params.source}: runs.{name}: {error}") from None
+    params.raw("imports")  # DVC looks for it, even if it names nothing
+    for name in params.import_names():
+        importing.check(*_import(params, name))
+
+
+def _import(params: Params, name: str) -> tuple[importing.Import, str]:
+    key = f"imports.{name}"
+    return params.section(key, importing.Import), f"{params.source}: {key}"
 
 
 if __name__ == "__main__":

@@ -230,15 +230,30 @@ class Params:
     def run_names(self) -> list[str]:
         """The names under `runs`, in order. Raises UserError for a name DVC could not carry."""
         runs = self.raw("runs")
-        if not isinstance(runs, Mapping) or not runs:
+        if not isinstance(runs, Mapping) or not (runs or self.values.get("imports")):
             raise UserError(f"{self.source}: `runs` must name at least one pretraining run")
-        for name in runs:
+        return self._named("runs")
+
+    def import_names(self) -> list[str]:
+        """The names under `imports`, in order. Raises UserError as `run_names` does, and for the
+        name of a run."""
+        imports = self._named("imports") if "imports" in self.values else []
+        for name in imports:
+            if name in self.run_names():
+                raise UserError(
+                    f"{self.source}: imports.{name}: there is a run of this name already; both "
+                    f"would be artifacts/pretrain/{name}"
+                )
+        return imports
+
+    def _named(self, key: str) -> list[str]:
+        for name in (found := self._mapping(key)):
             if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
                 raise UserError(
-                    f"{self.source}: runs.{name}: a run's name is made of a-z, 0-9 "
+                    f"{self.source}: {key}.{name}: a run's name is made of a-z, 0-9 "
                     f"and -, since DVC uses it in paths and keys"
                 )
-        return list(runs)
+        return list(found)
 
     def _mapping(self, key: str) -> Mapping[str, Any]:
         value = self.raw(key)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from salmask import importing
 from salmask.config import Params, SaliencyConfig, bind, pick
 from salmask.data.folders import is_folder
 from salmask.data.images import decode, resample
@@ -54,6 +55,7 @@ def examine(params: Params, validate: Callable[[Params], None], root: Path) -> I
         yield Finding("stop", str(error))
         return
     yield Finding("ok", f"{params.source}: {len(params.run_names())} runs, all sound")
+    yield from _imports(params)
     with tempfile.TemporaryDirectory() as scratch:  # where the demo draws
         try:
             listing = configured(params.choice("data"), "data")[1](Path(scratch), params.seed())
@@ -72,6 +74,18 @@ def examine(params: Params, validate: Callable[[Params], None], root: Path) -> I
         yield Finding("ok", f"localizer {params.choice('localizer').name}: weights are there")
         if usable:
             yield _saliency(len(listing.files), usable, config, place(trunk, device), device)
+
+
+def _imports(params: Params) -> Iterator[Finding]:
+    for name in params.import_names():
+        where = f"{params.source}: imports.{name}"
+        try:
+            wanted = params.section(f"imports.{name}", importing.Import)
+            found = importing.read(wanted, where)
+        except UserError as error:
+            yield Finding("stop", str(error))
+        else:
+            yield Finding("ok", f"{where}: {wanted.arch} of layout {found.layout}")
 
 
 def _machine(device: torch.device, root: Path) -> Iterator[Finding]:

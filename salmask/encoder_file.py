@@ -2,6 +2,7 @@
 the masker, if its mask learned too."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from salmask.backbones import build_encoder, feature_dim
 from salmask.config import EncoderConfig, RunConfig
-from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD, Triple, normalise
 from salmask.devices import place
 from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
@@ -22,17 +23,20 @@ from salmask.masks.strategies import LEARNED, input_filter, options_of
 from salmask.shapes import Wiring
 
 _MASKER = "masker.safetensors"
+_WEIGHTS, _DESCRIPTION = "encoder.safetensors", "encoder.json"
 _SHORTER = 256 / 224  # the evaluation view: shorter side to this times the size, centre crop
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """How an image becomes an encoder's input. size, shorter: px. filter: what `input_filter`
-    resolved, or None."""
+    resolved, or None. mean, std: of inputs in [0,1]."""
 
     size: int
     shorter: int
     filter: dict[str, Any] | None
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
 
 
 class Encoder(nn.Module):
@@ -43,42 +47,65 @@ class Encoder(nn.Module):
         self.network, self.config, self.spec = network, config, spec
 
     def forward(self, images: Tensor) -> Tensor:
-        images = normalise(images)
+        images = self.prepared(images)
+        return self.network(images.contiguous(memory_format=torch.channels_last)).float()
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """What the network itself sees of images in [0,1]: normalised, and filtered if it has to
+        be. Neither is in the weights."""
+        images = normalise(images, self.spec.mean, self.spec.std)
         if self.spec.filter is not None:
             wanted = self.spec.filter
             images = fill.high_pass(images, wanted["kernel"], wanted["sigma"])
-        return self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        return images
 
 
 def save(network: nn.Module, config: RunConfig, folder: Path) -> None:
-    """Writes an encoder's weights and its description."""
-    write_tensors(folder / "encoder.safetensors", network.state_dict())
+    """Writes what a run trained: its encoder's weights and its description."""
+    side = config.view.size
+    spec = InputSpec(side, shorter_side(side), input_filter(config.mask, side))
+    write(network.state_dict(), config.encoder, spec, folder)
+
+
+def write(
+    weights: Mapping[str, Tensor],
+    config: EncoderConfig,
+    spec: InputSpec,
+    folder: Path,
+    source: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes encoder.safetensors and encoder.json. source: where weights that were not trained
+    here come from."""
+    write_tensors(folder / _WEIGHTS, weights)
     description = {
-        "encoder": asdict(config.encoder),
-        "features": feature_dim(config.encoder),
+        "encoder": asdict(config),
+        "features": feature_dim(config),
         "input": {
-            "size": config.view.size,
-            "shorter": round(config.view.size * _SHORTER),
+            "size": spec.size,
+            "shorter": spec.shorter,
             "range": [0, 1],
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "filter": input_filter(config.mask, config.view.size),
+            "mean": spec.mean,
+            "std": spec.std,
+            "filter": spec.filter,
         },
     }
-    write_json(folder / "encoder.json", description)
+    write_json(folder / _DESCRIPTION, description | ({"source": source} if source else {}))
+
+
+def shorter_side(size: int) -> int:
+    """px that an image's shorter side is resized to before its centre crop of `size` px."""
+    return round(size * _SHORTER)
 
 
 def load(folder: Path, device: torch.device) -> Encoder:
     """The encoder in `folder`, in eval mode. Raises UserError when it is missing or its weights
     do not match the description."""
     encoder = describe(folder)
-    weights = load_file(folder / "encoder.safetensors")
+    weights = load_file(folder / _WEIGHTS)
     try:
         encoder.network.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(
-            f"{folder}/encoder.safetensors does not fit encoder.json: {error}"
-        ) from None
+        raise UserError(f"{folder / _WEIGHTS} does not fit {_DESCRIPTION}: {error}") from None
     return _ready(encoder, device)
 
 
@@ -110,12 +137,13 @@ def random_like(folder: Path, seed: int, device: torch.device) -> Encoder:
 def describe(folder: Path, seed: int = 0) -> Encoder:
     """The encoder that encoder.json describes, with random weights."""
     try:
-        found = json.loads((folder / "encoder.json").read_text())
+        found = json.loads((folder / _DESCRIPTION).read_text())
     except FileNotFoundError:
         raise UserError(f"{folder} holds no encoder: run `dvc repro pretrain`") from None
     config = EncoderConfig(**found["encoder"])
     wanted = found["input"]
-    spec = InputSpec(wanted["size"], wanted["shorter"], wanted["filter"])
+    mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
+    spec = InputSpec(wanted["size"], wanted["shorter"], wanted["filter"], mean, std)
     return Encoder(build_encoder(config, seed=seed), config, spec)
 
 

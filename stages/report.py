@@ -18,6 +18,7 @@ def main() -> None:
     """Writes artifacts/report: index.html and results.json."""
     params = Params.read()
     runs = [params.run(name) for name in params.run_names()]
+    imported = params.import_names()
     protocols, seed = params.section("evaluate.protocols", list[str]), params.seed()
     places = page.Places(
         root=Path.cwd(),
@@ -26,11 +27,12 @@ def main() -> None:
         pretrain=PRETRAIN.resolve(),
         evaluate=EVALUATE.resolve(),
     )
-    report = page.build(runs, protocols, seed, places, pick_device())
+    report = page.build(runs, protocols, seed, places, pick_device(), imported)
     page.write(report, REPORT)
     # By name: the files of a run that params.yaml no longer lists may still lie there.
-    inputs = [DATA, SALIENCY, *(PRETRAIN / run.name for run in runs)]
-    inputs += [EVALUATE / run.name / protocol for run in runs for protocol in protocols]
+    names = [*(run.name for run in runs), *imported]
+    inputs = [DATA, SALIENCY, *(PRETRAIN / name for name in names)]
+    inputs += [EVALUATE / name / protocol for name in names for protocol in protocols]
     made_by = recipe("report", "", params.reads, inputs, Path.cwd())
     write_json(REPORT / FILE_NAME, record(made_by, REPORT, pick_device()))
     print(f"\n{report.text}\n\nreport: {REPORT}/index.html")

@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
               "images": "resident"},
     "mask": {"name": "none"},
     "runs": {"plain": {}, "blurred": {"mask": {"name": "blur"}}},
+    "imports": {},
     "evaluate": {
         "protocols": ["knn", "linear_fast"],
         "knn": {"k": [5], "random_seeds": 1},

@@ -19,6 +19,7 @@ LAYERS = [
     ["salmask.losses", "salmask.norms", "salmask.backbones", "salmask.heads"],
     ["salmask.data", "salmask.saliency", "salmask.masks", "salmask.frameworks"],
     ["salmask.encoder_file"],
+    ["salmask.importing", "salmask.export"],
     ["salmask.train"],
     ["salmask.evaluate", "salmask.report"],
     ["salmask.doctor"],

@@ -12,6 +12,7 @@ from salmask.config import PerView, Range, ViewConfig
 from salmask.filters import gaussian_blur
 from salmask.randomness import Draws
 
+Triple = tuple[float, float, float]  # one number per channel: red, green, blue
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _TRIES = 10
@@ -125,11 +126,12 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """(B,3,H,W) in [0,1] -> zero mean, unit deviation by ImageNet's channel statistics."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)
-    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)
-    return (images - mean[:, None, None]) / std[:, None, None]
+def normalise(images: Tensor, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Tensor:
+    """(B,3,H,W) in [0,1] -> zero mean, unit deviation by channel statistics: ImageNet's, if no
+    others are given."""
+    middle = torch.tensor(mean, dtype=images.dtype, device=images.device)
+    spread = torch.tensor(std, dtype=images.dtype, device=images.device)
+    return (images - middle[:, None, None]) / spread[:, None, None]
 
 
 def _choose(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:

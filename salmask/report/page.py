@@ -64,12 +64,14 @@ def build(
     seed: int,
     places: Places,
     device: torch.device,
+    imported: Sequence[str] = (),
 ) -> Report:
-    """Collects the listed runs and protocols and draws the page.
+    """Collects the listed runs and protocols and draws the page. imported: names of encoders that
+    others trained, which have scores, and neither curve nor mask.
 
     Raises UserError when something that the pipeline should have made is missing.
     """
-    names = [run.name for run in runs]
+    names = [*(run.name for run in runs), *imported]
     rows = manifests.load(places.data)
     scored = tables.collect(names, protocols, places.evaluate, places.root)
     found = tables.results(names, scored, rows.name)
@@ -94,6 +96,7 @@ def build(
         evidence=[_evidence(s) for s in scored],
         has_saliency=store is not None,
         runs=names,
+        imported=[_imported(name, places.pretrain) for name in imported],
     )
     return Report(html, found, tables.text(blocks))
 
@@ -259,6 +262,12 @@ def _steps(link: Link) -> list[Link]:
             found.setdefault(step.provenance["fingerprint"], step)
         todo.extend(step.parents)
     return list(found.values())
+
+
+def _imported(name: str, pretrain: Path) -> dict[str, Any]:
+    """What the page says of an encoder that others trained."""
+    told = json.loads((pretrain / name / "encoder.json").read_text())
+    return {"name": name, "encoder": told["encoder"], "input": told["input"]} | told["source"]
 
 
 def _evidence(scored: tables.Scored) -> dict[str, Any]:

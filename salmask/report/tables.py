@@ -104,6 +104,7 @@ def blocks(
     found: Mapping[str, Any], splits: Mapping[str, str], configs: Mapping[str, RunConfig]
 ) -> list[Block]:
     """The results per split. splits: name -> prefix of its metrics, as `validation_splits` says.
+    configs: of the runs that were trained here; no paper's number stands beside the others.
 
     A split on which nothing was scored is left out.
     """
@@ -127,12 +128,12 @@ def _block(
     headline = sorted((n for n in names if not n.startswith(_UNTRAINED)), key=_natural)
     table = {}
     for row in rows:
-        config, metrics = configs[row["run"]], row["metrics"]
+        config, metrics = configs.get(row["run"]), row["metrics"]
         table[row["run"]] = [
             Cell(
                 metrics.get(prefix + name),
                 metrics.get(prefix + _UNTRAINED + name),
-                None if prefix else beside(config, row["dataset"], name),
+                beside(config, row["dataset"], name) if config and not prefix else None,
             )
             for name in headline
         ]

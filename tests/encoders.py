@@ -1,0 +1,48 @@
+"""Small encoders with weights and statistics that leave no layer idle, and their files."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from salmask import encoder_file
+from salmask.backbones import build_encoder
+from salmask.config import EncoderConfig
+from salmask.encoder_file import InputSpec
+
+SMALL = EncoderConfig("resnet10", width=4, stem="small")
+FILTER = {"name": "high_pass", "kernel": 5, "sigma": 1.5}
+
+
+def lively(config: EncoderConfig, seed: int = 0) -> nn.Module:
+    """Random weights, and batch norms that have seen something: a mixed-up one shows."""
+    network = build_encoder(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm):
+            for values in (layer.weight.data, layer.running_var):
+                values.uniform_(0.5, 1.5, generator=generator)
+            for values in (layer.bias.data, layer.running_mean):
+                values.normal_(std=0.2, generator=generator)
+            layer.num_batches_tracked.fill_(7)
+    return network.eval()
+
+
+def saved(
+    folder: Path, config: EncoderConfig, spec: InputSpec | None = None, seed: int = 0
+) -> nn.Module:
+    """An encoder as pretraining leaves it; its network."""
+    network = lively(config, seed)
+    encoder_file.write(network.state_dict(), config, spec or InputSpec(32, 37, None), folder)
+    return network
+
+
+def pictures(count: int = 4, side: int = 32) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def features(folder: Path, images: Tensor) -> Tensor:
+    """What the encoder in `folder` finds: (B,D)."""
+    with torch.inference_mode():
+        return encoder_file.load(folder, torch.device("cpu"))(images)

@@ -1,0 +1,83 @@
+"""What an encoder wants done to its input travels with it: no evaluation has to be asked for it."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+from encoders import FILTER, SMALL, features, pictures, saved
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from salmask import encoder_file, evaluate
+from salmask.encoder_file import InputSpec
+
+MODULES = [importlib.import_module(f"salmask.evaluate.{m.name}")
+           for m in pkgutil.iter_modules(evaluate.__path__)]  # fmt: skip
+PROTOCOLS = [module for module in MODULES if hasattr(module, "run")]
+PLAIN = InputSpec(16, 18, None)
+FILTERED = dataclasses.replace(PLAIN, filter=FILTER)
+# whichever of these a protocol knows: what makes it short
+SHORT = {"k": (1,), "epochs": 1, "batch": 8, "milestones": (), "images": "resident",
+         "iterations": 2, "lr": 1e-3}  # fmt: skip
+
+
+def test_leaving_out_the_filter_changes_the_features(tmp_path):
+    saved(tmp_path / "with", SMALL, FILTERED)
+    saved(tmp_path / "without", SMALL, PLAIN)
+    images = pictures(4, 16)
+    with_it, without = (features(tmp_path / name, images) for name in ("with", "without"))
+    assert (with_it - without).abs().max() > 0.1 * without.abs().max()
+    # what is the same everywhere in an image does not pass
+    darker = features(tmp_path / "with", images - 0.1)
+    torch.testing.assert_close(darker, with_it, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def rows(make_manifest):
+    """Images of one colour each: a high-pass filter leaves nothing of them, however cropped."""
+    images = []
+    for split in ("train", "val"):
+        for i in range(16):
+            pixels = np.full((20, 24, 3), 60, np.uint8)
+            pixels[..., 2 * (i % 2)] = 150 + 3 * i
+            images.append((pixels, i % 2, split))
+    return make_manifest(images)
+
+
+def largest_input(protocol, folder, rows, job) -> float:
+    """The largest absolute value that any network saw when a protocol scored the encoder."""
+    seen: list[float] = []
+
+    def look(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+            seen.append(float(given[0].detach().abs().max()))
+
+    known = inspect.signature(protocol.run).parameters
+    options = {name: value for name, value in SHORT.items() if name in known}
+    encoders = {"trained": encoder_file.load(folder, job.device)}
+    encoders["random-0"] = encoder_file.random_like(folder, 0, job.device)
+    hook = register_module_forward_pre_hook(look)
+    try:
+        protocol.run(encoders, rows, job, **options)
+    finally:
+        hook.remove()
+    assert len(seen) > 1, "the network was never used"
+    return max(seen)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda module: module.__name__.split(".")[-1])
+def test_every_protocol_filters_unasked(tmp_path, rows, job, protocol):
+    saved(tmp_path / "with", SMALL, FILTERED)
+    saved(tmp_path / "without", SMALL, PLAIN)
+    apart = dataclasses.replace(job, work=tmp_path / "other work")
+    assert largest_input(protocol, tmp_path / "with", rows, job) < 1e-3
+    assert largest_input(protocol, tmp_path / "without", rows, apart) > 0.5
+
+
+def test_all_protocols_are_looked_at():
+    names = {module.__name__.split(".")[-1] for module in PROTOCOLS}
+    assert {"knn", "linear", "linear_fast"} <= names

@@ -1,0 +1,47 @@
+"""An encoder from elsewhere on the page: beside the runs, with neither curve nor mask."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from encoders import SMALL, lively
+from tiny_report import CPU, KNN, evaluated, make_project, params, run_stage
+
+from salmask import encoder_file
+from salmask.encoder_file import InputSpec
+from salmask.files import write_json
+from salmask.provenance import recipe, record
+
+SOURCE = {"sha256": "5eed" * 16, "layout": "simsiam", "dropped": ["fc"]}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    make_project(tmp_path)
+    chosen = params() | {"imports": {"theirs": {"path": "x.pth", "arch": "resnet10"}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
+    folder = tmp_path / "artifacts/pretrain/theirs"
+    weights = lively(SMALL).state_dict()
+    encoder_file.write(weights, SMALL, InputSpec(16, 18, None), folder, SOURCE)
+    made = recipe("imported", "theirs", {}, [], tmp_path)
+    write_json(folder / "provenance.json", record(made, folder, CPU))
+    evaluated(tmp_path, "theirs", "knn", KNN | {"knn20_top1": 63.21})
+    evaluated(tmp_path, "theirs", "linear_fast", {"linear_fast_top1": 64.0})
+    return tmp_path
+
+
+def test_it_stands_beside_the_runs_and_is_told_apart(project, monkeypatch):
+    html, said = run_stage(project, monkeypatch)
+    assert "2 pretraining runs (MoCo v2) and 1 imported encoder on" in " ".join(html.split())
+    assert '<th scope="row">theirs</th>' in html and "63.21" in html and "theirs" in said
+    for told in ("<b>theirs</b> was trained elsewhere", "<code>simsiam</code>", "5eed5eed5eed"):
+        assert told in html
+    assert "salmask lineage artifacts/evaluate/theirs/knn/metrics.json" in html
+    assert "features of\n<b>theirs</b>" in html  # the best of all, so its neighbours are shown
+
+
+def test_without_imports_nothing_is_said_of_them(project, monkeypatch):
+    (project / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
+    html, _ = run_stage(project, monkeypatch)
+    assert "imported" not in html and "theirs" not in html
+    assert "2 pretraining runs (MoCo v2) on" in " ".join(html.split())
