@@ -22,13 +22,24 @@ class Labelled:
     labels: Tensor
 
 
-@torch.inference_mode()
+def labelled_ids(manifest: Manifest, split: str) -> Tensor:
+    """The rows (n,) int64 of a split that carry a label, in order."""
+    ids = manifest.ids(split)
+    return ids[manifest.labels[ids] >= 0]
+
+
 def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Labelled:
     """Pooled features of every labelled image of a split, in manifest order."""
-    ids = manifest.ids(split)
-    ids = ids[manifest.labels[ids] >= 0]
+    return extract_rows(encoder, manifest, labelled_ids(manifest, split), job, split)
+
+
+@torch.inference_mode()
+def extract_rows(
+    encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str
+) -> Labelled:
+    """Pooled features of the rows `ids` (n,), in this order. name: of these rows, to be shown."""
     found = []
-    with progress(f"features of {split}", len(ids)) as bar:
+    with progress(f"features of {name}", len(ids)) as bar:
         for images in centred(
             manifest,
             ids,
@@ -43,6 +54,13 @@ def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Label
     return Labelled(torch.cat(found), manifest.labels[ids].to(job.device))
 
 
+def width(encoder: Encoder, job: Job) -> int:
+    """How many features an encoder gives."""
+    side = encoder.spec.size
+    with torch.inference_mode():
+        return int(encoder(torch.zeros(1, 3, side, side, device=job.device)).shape[1])
+
+
 def validation_splits(manifest: Manifest) -> dict[str, str]:
     """The splits to score, each with the prefix of its metrics: none for `val`, else its name."""
     return {
@@ -55,3 +73,30 @@ def validation_splits(manifest: Manifest) -> dict[str, str]:
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Share of equal entries, in percent: (n,), (n,) int64."""
     return 100.0 * (predicted == labels).float().mean().item()
+
+
+def top(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Share of rows whose label is among the k highest logits, in percent: (n,C), (n,) int64."""
+    highest = logits.topk(k, dim=1).indices
+    return 100.0 * (highest == labels[:, None]).any(dim=1).float().mean().item()
+
+
+def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
+    """The mean over the classes that occur of the share found of each, in percent: (n,), (n,)."""
+    classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    right = torch.zeros(len(classes), dtype=torch.float64, device=labels.device)
+    right.index_add_(0, index, (predicted == labels).double())
+    return 100.0 * (right / counts).mean().item()
+
+
+def balanced(ids: Tensor, labels: Tensor, each: int, order: Tensor) -> Tensor:
+    """At most `each` rows of every class, those that come first by `order`: (m,) of ids, sorted.
+
+    ids, labels: (n,) int64. order: (n,) any numbers; ties go by position.
+    """
+    by_order = torch.argsort(order, stable=True)
+    by_class = by_order[torch.argsort(labels[by_order], stable=True)]
+    _, counts = labels.unique(return_counts=True)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    place = torch.arange(len(ids)) - starts  # within its class
+    return ids[by_class[place < each]].sort().values
