@@ -8,6 +8,7 @@ from torch import Tensor
 from salmask.data.loader import centred
 from salmask.data.manifest import Manifest
 from salmask.encoder_file import Encoder
+from salmask.evaluate.subsets import labelled_ids
 from salmask.job import Job
 from salmask.progress import progress
 
@@ -20,12 +21,6 @@ class Labelled:
 
     features: Tensor
     labels: Tensor
-
-
-def labelled_ids(manifest: Manifest, split: str) -> Tensor:
-    """The rows (n,) int64 of a split that carry a label, in order."""
-    ids = manifest.ids(split)
-    return ids[manifest.labels[ids] >= 0]
 
 
 def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Labelled:
@@ -87,16 +82,3 @@ def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
     right = torch.zeros(len(classes), dtype=torch.float64, device=labels.device)
     right.index_add_(0, index, (predicted == labels).double())
     return 100.0 * (right / counts).mean().item()
-
-
-def balanced(ids: Tensor, labels: Tensor, each: int, order: Tensor) -> Tensor:
-    """At most `each` rows of every class, those that come first by `order`: (m,) of ids, sorted.
-
-    ids, labels: (n,) int64. order: (n,) any numbers; ties go by position.
-    """
-    by_order = torch.argsort(order, stable=True)
-    by_class = by_order[torch.argsort(labels[by_order], stable=True)]
-    _, counts = labels.unique(return_counts=True)
-    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    place = torch.arange(len(ids)) - starts  # within its class
-    return ids[by_class[place < each]].sort().values

@@ -25,13 +25,12 @@ from salmask.errors import UserError
 from salmask.evaluate import classifier
 from salmask.evaluate.classifier import Course
 from salmask.evaluate.features import (
-    balanced,
     extract,
-    labelled_ids,
     top,
     validation_splits,
     width,
 )
+from salmask.evaluate.subsets import balanced, labelled_ids
 from salmask.job import Job
 from salmask.provenance import file_digest
 from salmask.randomness import Draws

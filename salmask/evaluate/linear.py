@@ -16,12 +16,11 @@ from salmask.evaluate.features import (
     accuracy,
     extract,
     extract_rows,
-    labelled_ids,
     validation_splits,
     width,
 )
+from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
-from salmask.randomness import Draws
 
 Preset = Literal["moco", "mscn", "simclr", "byol"]
 # lr: at batch 256. Several rates: the best on images held out of the training split is taken.
@@ -44,7 +43,7 @@ _COMMON = {
     "weight_decay": 0.0,
     "nesterov": False,
 }
-_HELD_OUT = 0.1  # of each class, at least one image: on these a rate is chosen
+_HELD_OUT = 0.1  # of each class: on these a rate is chosen
 
 
 def settings(preset: Preset, **given: Any) -> dict[str, Any]:
@@ -126,7 +125,7 @@ def run(
         return models
 
     if len(rates) > 1:
-        held_out, rest = hold_out(manifest, ids, job.seed)
+        held_out, rest = hold_out(manifest, ids, _HELD_OUT, job.seed)
         models = trained(rest, rates, "linear-rates")
         held = extract_rows(encoder, manifest, held_out, job, "held-out images")
         with torch.inference_mode():
@@ -141,19 +140,3 @@ def run(
             found = model(held.features).argmax(dim=1)
         metrics[f"{prefix}{name}_top1"] = accuracy(found, held.labels)
     return metrics
-
-
-def hold_out(manifest: Manifest, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits rows (n,) into (held out, the rest), sorted: a tenth of each class, chosen by seed.
-
-    A class of one image is not held out; of any other, at least one image is.
-    """
-    order = Draws.of(seed, 0, ids).uniform("held out", 1)[:, 0]
-    labels = manifest.labels[ids]
-    found = []
-    for label in labels.unique():
-        rows, place = ids[labels == label], order[labels == label]
-        count = max(1, round(_HELD_OUT * len(rows))) if len(rows) > 1 else 0
-        found.append(rows[place.argsort()[:count]])
-    held = torch.cat(found).sort().values
-    return held, ids[~torch.isin(ids, held)]

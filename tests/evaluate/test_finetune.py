@@ -14,8 +14,9 @@ from salmask.config import EncoderConfig
 from salmask.encoder_file import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import features, finetune
-from salmask.evaluate.features import balanced, top
+from salmask.evaluate.features import top
 from salmask.evaluate.finetune import Published
+from salmask.evaluate.subsets import balanced
 from salmask.train import checkpoint
 
 OPTIONS = {"lr": 0.05, "head_lr": 2.0, "batch": 8, "epochs": 4, "images": "resident"}

@@ -186,6 +186,6 @@ def test_classifiers_side_by_side_learn_as_they_would_alone(rows, job, tmp_path)
 
 def test_held_out_images_are_of_every_class_and_stay_out(rows):
     ids = rows.ids("train")[:24]
-    held, rest = linear.hold_out(rows, ids, seed=0)
+    held, rest = linear.hold_out(rows, ids, 0.1, seed=0)
     assert sorted(held.tolist() + rest.tolist()) == ids.tolist()
     assert rows.labels[held].tolist().count(0) == rows.labels[held].tolist().count(1) == 1
