@@ -17,7 +17,7 @@ from PIL import Image
 from salmask import doctor as doctors
 from salmask import encoder_file, frameworks, provenance
 from salmask import lineage as lineages
-from salmask.config import Params, SaliencyConfig, ViewConfig, bind, pick
+from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
 from salmask.data import manifest
 from salmask.data import watch as watches
@@ -25,6 +25,7 @@ from salmask.data.content import ImageError, content
 from salmask.data.images import decode, resample
 from salmask.data.sources import configured
 from salmask.errors import UserError
+from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
 from salmask.masks import strategies
 from salmask.report import gallery as sheet
 from salmask.saliency import localizers
@@ -32,6 +33,14 @@ from salmask.saliency.scda import activation_map
 from slurm import doctor as cluster_doctors
 from slurm import profile
 
+_EVALUATIONS = {
+    "knn": knn.run,
+    "linear_fast": linear_fast.run,
+    "linear": linear.run,
+    "finetune": finetune.run,
+    "transfer": transfer.run,
+    "variance": variance.run,
+}
 _GALLERY_LEVEL = 224  # px at which pictures are scored for smaller views too
 
 
@@ -234,6 +243,24 @@ def validate(params: Params) -> None:
                 strategies.build(run.mask, built.wiring, run.view)
         except UserError as error:
             raise UserError(f"{params.source}: runs.{name}: {error}") from None
+    _validate_evaluations(params)
+
+
+def _validate_evaluations(params: Params) -> None:
+    for name in params.section("transfer", dict[str, Any]):
+        configured(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
+    everywhere, chosen = params.section("evaluate.protocols", list[str]), params.chosen()
+    for run, folders in chosen.items():
+        if twice := set(everywhere) & set(folders):
+            raise UserError(
+                f"{params.source}: evaluate.chosen.{min(twice)}: {min(twice)} of {run} is made "
+                "already, since evaluate.protocols names it for every run"
+            )
+    asked = {*everywhere, *(f.partition("-")[0] for own in chosen.values() for f in own)}
+    for protocol in sorted(asked):
+        key = f"evaluate.{protocol}"
+        choice = Choice(protocol, params.section(key, dict[str, Any]))
+        bind(pick(_EVALUATIONS, choice, f"{params.source}: evaluate"), choice, key)
 
 
 if __name__ == "__main__":

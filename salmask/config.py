@@ -9,6 +9,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -168,6 +169,16 @@ class Choice:
     options: Mapping[str, Any]
 
 
+@dataclass(frozen=True, config=STRICT)
+class Chosen:
+    """Names of runs: which of them the evaluations are for that are not made of every run."""
+
+    linear: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    transfer: tuple[str, ...] = ()
+    variance: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One pretraining run: the common sections with the run's own entries laid over them."""
@@ -245,6 +256,22 @@ class Params:
         if not isinstance(value, Mapping):
             raise UserError(f"{self.source}: {key}: must be a mapping, got {value!r}")
         return value
+
+    def chosen(self) -> dict[str, list[str]]:
+        """Of every run, the folders of the evaluations chosen for it: their protocols, and
+        transfer-<dataset>. Raises UserError."""
+        where = f"{self.source}: evaluate.chosen"
+        asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
+        found: dict[str, list[str]] = {name: [] for name in self.run_names()}
+        for protocol in (field.name for field in fields(asked)):
+            folders = [f"transfer-{d}" for d in datasets] if protocol == "transfer" else [protocol]
+            for name in getattr(asked, protocol):
+                if name not in found:
+                    raise UserError(
+                        f"{where}.{protocol}: no run {name!r}; there are: {', '.join(found)}"
+                    )
+                found[name] += folders
+        return found
 
     def run(self, name: str) -> RunConfig:
         """The run `name`: its own entries laid over the common sections."""

@@ -19,6 +19,7 @@ def main() -> None:
     params = Params.read()
     runs = [params.run(name) for name in params.run_names()]
     protocols, seed = params.section("evaluate.protocols", list[str]), params.seed()
+    chosen = params.chosen()
     places = page.Places(
         root=Path.cwd(),
         data=DATA.resolve(),
@@ -26,11 +27,11 @@ def main() -> None:
         pretrain=PRETRAIN.resolve(),
         evaluate=EVALUATE.resolve(),
     )
-    report = page.build(runs, protocols, seed, places, pick_device())
+    report = page.build(runs, protocols, chosen, seed, places, pick_device())
     page.write(report, REPORT)
     # By name: the files of a run that params.yaml no longer lists may still lie there.
     inputs = [DATA, SALIENCY, *(PRETRAIN / run.name for run in runs)]
-    inputs += [EVALUATE / run.name / protocol for run in runs for protocol in protocols]
+    inputs += [EVALUATE / r.name / done for r in runs for done in [*protocols, *chosen[r.name]]]
     made_by = recipe("report", "", params.reads, inputs, Path.cwd())
     write_json(REPORT / FILE_NAME, record(made_by, REPORT, pick_device()))
     print(f"\n{report.text}\n\nreport: {REPORT}/index.html")
