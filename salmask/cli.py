@@ -33,7 +33,7 @@ from salmask.saliency.scda import activation_map
 from slurm import doctor as cluster_doctors
 from slurm import profile
 
-_EVALUATIONS = {
+_EVALUATIONS: dict[str, Callable[..., Any]] = {
     "knn": knn.run,
     "linear_fast": linear_fast.run,
     "linear": linear.run,

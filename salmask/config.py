@@ -193,7 +193,7 @@ class RunConfig:
 
 RUN_SECTIONS = {"encoder": EncoderConfig, "view": ViewConfig, "train": TrainConfig}
 RUN_CHOICES = ("mask", "framework")
-_RUN_NAME = re.compile(r"[a-z0-9-]+")
+_NAME = re.compile(r"[a-z0-9-]+")
 
 
 class Params:
@@ -244,11 +244,7 @@ class Params:
         if not isinstance(runs, Mapping) or not runs:
             raise UserError(f"{self.source}: `runs` must name at least one pretraining run")
         for name in runs:
-            if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
-                raise UserError(
-                    f"{self.source}: runs.{name}: a run's name is made of a-z, 0-9 "
-                    f"and -, since DVC uses it in paths and keys"
-                )
+            _check_name(name, f"{self.source}: runs.{name}")
         return list(runs)
 
     def _mapping(self, key: str) -> Mapping[str, Any]:
@@ -262,6 +258,8 @@ class Params:
         transfer-<dataset>. Raises UserError."""
         where = f"{self.source}: evaluate.chosen"
         asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
+        for name in datasets:
+            _check_name(name, f"{self.source}: transfer.{name}")
         found: dict[str, list[str]] = {name: [] for name in self.run_names()}
         for protocol in (field.name for field in fields(asked)):
             folders = [f"transfer-{d}" for d in datasets] if protocol == "transfer" else [protocol]
@@ -297,6 +295,13 @@ class Params:
         }
         sections |= {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
         return RunConfig(name=name, **sections)
+
+
+def _check_name(name: Any, where: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"{where}: a name is made of a-z, 0-9 and -, since DVC uses it in paths and keys"
+        )
 
 
 def _allowed(schema: Any) -> str:
