@@ -18,7 +18,7 @@ from salmask import doctor as doctors
 from salmask import encoder_file, frameworks, importing, provenance
 from salmask import export as exports
 from salmask import lineage as lineages
-from salmask.config import Params, SaliencyConfig, ViewConfig, bind, pick
+from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
 from salmask.data import manifest
 from salmask.data import watch as watches
@@ -26,6 +26,7 @@ from salmask.data.content import ImageError, content
 from salmask.data.images import decode, resample
 from salmask.data.sources import configured
 from salmask.errors import UserError
+from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
 from salmask.masks import strategies
 from salmask.report import gallery as sheet
 from salmask.saliency import localizers
@@ -33,6 +34,14 @@ from salmask.saliency.scda import activation_map
 from slurm import doctor as cluster_doctors
 from slurm import profile
 
+_EVALUATIONS: dict[str, Callable[..., Any]] = {
+    "knn": knn.run,
+    "linear_fast": linear_fast.run,
+    "linear": linear.run,
+    "finetune": finetune.run,
+    "transfer": transfer.run,
+    "variance": variance.run,
+}
 _GALLERY_LEVEL = 224  # px at which pictures are scored for smaller views too
 
 
@@ -264,11 +273,29 @@ def validate(params: Params) -> None:
     params.raw("imports")  # DVC looks for it, even if it names nothing
     for name in params.import_names():
         importing.check(*_import(params, name))
+    _validate_evaluations(params)
 
 
 def _import(params: Params, name: str) -> tuple[importing.Import, str]:
     key = f"imports.{name}"
     return params.section(key, importing.Import), f"{params.source}: {key}"
+
+
+def _validate_evaluations(params: Params) -> None:
+    for name in params.section("transfer", dict[str, Any]):
+        configured(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
+    everywhere, chosen = params.section("evaluate.protocols", list[str]), params.chosen()
+    for run, folders in chosen.items():
+        if twice := set(everywhere) & set(folders):
+            raise UserError(
+                f"{params.source}: evaluate.chosen.{min(twice)}: {min(twice)} of {run} is made "
+                "already, since evaluate.protocols names it for every run"
+            )
+    asked = {*everywhere, *(f.partition("-")[0] for own in chosen.values() for f in own)}
+    for protocol in sorted(asked):
+        key = f"evaluate.{protocol}"
+        choice = Choice(protocol, params.section(key, dict[str, Any]))
+        bind(pick(_EVALUATIONS, choice, f"{params.source}: evaluate"), choice, key)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -168,6 +169,16 @@ class Choice:
     options: Mapping[str, Any]
 
 
+@dataclass(frozen=True, config=STRICT)
+class Chosen:
+    """Names of runs: which of them the evaluations are for that are not made of every run."""
+
+    linear: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    transfer: tuple[str, ...] = ()
+    variance: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One pretraining run: the common sections with the run's own entries laid over them."""
@@ -182,7 +193,7 @@ class RunConfig:
 
 RUN_SECTIONS = {"encoder": EncoderConfig, "view": ViewConfig, "train": TrainConfig}
 RUN_CHOICES = ("mask", "framework")
-_RUN_NAME = re.compile(r"[a-z0-9-]+")
+_NAME = re.compile(r"[a-z0-9-]+")
 
 
 class Params:
@@ -248,11 +259,7 @@ class Params:
 
     def _named(self, key: str) -> list[str]:
         for name in (found := self._mapping(key)):
-            if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
-                raise UserError(
-                    f"{self.source}: {key}.{name}: a run's name is made of a-z, 0-9 "
-                    f"and -, since DVC uses it in paths and keys"
-                )
+            _check_name(name, f"{self.source}: {key}.{name}")
         return list(found)
 
     def _mapping(self, key: str) -> Mapping[str, Any]:
@@ -260,6 +267,29 @@ class Params:
         if not isinstance(value, Mapping):
             raise UserError(f"{self.source}: {key}: must be a mapping, got {value!r}")
         return value
+
+    def chosen(self) -> dict[str, list[str]]:
+        """Of every run and import, the folders of the evaluations chosen for it: their protocols, and
+        transfer-<dataset>. Raises UserError."""
+        where = f"{self.source}: evaluate.chosen"
+        asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
+        for name in datasets:
+            _check_name(name, f"{self.source}: transfer.{name}")
+        imported = self.import_names()
+        found: dict[str, list[str]] = {name: [] for name in [*self.run_names(), *imported]}
+        for protocol in (field.name for field in fields(asked)):
+            folders = [f"transfer-{d}" for d in datasets] if protocol == "transfer" else [protocol]
+            for name in getattr(asked, protocol):
+                if name not in found:
+                    raise UserError(
+                        f"{where}.{protocol}: no run {name!r}; there are: {', '.join(found)}"
+                    )
+                if protocol == "variance" and name in imported:
+                    raise UserError(
+                        f"{where}.variance: {name} is imported: its views are not known here"
+                    )
+                found[name] += folders
+        return found
 
     def run(self, name: str) -> RunConfig:
         """The run `name`: its own entries laid over the common sections."""
@@ -285,6 +315,13 @@ class Params:
         }
         sections |= {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
         return RunConfig(name=name, **sections)
+
+
+def _check_name(name: Any, where: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"{where}: a name is made of a-z, 0-9 and -, since DVC uses it in paths and keys"
+        )
 
 
 def _allowed(schema: Any) -> str:

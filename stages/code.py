@@ -8,7 +8,7 @@ from salmask.provenance import code_digest
 from stages.common import readable_errors
 
 OUT = Path("artifacts/code")
-NOT_STAGES = ("__init__", "common", "evaluation", "code")
+NOT_STAGES = ("__init__", "common", "evaluation", "preparation", "code")
 
 
 @click.command()

@@ -14,6 +14,7 @@ LOCALIZER = Path("artifacts/localizer")
 SALIENCY = Path("artifacts/saliency")
 PRETRAIN = Path("artifacts/pretrain")
 EVALUATE = Path("artifacts/evaluate")
+TRANSFER = Path("artifacts/transfer")
 REPORT = Path("artifacts/report")
 
 # What later stages read of an artifact, and so depend on: its contents, not its provenance. Code

@@ -1,6 +1,6 @@
 """The one shape of an evaluation stage: an encoder and a protocol in, metrics.json out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,67 @@ from salmask.files import write_json
 from salmask.job import Job
 from salmask.provenance import recipe
 from slurm import launch
-from stages.common import DATA, ENCODER_FILES, EVALUATE, MANIFEST_FILES, PRETRAIN, readable_errors
+from stages.common import DATA, ENCODER_FILES, EVALUATE, PRETRAIN, readable_errors
 
 Evaluate = Callable[..., dict[str, float]]
+_SHOWN = 6  # significant digits
 
 
-def work(job: Job, evaluate: Evaluate, options: dict[str, Any], data: Path, encoder: Path) -> None:
+def work(
+    job: Job,
+    evaluate: Evaluate,
+    options: dict[str, Any],
+    data: Path,
+    encoder: Path,
+    beside: Sequence[Any] = (),
+) -> None:
     """Scores the trained encoder; untrained ones stand beside it where the protocol asks."""
     rows = manifest.load(data)
     encoders = {"trained": encoder_file.load(encoder, job.device)}
     for seed in range(options.get("random_seeds", 0)):
         encoders[f"random-{seed}"] = encoder_file.random_like(encoder, seed, job.device)
-    metrics = evaluate(encoders, rows, job, **options)
-    write_json(job.out / "metrics.json", {k: round(v, 4) for k, v in sorted(metrics.items())})
+    metrics = evaluate(encoders, rows, job, *beside, **options)
+    told = {name: float(f"{value:.{_SHOWN}g}") for name, value in sorted(metrics.items())}
+    write_json(job.out / "metrics.json", told)
     if not metrics:
-        print("these images carry fewer than two labels: nothing to score", flush=True)
-    for name, value in sorted(metrics.items()):
-        print(f"{name} {value:.2f}", flush=True)
+        print("nothing to score: no validation images, or fewer than two labels", flush=True)
+    for name, value in told.items():
+        print(f"{name} {value:g}", flush=True)
+
+
+def score(
+    protocol: str,
+    evaluate: Evaluate,
+    params: Params,
+    run: str,
+    *,
+    data: Path = DATA,
+    dataset: str = "",
+    beside: Sequence[Any] = (),
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Applies `evaluate` to a run's encoder and publishes what it finds.
+
+    data: the manifest's folder; dataset: its name, where it is another one than the run's. beside:
+    what the protocol is told after the job. inputs: what else decides the result.
+    """
+    key = f"evaluate.{protocol}"
+    choice = Choice(protocol, params.section(key, dict[str, Any]))
+    options, seed = bind(evaluate, choice, f"params.yaml: {key}"), params.seed()
+    encoder = PRETRAIN / run
+    files = [data / "manifest.csv", data / "dataset.json"]
+    files += [*(encoder / file for file in ENCODER_FILES), *inputs]
+    name = f"{run}-{dataset}" if dataset else run
+    made_by = recipe(protocol, name, params.reads, files, Path.cwd())
+    arguments = {
+        "evaluate": evaluate,
+        "options": options,
+        "data": data.resolve(),
+        "encoder": encoder.resolve(),
+        "beside": beside,
+    }
+    folder = f"{protocol}-{dataset}" if dataset else protocol
+    launch.run(made_by, seed, work, arguments, (EVALUATE / run / folder).resolve())
 
 
 def command(protocol: str, evaluate: Evaluate) -> click.Command:
@@ -39,19 +83,6 @@ def command(protocol: str, evaluate: Evaluate) -> click.Command:
     @click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
     @readable_errors
     def main(name: str) -> None:
-        params = Params.read()
-        key = f"evaluate.{protocol}"
-        choice = Choice(protocol, params.section(key, dict[str, Any]))
-        options, seed = bind(evaluate, choice, f"params.yaml: {key}"), params.seed()
-        encoder = PRETRAIN / name
-        inputs = [*MANIFEST_FILES, *(encoder / file for file in ENCODER_FILES)]
-        made_by = recipe(protocol, name, params.reads, inputs, Path.cwd())
-        arguments = {
-            "evaluate": evaluate,
-            "options": options,
-            "data": DATA.resolve(),
-            "encoder": encoder.resolve(),
-        }
-        launch.run(made_by, seed, work, arguments, (EVALUATE / name / protocol).resolve())
+        score(protocol, evaluate, Params.read(), name)
 
     return main

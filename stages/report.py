@@ -20,6 +20,7 @@ def main() -> None:
     runs = [params.run(name) for name in params.run_names()]
     imported = params.import_names()
     protocols, seed = params.section("evaluate.protocols", list[str]), params.seed()
+    chosen = params.chosen()
     places = page.Places(
         root=Path.cwd(),
         data=DATA.resolve(),
@@ -27,12 +28,12 @@ def main() -> None:
         pretrain=PRETRAIN.resolve(),
         evaluate=EVALUATE.resolve(),
     )
-    report = page.build(runs, protocols, seed, places, pick_device(), imported)
+    report = page.build(runs, protocols, chosen, seed, places, pick_device(), imported)
     page.write(report, REPORT)
     # By name: the files of a run that params.yaml no longer lists may still lie there.
     names = [*(run.name for run in runs), *imported]
     inputs = [DATA, SALIENCY, *(PRETRAIN / name for name in names)]
-    inputs += [EVALUATE / name / protocol for name in names for protocol in protocols]
+    inputs += [EVALUATE / name / done for name in names for done in [*protocols, *chosen[name]]]
     made_by = recipe("report", "", params.reads, inputs, Path.cwd())
     write_json(REPORT / FILE_NAME, record(made_by, REPORT, pick_device()))
     print(f"\n{report.text}\n\nreport: {REPORT}/index.html")

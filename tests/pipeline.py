@@ -30,10 +30,15 @@ TINY: dict[str, Any] = {
     "imports": {},
     "evaluate": {
         "protocols": ["knn", "linear_fast"],
+        "chosen": {"linear": [], "finetune": [], "transfer": [], "variance": []},
         "knn": {"k": [5], "random_seeds": 1},
         "linear_fast": {"iterations": 20},
         "linear": {"epochs": 2, "batch": 32, "lr": 1.0, "milestones": [1]},
+        "finetune": {"epochs": 2, "batch": 8, "shares": [10], "images": "resident"},
+        "transfer": {"l2_steps": 3, "iterations": 10},
+        "variance": {"views": 3, "images": "resident"},
     },
+    "transfer": {},
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,11 @@ def test_check_accepts_what_fits(project: Path) -> None:
     assert call("check").output.strip() == "params.yaml is sound"
 
 
+def chosen(**runs: list[str]) -> dict[str, Any]:
+    """The evaluations of TINY with some chosen for some runs."""
+    return TINY["evaluate"] | {"chosen": runs}
+
+
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
@@ -52,6 +58,18 @@ def test_check_accepts_what_fits(project: Path) -> None:
         ({"localizer": {"name": "lite1"}}, "choose from lite0, resnet50, vgg16"),
         ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
         ({"view": {"size": 32, "grid": 5}}, "grid 5 does not divide size 32"),
+        ({"evaluate": chosen(linear=["nobody"])}, "evaluate.chosen.linear: no run 'nobody'"),
+        ({"evaluate": chosen(lineal=["plain"])}, "lineal: no such key"),
+        (
+            {"evaluate": chosen(linear=["plain"]) | {"protocols": ["knn", "linear"]}},
+            "linear of plain is made already",
+        ),
+        (
+            {"evaluate": chosen(finetune=["plain"]) | {"finetune": {"share": 1}}},
+            "share: no such key, got 1",
+        ),
+        ({"transfer": {"a b": TINY["data"]}}, "transfer.a b: a name is made of a-z, 0-9 and -"),
+        ({"transfer": {"pets": {"name": "petz"}}}, "no `petz` here; choose from demo, imagefolder"),
     ],
 )
 def test_check_names_what_does_not_fit(project: Path, edit: dict[str, object], told: str) -> None:

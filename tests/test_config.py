@@ -156,7 +156,7 @@ def test_run_names_keep_their_order():
 def test_a_run_named_by_a_number_is_refused():
     """YAML reads `1:` as a number, which no dotted key would find again."""
     numbered = Params(yaml.safe_load("runs: {1: {}}"))
-    with pytest.raises(UserError, match=r"runs\.1: a run's name is made of"):
+    with pytest.raises(UserError, match=r"runs\.1: a name is made of"):
         numbered.run_names()
 
 

@@ -59,6 +59,10 @@ def test_a_second_repro_runs_nothing_and_status_is_clean(project: Project) -> No
 
 
 def test_every_stage_reads_exactly_the_params_it_declares(project: Project) -> None:
+    check_params(project)
+
+
+def check_params(project: Project) -> None:
     declared = yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"]
     for where in project.folder.glob("artifacts/**/provenance.json"):
         made = json.loads(where.read_text())
@@ -151,13 +155,33 @@ LEFT = [
 ]  # fmt: skip
 
 
-def test_the_linear_protocol_is_a_stage_too(project: Project) -> None:
-    project.stage("linear", "--run", "plain")
-    made = project.folder / "artifacts/evaluate/plain/linear"
-    metrics = json.loads((made / "metrics.json").read_text())
-    assert sorted(metrics) == ["decorrelated_linear_top1", "linear_top1"]
-    assert "everything matches" in project.run("salmask", "lineage", str(made / "metrics.json"))
-    shutil.rmtree(made)
+def test_evaluations_run_for_the_runs_that_are_chosen(project: Project) -> None:
+    params = copy.deepcopy(TINY)
+    shapes = {"images": {"train": 40, "val": 20}, "first": 1000}
+    params["transfer"] = {"shapes": TINY["data"] | shapes}
+    params["evaluate"]["chosen"] = {
+        "linear": ["plain"], "finetune": ["plain"], "transfer": ["plain"], "variance": ["blurred"]
+    }  # fmt: skip
+    project.write_params(params)
+    assert sorted(project.repro()) == [
+        "finetune@plain", "linear@plain", "report", "transfer@plain-shapes",
+        "transfer_data@shapes", "variance@blurred",
+    ]  # fmt: skip
+    check_params(project)
+    results = json.loads((project.folder / "artifacts/report/results.json").read_text())
+    plain, blurred = (row["metrics"] for row in results["rows"])
+    for protocol in ("linear_top1", "finetune10_top1", "finetune10_top5"):
+        assert {protocol, f"decorrelated_{protocol}"} <= plain.keys() - blurred.keys()
+    assert {"transfer_shapes_top1", "transfer_shapes_mean_per_class"} <= plain.keys()
+    assert {"variance_pooled", "decorrelated_variance_uniformity"} <= blurred.keys() - plain.keys()
+    assert "linear_top1" in (project.folder / "artifacts/report/results.txt").read_text()
+    for made in ("plain/linear", "plain/transfer-shapes", "blurred/variance"):
+        metrics = f"artifacts/evaluate/{made}/metrics.json"
+        assert "everything matches" in project.run("salmask", "lineage", metrics), made
+    params["transfer"]["shapes"]["first"] = 2000
+    project.write_params(params)
+    assert project.repro() == ["transfer_data@shapes", "transfer@plain-shapes", "report"]
+    project.write_params(TINY)
 
 
 def test_mistakes_end_with_a_message_and_code_2(project: Project) -> None:

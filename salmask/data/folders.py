@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from salmask.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 Ignored = Callable[[OSError], None]
 
 
@@ -32,3 +35,32 @@ def walk(
         seen.add(real)
         below.sort()  # which of two links to one folder comes first must not depend on the disk
         yield Path(here), below, sorted(names)
+
+
+def images_below(base: Path) -> tuple[list[str], list[str]]:
+    """Every file with an image's extension below a folder, and the folders right in it; sorted.
+
+    Paths are relative to the folder. Links to folders are followed, each folder once, so that a
+    loop of links ends. A folder below that cannot be listed stands among the files, to be refused
+    with its reason; raises UserError when it is the folder itself.
+    """
+
+    def unlisted(error: OSError) -> None:
+        if Path(error.filename) == base:
+            raise UserError(f"data.root: {base} cannot be listed: {error.strerror}")
+        images.append(os.path.relpath(error.filename, base))
+
+    images: list[str] = []
+    folders: list[str] = []
+    for here, below, names in walk(base, unlisted):
+        if here == base:
+            folders, prefix = list(below), ""
+        else:
+            prefix = f"{os.path.relpath(here, base)}/"
+        images += [prefix + name for name in names if name.lower().endswith(EXTENSIONS)]
+    return sorted(images, key=lambda path: path.split("/")), folders
+
+
+def class_of(path: str) -> str:
+    """The first folder of a path, or "" for an image that lies in none."""
+    return path.partition("/")[0] if "/" in path else ""

@@ -56,17 +56,19 @@ class Schedule:
     """Which samples every step of a training shows to this process; begins again from any (epoch,
     step).
 
-    ids: (n,) int64 training rows. The last, incomplete batch of an epoch is left out.
+    ids: (n,) int64 training rows. The last, incomplete batch of an epoch is left out, unless all
+    rows are to be seen (`whole`).
     """
 
     seed: int
     ids: Tensor
     batch: int
     epochs: int
+    whole: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.ids) // self.batch
+        return -(-len(self.ids) // self.batch) if self.whole else len(self.ids) // self.batch
 
     def tickets(self, epoch: int, step: int) -> Iterator[Ticket]:
         while epoch < self.epochs:

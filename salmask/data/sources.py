@@ -5,7 +5,6 @@ which has none yet, draws its own into the folder.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -17,13 +16,13 @@ from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from salmask.config import STRICT, Choice, bind, check, pick
+from salmask.data import datasets
 from salmask.data.demo import CLASSES, SPLITS, render
-from salmask.data.folders import is_folder, walk
+from salmask.data.folders import EXTENSIONS, class_of, images_below, is_folder
 from salmask.data.preparation import Found, Listing
 from salmask.data.watch import folder_of
 from salmask.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _VALIDATION = ("val", "valid", "validation", "test")
 
 
@@ -49,16 +48,19 @@ def configured(choice: Choice, where: str) -> tuple[Policy, Callable[[Path, int]
     )
 
 
-def demo(out: Path, seed: int, *, root: str, images: dict[str, int] = SPLITS) -> Listing:
+def demo(
+    out: Path, seed: int, *, root: str, images: dict[str, int] = SPLITS, first: int = 0
+) -> Listing:
     """The procedural demo: drawn into out/images with the true object masks in out/masks.
 
-    root: ignored; it stands in params.yaml for DVC to watch. images: how many per split.
+    root: ignored; it stands in params.yaml for DVC to watch. images: how many per split. first:
+    the number of a split's first drawing; from another one on, they are other drawings.
     """
     files = []
     for split, count in images.items():
         for kind in ("images", "masks"):
             (out / kind / split).mkdir(parents=True, exist_ok=True)
-        for index in range(count):
+        for index in range(first, first + count):
             drawn = render(seed, split, index)
             name = f"{split}/{index:05d}.png"
             Image.fromarray(drawn.image).save(out / "images" / name)
@@ -80,15 +82,15 @@ def imagefolder(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> 
     val = next((root / name for name in _VALIDATION if is_folder(root / name)), None)
     # "" is to be split by share
     bases = {train: "train", val: "val"} if train and val else {train or root: ""}
-    walked = {base: _walk(base) for base in bases}
-    names = {_class_of(path) for images, _ in walked.values() for path in images} - {""}
+    walked = {base: images_below(base) for base in bases}
+    names = {class_of(path) for images, _ in walked.values() for path in images} - {""}
     label = {name: number for number, name in enumerate(sorted(names))} | {"": -1}
     files, empty = [], []
     for base, split in bases.items():
         images, folders = walked[base]
         prefix = "" if base == root else f"{base.name}/"
         for path in images:
-            kind = _class_of(path)
+            kind = class_of(path)
             chosen = split or ("val" if kind and _held_out(path, seed, val_share) else "train")
             files.append(Found(prefix + path, label[kind], chosen))
         filled = {path.partition("/")[0] for path in images}
@@ -100,38 +102,17 @@ def imagefolder(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> 
     return Listing(root.resolve(), classes, files, tuple(empty))
 
 
-def _walk(base: Path) -> tuple[list[str], list[str]]:
-    """Every file with an image's extension below a folder, and the folders right in it; sorted.
-
-    Paths are relative to the folder. Links to folders are followed, each folder once, so that a
-    loop of links ends. A folder below that cannot be listed stands among the files, to be refused
-    with its reason; raises UserError when it is the folder itself.
-    """
-
-    def unlisted(error: OSError) -> None:
-        if Path(error.filename) == base:
-            raise UserError(f"data.root: {base} cannot be listed: {error.strerror}")
-        images.append(os.path.relpath(error.filename, base))
-
-    images: list[str] = []
-    folders: list[str] = []
-    for here, below, names in walk(base, unlisted):
-        if here == base:
-            folders, prefix = list(below), ""
-        else:
-            prefix = f"{os.path.relpath(here, base)}/"
-        images += [prefix + name for name in names if name.lower().endswith(EXTENSIONS)]
-    return sorted(images, key=lambda path: path.split("/")), folders
-
-
-def _class_of(path: str) -> str:
-    """The first folder of a path, or "" for an image that lies in none."""
-    return path.partition("/")[0] if "/" in path else ""
-
-
 def _held_out(path: str, seed: int, share: float) -> bool:
     word = hashlib.sha256(f"{seed}/{path}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(word[:8], "big") < share * 2**64
 
 
-SOURCES: dict[str, Callable[..., Any]] = {"demo": demo, "imagefolder": imagefolder}
+SOURCES: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "imagefolder": imagefolder,
+    "splits": datasets.splits,
+    "caltech101": datasets.caltech101,
+    "flowers102": datasets.flowers102,
+    "cifar10": datasets.cifar10,
+    "cifar100": datasets.cifar100,
+}

@@ -8,6 +8,7 @@ from torch import Tensor
 from salmask.data.loader import centred
 from salmask.data.manifest import Manifest
 from salmask.encoder_file import Encoder
+from salmask.evaluate.subsets import labelled_ids
 from salmask.job import Job
 from salmask.progress import progress
 
@@ -22,13 +23,18 @@ class Labelled:
     labels: Tensor
 
 
-@torch.inference_mode()
 def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Labelled:
     """Pooled features of every labelled image of a split, in manifest order."""
-    ids = manifest.ids(split)
-    ids = ids[manifest.labels[ids] >= 0]
+    return extract_rows(encoder, manifest, labelled_ids(manifest, split), job, split)
+
+
+@torch.inference_mode()
+def extract_rows(
+    encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str
+) -> Labelled:
+    """Pooled features of the rows `ids` (n,), in this order. name: of these rows, to be shown."""
     found = []
-    with progress(f"features of {split}", len(ids)) as bar:
+    with progress(f"features of {name}", len(ids)) as bar:
         for images in centred(
             manifest,
             ids,
@@ -43,6 +49,13 @@ def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Label
     return Labelled(torch.cat(found), manifest.labels[ids].to(job.device))
 
 
+def width(encoder: Encoder, job: Job) -> int:
+    """How many features an encoder gives."""
+    side = encoder.spec.size
+    with torch.inference_mode():
+        return int(encoder(torch.zeros(1, 3, side, side, device=job.device)).shape[1])
+
+
 def validation_splits(manifest: Manifest) -> dict[str, str]:
     """The splits to score, each with the prefix of its metrics: none for `val`, else its name."""
     return {
@@ -55,3 +68,17 @@ def validation_splits(manifest: Manifest) -> dict[str, str]:
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Share of equal entries, in percent: (n,), (n,) int64."""
     return 100.0 * (predicted == labels).float().mean().item()
+
+
+def top(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Share of rows whose label is among the k highest logits, in percent: (n,C), (n,) int64."""
+    highest = logits.topk(k, dim=1).indices
+    return 100.0 * (highest == labels[:, None]).any(dim=1).float().mean().item()
+
+
+def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
+    """The mean over the classes that occur of the share found of each, in percent: (n,), (n,)."""
+    classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    right = torch.zeros(len(classes), dtype=torch.float64, device=labels.device)
+    right.index_add_(0, index, (predicted == labels).double())
+    return 100.0 * (right / counts).mean().item()

@@ -1,21 +1,54 @@
 """The linear protocol: a classifier on a frozen encoder, trained on augmented views.
 
-Preset `moco` (He et al. 2020): eval-mode encoder, SGD lr 30 at batch 256 and scaled with the batch,
-momentum 0.9, no decay, 100 epochs, lr x0.1 at 60 and 80, crop + flip. The last epoch is the result.
+The encoder is in eval mode, the views are crop + flip; the last epoch is the result.
 """
+
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from salmask.config import ViewConfig
-from salmask.data.loader import Schedule, pairs
 from salmask.data.manifest import Manifest
 from salmask.encoder_file import Encoder
-from salmask.evaluate.features import accuracy, extract, validation_splits
+from salmask.evaluate.classifier import Course, head, train
+from salmask.evaluate.features import (
+    accuracy,
+    extract,
+    extract_rows,
+    validation_splits,
+    width,
+)
+from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
-from salmask.progress import progress
-from salmask.train import checkpoint
+
+Preset = Literal["moco", "mscn", "simclr", "byol"]
+# lr: at batch 256. Several rates: the best on images held out of the training split is taken.
+PRESETS: dict[str, dict[str, Any]] = {
+    "moco": {"lr": 30.0, "batch": 256, "epochs": 100, "milestones": (60, 80)},  # He et al. 2020
+    "mscn": {"lr": 1.0, "batch": 256, "epochs": 100, "schedule": "cosine", "weight_decay": 1e-6},
+    "simclr": {"lr": 0.1, "batch": 4096, "epochs": 90, "schedule": "cosine", "nesterov": True},
+    "byol": {
+        "lr": (0.4, 0.3, 0.2, 0.1, 0.05),
+        "batch": 1024,
+        "epochs": 80,
+        "schedule": "cosine",
+        "nesterov": True,
+    },
+}
+_COMMON = {
+    "schedule": "step",
+    "milestones": (),
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "nesterov": False,
+}
+_HELD_OUT = 0.1  # of each class: on these a rate is chosen
+
+
+def settings(preset: Preset, **given: Any) -> dict[str, Any]:
+    """What a preset says, under what was given: anything but None."""
+    return _COMMON | PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
 
 
 def run(
@@ -23,82 +56,87 @@ def run(
     manifest: Manifest,
     job: Job,
     *,
-    lr: float = 30.0,
-    batch: int = 256,
-    epochs: int = 100,
-    milestones: tuple[int, ...] = (60, 80),
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    images: str = "stream",
+    preset: Preset = "moco",
+    lr: float | tuple[float, ...] | None = None,
+    batch: int | None = None,
+    epochs: int | None = None,
+    schedule: Literal["step", "cosine"] | None = None,
+    milestones: tuple[int, ...] | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    nesterov: bool | None = None,
+    images: Literal["stream", "resident"] = "stream",
 ) -> dict[str, float]:
-    """Top-1 in percent after the last epoch: `linear_top1`, `<split>_linear_top1`.
+    """Top-1 in percent after the last epoch: `linear_top1`, `<split>_linear_top1`; under another
+    preset than `moco`, `linear_<preset>_top1`.
 
-    lr: at batch 256. Resumes at epoch ends.
+    What is None is the preset's. lr: at batch 256, scaled with the batch; of several, the one that
+    does best on a tenth of the training images, held out, then trains on all. Resumes at epoch
+    ends.
     """
     if not manifest.labelled():
         return {}
-    encoder = encoders["trained"]
-    config = ViewConfig(
-        size=encoder.spec.size, grid=1, crop=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0
+    encoder, ids = encoders["trained"], labelled_ids(manifest, "train")
+    asked = settings(
+        preset,
+        lr=lr,
+        batch=batch,
+        epochs=epochs,
+        schedule=schedule,
+        milestones=milestones,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
     )
-    ids = manifest.ids("train")
-    ids = ids[manifest.labels[ids] >= 0]
-    batch = min(batch, len(ids))
-    schedule = Schedule(job.seed, ids, batch, epochs)
-    labels = manifest.labels.to(job.device)
-    with torch.inference_mode():
-        width = encoder(torch.zeros(1, 3, config.size, config.size, device=job.device)).shape[1]
-    torch.manual_seed(job.seed)
-    model = nn.Linear(width, len(manifest.classes))
-    nn.init.normal_(model.weight, std=0.01)
-    nn.init.zeros_(model.bias)
-    model = model.to(job.device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr * batch / 256, momentum=momentum, weight_decay=weight_decay
-    )
-    epoch = 0
-    state = checkpoint.load_newest(job.work, job.fingerprint)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        epoch = state["epoch"]
+    rates = asked["lr"] if isinstance(asked["lr"], tuple) else (asked["lr"],)
+    features = width(encoder, job)
 
-    steps = schedule.steps_per_epoch
-    batches = pairs(
-        manifest,
-        config,
-        schedule,
-        images=images,
-        device=job.device,
-        workers=job.workers,
-        start=(epoch, 0),
-        branches=("query",),
-    )
-    with progress("linear", epochs * steps, "steps", done=epoch * steps) as bar:
-        for crops in batches:
-            for group in optimizer.param_groups:
-                passed = sum(crops.epoch >= milestone for milestone in milestones)
-                group["lr"] = lr * batch / 256 * 0.1**passed
+    def trained(rows: Tensor, each: tuple[float, ...], name: str) -> nn.ModuleList:
+        """A classifier for each rate, side by side on the same views."""
+        course = Course(
+            min(asked["batch"], len(rows)),
+            asked["epochs"],
+            asked["schedule"],
+            asked["milestones"],
+            images=images,
+        )
+        torch.manual_seed(job.seed)
+        first = head(features, len(manifest.classes), job.device)
+        models = nn.ModuleList(head(features, len(manifest.classes), job.device) for _ in each)
+        for model in models:
+            model.load_state_dict(first.state_dict())
+        optimizer = torch.optim.SGD(
+            [
+                {"params": list(model.parameters()), "lr": rate * course.batch / 256}
+                for model, rate in zip(models, each, strict=True)
+            ],
+            momentum=asked["momentum"],
+            weight_decay=asked["weight_decay"],
+            nesterov=asked["nesterov"],
+        )
+
+        def loss(views: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
-                features = encoder(crops.crops["query"].float() / 255)
-            loss = F.cross_entropy(model(features), labels[crops.ids])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            bar.advance(1)
-            if crops.step == steps - 1:
-                state = {
-                    "fingerprint": job.fingerprint,
-                    "epoch": crops.epoch + 1,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                checkpoint.save(job.work, crops.epoch + 1, state)
+                found = encoder(views)
+            return torch.stack([F.cross_entropy(model(found), labels) for model in models]).sum()
+
+        side = encoder.spec.size
+        train(models, loss, optimizer, manifest, rows, side, course, job, job.work / name, name)
+        return models
+
+    if len(rates) > 1:
+        held_out, rest = hold_out(manifest, ids, _HELD_OUT, job.seed)
+        models = trained(rest, rates, "linear-rates")
+        held = extract_rows(encoder, manifest, held_out, job, "held-out images")
+        with torch.inference_mode():
+            scores = [accuracy(m(held.features).argmax(dim=1), held.labels) for m in models]
+        rates = (rates[scores.index(max(scores))],)
+    (model,) = trained(ids, rates, "linear")
     metrics = {}
+    name = "linear" if preset == "moco" else f"linear_{preset}"
     for split, prefix in validation_splits(manifest).items():
         held = extract(encoder, manifest, split, job)
         with torch.inference_mode():
-            metrics[f"{prefix}linear_top1"] = accuracy(
-                model(held.features).argmax(dim=1), held.labels
-            )
+            found = model(held.features).argmax(dim=1)
+        metrics[f"{prefix}{name}_top1"] = accuracy(found, held.labels)
     return metrics

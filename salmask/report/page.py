@@ -61,21 +61,26 @@ class Report:
 def build(
     runs: Sequence[RunConfig],
     protocols: Sequence[str],
+    chosen: Mapping[str, Sequence[str]],
     seed: int,
     places: Places,
     device: torch.device,
     imported: Sequence[str] = (),
 ) -> Report:
-    """Collects the listed runs and protocols and draws the page. imported: names of encoders that
+    """Collects the listed runs and protocols and draws the page. protocols: of every run. chosen:
+    run -> what was evaluated besides, by the names of folders. imported: names of encoders that
     others trained, which have scores, and neither curve nor mask.
 
     Raises UserError when something that the pipeline should have made is missing.
     """
     names = [*(run.name for run in runs), *imported]
     rows = manifests.load(places.data)
-    scored = tables.collect(names, protocols, places.evaluate, places.root)
+    done = {name: [*protocols, *chosen[name]] for name in names}
+    scored = tables.collect(done, places.evaluate, places.root)
     found = tables.results(names, scored, rows.name)
-    blocks = tables.blocks(found, validation_splits(rows), {run.name: run for run in runs})
+    apart = {name for s in scored if s.protocol not in protocols for name in s.metrics}
+    configs = {run.name: run for run in runs}
+    blocks = tables.blocks(found, validation_splits(rows), configs, apart)
     store = SaliencyStore.open(places.store, rows.digest) if places.store.exists() else None
     pictures = {
         "curves": _curves(names, places.pretrain),
@@ -90,7 +95,7 @@ def build(
         about=_about(runs, scored),
         seed=seed,
         blocks=blocks,
-        has_paper=any(c.paper for b in blocks for cells in b.rows.values() for c in cells),
+        has_paper=any(cell.paper for block in blocks for cell in block.cells()),
         pictures=pictures,
         masked=[] if store is None else _masked(rows, store, runs, places.pretrain, seed),
         evidence=[_evidence(s) for s in scored],
@@ -111,6 +116,7 @@ def render(**context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = tables.number
+    environment.filters["metric"] = tables.metric
     environment.globals["papers"] = papers
     return environment.get_template(_TEMPLATE).render(**context)
 

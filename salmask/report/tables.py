@@ -6,8 +6,8 @@ run that was taken out of params.yaml stay on disk and must not come back in a t
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from salmask.report.papers import Reported, beside
 
 DASH = "–"
 _UNTRAINED = "random_"
+_PERCENT = ("_top1", "_top5", "_mean_per_class")
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Block:
-    """The results on one split: a row of cells per run, one cell per metric."""
+    """The results on one split: a row of cells per run, one cell per metric. apart: metric -> run
+    -> cell, of the evaluations that were chosen for some runs; too many for columns."""
 
     split: str
     metrics: Sequence[str]
     rows: Mapping[str, Sequence[Cell]]
+    apart: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+
+    def cells(self) -> list[Cell]:
+        """All of them."""
+        found = [cell for cells in self.rows.values() for cell in cells]
+        return found + [cell for cells in self.apart.values() for cell in cells.values()]
+
+    def runs_apart(self) -> list[str]:
+        """The runs that evaluations were chosen for, in order."""
+        return [run for run in self.rows if any(run in cells for cells in self.apart.values())]
 
     def has_untrained(self, column: int) -> bool:
         return any(cells[column].untrained is not None for cells in self.rows.values())
@@ -71,15 +83,14 @@ class Block:
         return [(runs, values) for runs, values in found if any(v is not None for v in values)]
 
 
-def collect(
-    runs: Sequence[str], protocols: Sequence[str], evaluate: Path, root: Path
-) -> list[Scored]:
-    """Reads evaluate/<run>/<protocol>/metrics.json of every run and protocol, with its lineage.
+def collect(done: Mapping[str, Sequence[str]], evaluate: Path, root: Path) -> list[Scored]:
+    """Reads evaluate/<run>/<protocol>/metrics.json of every run and its protocols, with lineage.
 
-    evaluate, root: absolute; `root` is the project's folder. Raises UserError for a missing file.
+    done: run -> protocols. evaluate, root: absolute; `root` is the project's folder. Raises
+    UserError for a missing file.
     """
     found, memory = [], Memory()
-    for run in runs:
+    for run, protocols in done.items():
         for protocol in protocols:
             file = evaluate / run / protocol / "metrics.json"
             if not file.is_file():
@@ -101,15 +112,19 @@ def results(runs: Sequence[str], scored: Sequence[Scored], dataset: str) -> dict
 
 
 def blocks(
-    found: Mapping[str, Any], splits: Mapping[str, str], configs: Mapping[str, RunConfig]
+    found: Mapping[str, Any],
+    splits: Mapping[str, str],
+    configs: Mapping[str, RunConfig],
+    apart: Collection[str] = (),
 ) -> list[Block]:
     """The results per split. splits: name -> prefix of its metrics, as `validation_splits` says.
     configs: of the runs that were trained here; no paper's number stands beside the others.
+    apart: metrics of evaluations that were chosen for some runs.
 
     A split on which nothing was scored is left out.
     """
-    made = [_block(found["rows"], split, splits, configs) for split in splits]
-    return [block for block in made if block.metrics]
+    made = [_block(found["rows"], split, splits, configs, apart) for split in splits]
+    return [block for block in made if block.metrics or block.apart]
 
 
 def _block(
@@ -117,6 +132,7 @@ def _block(
     split: str,
     splits: Mapping[str, str],
     configs: Mapping[str, RunConfig],
+    apart: Collection[str],
 ) -> Block:
     prefix = splits[split]
     others = tuple(p for p in splits.values() if p and p != prefix)
@@ -126,18 +142,23 @@ def _block(
 
     names = {n.removeprefix(prefix) for row in rows for n in row["metrics"] if own(n)}
     headline = sorted((n for n in names if not n.startswith(_UNTRAINED)), key=_natural)
-    table = {}
-    for row in rows:
+    columns = [name for name in headline if prefix + name not in apart]
+
+    def cell(row: Mapping[str, Any], name: str) -> Cell:
         config, metrics = configs.get(row["run"]), row["metrics"]
-        table[row["run"]] = [
-            Cell(
-                metrics.get(prefix + name),
-                metrics.get(prefix + _UNTRAINED + name),
-                beside(config, row["dataset"], name) if config and not prefix else None,
-            )
-            for name in headline
-        ]
-    return Block(split, headline, table)
+        return Cell(
+            metrics.get(prefix + name),
+            metrics.get(prefix + _UNTRAINED + name),
+            beside(config, row["dataset"], name) if config and not prefix else None,
+        )
+
+    table = {row["run"]: [cell(row, name) for name in columns] for row in rows}
+    below = {
+        name: {row["run"]: cell(row, name) for row in rows if prefix + name in row["metrics"]}
+        for name in headline
+        if name not in columns
+    }
+    return Block(split, columns, table, below)
 
 
 def first_knn(block: Block) -> int | None:
@@ -158,11 +179,15 @@ def best_run(found: Sequence[Block], runs: Sequence[str]) -> tuple[str, str]:
 
 
 def text(found: Sequence[Block]) -> str:
-    """The tables for a terminal: value, random encoder and gain in points side by side."""
-    return "\n\n".join(_text_block(block) for block in found) or "no metrics: nothing was scored"
+    """The tables for a terminal: value, random encoder and gain in points side by side; then what
+    was evaluated of some runs, a metric per line."""
+    made = [lines for block in found for lines in (_rows(block), _rows_apart(block)) if lines]
+    return "\n\n".join(_aligned(lines) for lines in made) or "no metrics: nothing was scored"
 
 
-def _text_block(block: Block) -> str:
+def _rows(block: Block) -> list[list[str]]:
+    if not block.metrics:
+        return []
     header = [block.split]
     for i, name in enumerate(block.metrics):
         header += [name, "random", "gain"] if block.has_untrained(i) else [name]
@@ -174,12 +199,34 @@ def _text_block(block: Block) -> str:
             if block.has_untrained(i):
                 line += [number(cell.untrained), number(cell.gain, signed=True)]
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    lines.insert(1, ["-" * width for width in widths])
+    return lines
+
+
+def _rows_apart(block: Block) -> list[list[str]]:
+    if not block.apart:
+        return []
+    runs = block.runs_apart()
+    lines = [[block.split, *runs]]
+    for name, cells in block.apart.items():
+        values = [cells[run].value if run in cells else None for run in runs]
+        lines.append([name, *(metric(value, name) for value in values)])
+    return lines
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
+        for line in ruled
     )
+
+
+def metric(value: float | None, name: str) -> str:
+    """Percentages with two decimals, anything else with four digits that count."""
+    if value is None or name.endswith(_PERCENT):
+        return number(value)
+    return f"{value:.4g}".replace("-", "−")
 
 
 def number(value: float | None, signed: bool = False, decimals: int = 2) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 from salmask.config import EncoderConfig
 from salmask.encoder_file import Encoder, InputSpec
 from salmask.evaluate import linear
+from salmask.evaluate.classifier import Course
 from salmask.train import checkpoint
 
 OPTIONS = {"lr": 2.0, "batch": 8, "epochs": 4, "milestones": (2, 3), "images": "resident"}
@@ -43,7 +44,7 @@ def test_separable_colours_are_told_apart_in_every_split(rows, job, images):
 
 
 def _states(folder) -> dict:
-    return checkpoint.load_newest(folder, "f" * 12)
+    return checkpoint.load_newest(folder / "linear", "f" * 12)
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(rows, job, tmp_path, monkeypatch):
@@ -65,7 +66,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(rows, job, tmp_pat
     assert linear.run(ENCODERS, rows, broken, **OPTIONS) == wanted
     a, b = _states(whole.work), _states(broken.work)
     assert a["epoch"] == b["epoch"] == 4
-    for key in ("weight", "bias"):
+    for key in ("0.weight", "0.bias"):
         assert torch.equal(a["model"][key], b["model"][key])
     for x, y in zip(
         a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True
@@ -106,7 +107,7 @@ def test_the_seed_decides_the_result_and_repeats_it(rows, job, tmp_path):
     def weights(seed: int, name: str) -> torch.Tensor:
         some = dataclasses.replace(job, seed=seed, work=tmp_path / name)
         linear.run(ENCODERS, rows, some, **OPTIONS)
-        return _states(some.work)["model"]["weight"]
+        return _states(some.work)["model"]["0.weight"]
 
     assert torch.equal(weights(1, "a"), weights(1, "b"))
     assert not torch.equal(weights(1, "a2"), weights(2, "c"))
@@ -126,3 +127,65 @@ def test_the_encoder_stays_frozen(rows, job):
 def test_without_labels_there_is_nothing_to_score(make_manifest, job):
     rows = make_manifest([(np.zeros((8, 8, 3), np.uint8), -1, s) for s in ("train", "val")])
     assert linear.run(ENCODERS, rows, job, **OPTIONS) == {}
+
+
+# ------------------------------------------------------------------------------------- presets
+
+
+def test_what_is_given_wins_over_the_preset():
+    found = linear.settings("byol", epochs=3, lr=0.5, batch=None)
+    assert (found["epochs"], found["lr"], found["batch"], found["nesterov"]) == (3, 0.5, 1024, True)
+    moco = linear.settings("moco")
+    assert (moco["lr"], moco["epochs"], moco["milestones"]) == (30.0, 100, (60, 80))
+    assert (moco["schedule"], moco["weight_decay"], moco["nesterov"]) == ("step", 0.0, False)
+    assert linear.settings("mscn")["weight_decay"] == 1e-6
+
+
+def test_a_cosine_falls_from_the_rate_to_zero():
+    course = Course(batch=8, epochs=4, schedule="cosine")
+    shares = [course.rate_share(epoch, step, 2) for epoch in range(4) for step in range(2)]
+    # 0.5 * (1 + cos(pi * done / 8)): at a quarter 0.853553, half way 0.5
+    assert (shares[0], shares[2], shares[4]) == pytest.approx((1.0, 0.853553, 0.5))
+    assert shares == sorted(shares, reverse=True) and 0 < shares[-1] < 0.05
+
+
+@pytest.mark.parametrize("preset", ["mscn", "simclr"])
+def test_another_preset_has_a_metric_of_its_own(rows, job, preset):
+    found = linear.run(ENCODERS, rows, job, preset=preset, images="resident", epochs=2)
+    assert set(found) == {f"linear_{preset}_top1", f"other_linear_{preset}_top1"}
+
+
+def test_of_several_rates_the_best_on_held_out_images_trains_on_all(rows, job, monkeypatch):
+    trained = []
+    train = linear.train
+
+    def watched(model, loss, optimizer, manifest, ids, *rest):
+        rates = [group["lr"] * 256 / min(8, len(ids)) for group in optimizer.param_groups]
+        trained.append((len(ids), rates))
+        train(model, loss, optimizer, manifest, ids, *rest)
+
+    monkeypatch.setattr(linear, "train", watched)
+    options = OPTIONS | {"preset": "byol", "lr": (1e-9, 50.0, 1e-8), "epochs": 12}
+    found = linear.run(ENCODERS, rows, job, **options)
+    # 24 labelled images of two classes: one tenth of twelve is one held out of each
+    assert trained == [(22, pytest.approx([1e-9, 50.0, 1e-8])), (24, pytest.approx([50.0]))]
+    assert found == {"linear_byol_top1": 100.0, "other_linear_byol_top1": 100.0}
+
+
+def test_classifiers_side_by_side_learn_as_they_would_alone(rows, job, tmp_path):
+    alone = dataclasses.replace(job, work=tmp_path / "alone")
+    linear.run(ENCODERS, rows, alone, **OPTIONS)
+    ids = rows.ids("train")[rows.labels[rows.ids("train")] >= 0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(linear, "hold_out", lambda *a: (ids, ids))
+        linear.run(ENCODERS, rows, job, **(OPTIONS | {"lr": (1e-3, 2.0)}))
+    several = checkpoint.load_newest(job.work / "linear-rates", "f" * 12)
+    one = _states(alone.work)
+    torch.testing.assert_close(several["model"]["1.weight"], one["model"]["0.weight"])
+
+
+def test_held_out_images_are_of_every_class_and_stay_out(rows):
+    ids = rows.ids("train")[:24]
+    held, rest = linear.hold_out(rows, ids, 0.1, seed=0)
+    assert sorted(held.tolist() + rest.tolist()) == ids.tolist()
+    assert rows.labels[held].tolist().count(0) == rows.labels[held].tolist().count(1) == 1

@@ -6,7 +6,7 @@ from torch import nn
 
 from salmask.config import EncoderConfig
 from salmask.encoder_file import Encoder, InputSpec
-from salmask.evaluate import linear_fast
+from salmask.evaluate import linear_fast, logistic
 from salmask.evaluate.features import Labelled
 
 
@@ -21,7 +21,7 @@ def _scene(classes: int) -> Labelled:
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
 def test_the_fit_is_that_of_scikit_learn(classes, l2):
     train = _scene(classes)
-    model = linear_fast.fit(train, classes, l2, iterations=500)
+    model = logistic.fit(train, classes, l2, iterations=500)
     # theirs: C * sum of losses + |W|^2 / 2; ours: mean of losses + l2/2 |W|^2, so C = 1/(n*l2)
     reference = LogisticRegression(C=1 / (120 * l2), max_iter=5000, tol=1e-8)
     features = train.features.numpy().astype(np.float64)
@@ -36,7 +36,7 @@ def test_the_fit_is_that_of_scikit_learn(classes, l2):
 
 def test_at_the_minimum_the_gradient_vanishes():
     train = _scene(4)
-    model = linear_fast.fit(train, 4, 0.01, iterations=500)
+    model = logistic.fit(train, 4, 0.01, iterations=500)
     probability = model(train.features).softmax(dim=1).detach()
     error = (probability - nn.functional.one_hot(train.labels, 4)) / 120
     gradient = error.T @ train.features + 0.01 * model.weight.detach()

@@ -26,7 +26,7 @@ def test_results_hold_the_metrics_of_every_protocol_and_their_lineage(built) -> 
 
 def test_a_missing_protocol_is_the_users_to_repair(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plain.knn.metrics\.json is missing"):
-        tables.collect(["plain"], ["knn"], tmp_path, tmp_path)
+        tables.collect({"plain": ["knn"]}, tmp_path, tmp_path)
 
 
 def scores(**metrics: float) -> list[tables.Block]:
@@ -57,6 +57,28 @@ def test_what_is_missing_is_a_dash_in_the_text_table() -> None:
     assert lines[2].split() == ["a", "50.00", "20.00", "+30.00", "40.00"]
     assert lines[3].split() == ["b", "30.00", "–", "–", "–"]
     assert len({len(line) for line in lines}) == 1  # aligned
+
+
+def test_evaluations_of_some_runs_stand_apart_a_metric_per_line() -> None:
+    rows = [
+        {"run": "a", "dataset": "mine", "metrics": KNN},
+        {"run": "b", "dataset": "mine", "metrics": KNN | CHOSEN | {"far_finetune1_top1": 8.0}},
+    ]
+    configs = {"a": a_run(name="a"), "b": a_run(name="b")}
+    apart = {*CHOSEN, "far_finetune1_top1"}
+    found = tables.blocks({"rows": rows}, {"val": "", "far": "far_"}, configs, apart)
+    assert [list(block.metrics) for block in found] == [["knn20_top1", "knn200_top1"], []]
+    val, far = (block.split("\n\n") for block in tables.text(found).split("\n\nfar"))
+    assert "finetune" not in val[0]
+    lines = [line.split() for line in val[1].splitlines()]
+    assert lines[0] == ["val", "b"] and lines[2:] == [
+        ["finetune1_top1", "71.25"], ["variance_pooled", "0.001235"],
+        ["variance_uniformity", "−3.1"],
+    ]  # fmt: skip
+    assert far[0].splitlines()[-1].split() == ["finetune1_top1", "8.00"]
+
+
+CHOSEN = {"variance_pooled": 0.00123456, "finetune1_top1": 71.25, "variance_uniformity": -3.1}
 
 
 def test_the_best_run_is_the_one_with_the_best_first_knn() -> None:

@@ -39,7 +39,8 @@ def params(**runs: dict) -> dict:
         "framework": {"name": "moco"},
         "train": {"epochs": 2, "warmup_epochs": 1, "batch": 4},
         "runs": runs or {"plain": {}, "masked": {"mask": {"name": "high_pass"}}},
-        "evaluate": {"protocols": ["knn", "linear_fast"]},
+        "evaluate": {"protocols": ["knn", "linear_fast"], "chosen": {}},
+        "transfer": {},
     }
 
 

@@ -1,0 +1,107 @@
+"""SGD of a classifier on augmented views (crop and flip): what linear and fine-tuning share."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from salmask.config import ViewConfig
+from salmask.data.loader import Schedule, pairs
+from salmask.data.manifest import Manifest
+from salmask.job import Job
+from salmask.progress import progress
+from salmask.train import checkpoint
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long a classifier learns, and what becomes of its rates: `step` multiplies them by gamma
+    at the start of every epoch in milestones, counted from 0; `cosine` brings them to 0, per step.
+    images: `stream` from disk, or `resident` on the device."""
+
+    batch: int
+    epochs: int
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    images: str = "stream"
+
+    def rate_share(self, epoch: int, step: int, steps: int) -> float:
+        """The share of the first rate at a step of an epoch of `steps`."""
+        if self.schedule == "step":
+            return self.gamma ** bisect_right(self.milestones, epoch)
+        done = (epoch * steps + step) / (self.epochs * steps)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    manifest: Manifest,
+    ids: Tensor,
+    side: int,
+    course: Course,
+    job: Job,
+    folder: Path,
+    title: str,
+) -> None:
+    """Trains what of `model` the optimizer holds, in place, to the end of the course.
+
+    loss: (views (B,3,side,side) float32 in [0,1], labels (B,)) -> the mean loss of a batch.
+    ids: (n,) labelled rows. folder: for checkpoints; a training that was interrupted goes on from
+    the end of its last epoch, and ends in the same bytes as one that was not.
+    """
+    schedule = Schedule(job.seed, ids, course.batch, course.epochs)
+    view = ViewConfig(size=side, grid=1, crop=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0)
+    labels, steps, epoch = manifest.labels.to(job.device), schedule.steps_per_epoch, 0
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    state = checkpoint.load_newest(folder, job.fingerprint)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        epoch = state["epoch"]
+    batches = pairs(
+        manifest,
+        view,
+        schedule,
+        images=course.images,
+        device=job.device,
+        workers=job.workers,
+        start=(epoch, 0),
+        branches=("query",),
+    )
+    if epoch == course.epochs:
+        return
+    with progress(title, course.epochs * steps, "steps", done=epoch * steps) as bar:
+        for crops in batches:
+            share = course.rate_share(crops.epoch, crops.step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * share
+            value = loss(crops.crops["query"].float() / 255, labels[crops.ids])
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            bar.advance(1)
+            if crops.step == steps - 1:
+                state = {
+                    "fingerprint": job.fingerprint,
+                    "epoch": crops.epoch + 1,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
+                checkpoint.save(folder, crops.epoch + 1, state)
+
+
+def head(width: int, classes: int, device: torch.device) -> nn.Linear:
+    """A classifier that has learned nothing: weights N(0, 0.01), biases 0 (He et al. 2020)."""
+    made = nn.Linear(width, classes)
+    nn.init.normal_(made.weight, std=0.01)
+    nn.init.zeros_(made.bias)
+    return made.to(device)

@@ -1,0 +1,177 @@
+"""The spread of features over views, by hand and over batches."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask.encoder_file import Encoder, InputSpec
+from salmask.errors import UserError
+from salmask.evaluate import variance
+from salmask.evaluate.variance import Augmentation
+from salmask.masks.strategies import input_filter
+from salmask.saliency import store as stores
+
+VIEW = ViewConfig(size=8, grid=4, crop=(0.3, 1.0), blur_p=0.0)
+STILL = ViewConfig(8, 4, (1.0, 1.0), (0.75, 0.75), 0.0, jitter_p=0, gray_p=0, blur_p=0)
+
+
+def config(mask: str = "none", view: ViewConfig = VIEW, **options: object) -> RunConfig:
+    framework = Choice("moco", {})
+    return RunConfig("a", EncoderConfig(), view, Choice(mask, options), framework, TrainConfig())
+
+
+class MeanColour(nn.Module):
+    """Stands for a network: (B,3,H,W) -> (B,3)."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
+
+
+def encoders(spec_filter: dict | None = None) -> dict[str, Encoder]:
+    return {"trained": Encoder(MeanColour(), EncoderConfig(), InputSpec(8, 9, spec_filter)).eval()}
+
+
+@pytest.fixture
+def rows(make_manifest):
+    generator = np.random.default_rng(0)
+    images = []
+    for split, count in (("train", 2), ("val", 7), ("other", 3)):
+        for _ in range(count):
+            images.append((generator.integers(0, 255, (16, 12, 3), np.uint8), -1, split))
+    return make_manifest(images)
+
+
+# ------------------------------------------------------------------------------------- by hand
+
+
+def test_the_spread_by_hand():
+    # image 1: dimension 1 takes 1, 2, 3 (variance 1), dimension 2 always 5 (0); image 2: 0, 0, 6
+    # (mean 2, squares 4 + 4 + 16 = 24, over 2: 12) and 1, 1, 4 (mean 2: (1 + 1 + 4) / 2 = 3)
+    features = torch.tensor([[[1.0, 5], [2, 5], [3, 5]], [[0, 1], [0, 1], [6, 4]]])
+    found = variance.spread(features)
+    assert (found.mean, found.total) == ((1 + 0 + 12 + 3) / 4, (1 + 15) / 2)
+
+
+def test_uniformity_by_hand():
+    # squared distances: 2 between the axes, 4 and 2 to the opposite of the first
+    unit = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
+    wanted = math.log((math.exp(-4) + math.exp(-8) + math.exp(-4)) / 3)
+    assert variance.uniformity(unit) == pytest.approx(wanted)
+
+
+@given(st.integers(2, 40), st.integers(1, 6), st.integers(0, 99))
+def test_uniformity_is_that_of_all_pairs_in_any_chunks(count, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    unit = nn.functional.normalize(
+        torch.randn(count, width, generator=generator, dtype=torch.float64), dim=1
+    )
+    wanted = torch.pdist(unit).square().mul(-2).exp().mean().log().item()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(variance, "_CHUNK", 7)
+        assert variance.uniformity(unit) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+@given(st.integers(0, 99))
+def test_alignment_is_the_mean_squared_distance_of_two_views(seed):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
+    between = torch.cdist(features, features).square().sum((1, 2)) / (4 * 3)
+    assert 2 * variance.spread(features).total == pytest.approx(between.mean().item())
+
+
+# ---------------------------------------------------------------------------------------- runs
+
+
+def measured(rows, job, made=None, given_encoders=None, **options) -> dict[str, float]:
+    augmentation = Augmentation(made or config(), Path("nowhere"))
+    options = {"views": 6, "images": "resident"} | options
+    return variance.run(given_encoders or encoders(), rows, job, augmentation, **options)
+
+
+NAMES = ("pooled", "pooled_total", "unit", "unit_total", "alignment", "uniformity")
+
+
+def test_every_split_is_measured_without_labels(rows, job):
+    found = measured(rows, job)
+    assert set(found) == {f"{p}variance_{name}" for p in ("", "other_") for name in NAMES}
+    assert found["variance_pooled_total"] == pytest.approx(3 * found["variance_pooled"])
+    assert found["variance_alignment"] == pytest.approx(2 * found["variance_unit_total"])
+    assert found["variance_pooled"] > 0.001
+
+
+def test_views_that_do_not_differ_have_no_spread(rows, job):
+    found = measured(rows, job, config(view=STILL))
+    assert all(found[f"variance_{n}"] == pytest.approx(0, abs=1e-9) for n in NAMES[:5])
+
+
+@pytest.mark.parametrize("images", ["stream", "resident"])
+@pytest.mark.parametrize("mask", ["none", "mean"])
+def test_numbers_do_not_depend_on_the_batch(rows, job, tmp_path, images, mask):
+    made, path = config(mask), saliency(rows, tmp_path)
+    found = [
+        variance.run(
+            encoders(), rows, job, Augmentation(made, path), views=5, batch=size, images=images
+        )
+        for size in (1, 4, 100)
+    ]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
+
+
+def saliency(rows, tmp_path) -> Path:
+    """A store of random maps for the rows."""
+    path = tmp_path / "saliency.zarr"
+    plan = stores.Plan(len(rows), 100, {16: (4, 4)}, {"manifest": rows.digest})
+    maps = torch.rand(len(rows), 4, 4, generator=torch.Generator().manual_seed(0))
+    seen = stores.scaled({16: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
+    stores.fill(path, plan, lambda _: iter([seen]))
+    return path
+
+
+class Contrast(nn.Module):
+    """Stands for a network that notices flat patches: (B,3,H,W) -> (B,3)."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.std((2, 3))
+
+
+def test_a_runs_mask_is_part_of_its_views_and_drawn_for_each(rows, job, tmp_path):
+    made = config("mean", STILL, ratio=(0.4, 0.4), hard_negative=None)
+    augmentation = Augmentation(made, saliency(rows, tmp_path))
+    given = {"trained": Encoder(Contrast(), EncoderConfig(), InputSpec(8, 9, None))}
+    options = {"views": 6, "images": "resident"}
+    found = variance.run(given, rows, job, augmentation, **options)
+    without = variance.run(given, rows, job, augmentation, masked=False, **options)
+    assert set(without) == {n.replace("variance", "variance_unmasked") for n in found}
+    # nothing but the patches differs between views
+    assert without["variance_unmasked_pooled"] == pytest.approx(0, abs=1e-9)
+    assert found["variance_pooled"] > 1e-4
+
+
+def test_a_filtered_view_is_filtered_once(rows, job, tmp_path):
+    # no patch is masked, so what the encoder sees is the filtered view, masked or not
+    made = config("high_pass", ratio=(0.0, 0.0), focal=0.0, hard_negative=None)
+    given = encoders(input_filter(made.mask, 8))
+    path = saliency(rows, tmp_path)
+    found = variance.run(given, rows, job, Augmentation(made, path), views=4)
+    same = variance.run(given, rows, job, Augmentation(made, path), views=4, masked=False)
+    assert found["variance_pooled"] == pytest.approx(same["variance_unmasked_pooled"], rel=1e-4)
+
+
+def test_a_mask_that_learns_and_a_single_view_are_refused(rows, job):
+    with pytest.raises(UserError, match="learns"):
+        measured(rows, job, config("adios"))
+    with pytest.raises(UserError, match="at least 2"):
+        measured(rows, job, views=1)
+
+
+def test_without_a_validation_split_there_is_nothing_to_measure(make_manifest, job):
+    rows = make_manifest([(np.zeros((8, 8, 3), np.uint8), -1, "train")])
+    assert measured(rows, job) == {}
