@@ -160,3 +160,12 @@ def test_sgd_learns_from_both_splits_under_a_name_of_its_own(make, job):
     state = torch.load(next(job.work.glob("transfer/step-*6.pt")), weights_only=True)
     # 60 labelled images of train and val: the last step is the 18th, at a tenth of 3 * 20 / 256
     assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.3 * 20 / 256)
+
+
+def test_of_equally_good_penalties_the_largest_is_taken():
+    train, val = scene(60, 0), scene(1, 1)
+    grid = [1e-3, 1e-2, 2e-2]
+    scores = [reference(train, l2).predict(val.features.double().numpy()) for l2 in grid]
+    assert len({int(score[0]) for score in scores}) == 1  # right or wrong, alike
+    _, best = transfer.by_validation(train, val, 4, grid, iterations=500)
+    assert best == 2e-2
