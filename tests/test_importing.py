@@ -291,4 +291,4 @@ def test_check_reads_what_is_to_be_imported(project):
 def test_a_run_and_an_import_of_one_name_are_refused(project):
     theirs = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 4}
     assert "imports.plain: there is a run of this name" in edited(project, plain=theirs)
-    assert "imports.A_b: a run's name is made of" in edited(project, A_b=theirs)
+    assert "imports.A_b: a name is made of" in edited(project, A_b=theirs)
