@@ -269,8 +269,8 @@ class Params:
         return value
 
     def chosen(self) -> dict[str, list[str]]:
-        """Of every run and import, the folders of the evaluations chosen for it: their protocols, and
-        transfer-<dataset>. Raises UserError."""
+        """Of every run and import, the folders of the evaluations chosen for it: their protocols,
+        and transfer-<dataset>. Raises UserError."""
         where = f"{self.source}: evaluate.chosen"
         asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
         for name in datasets:
