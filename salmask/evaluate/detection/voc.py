@@ -65,13 +65,13 @@ def _of_class(
         objects += int((there & ~picture.ignored).sum())
         order = np.argsort(-seen.scores[mine], kind="stable")
         ious = box_iou(seen.boxes[mine][order], picture.boxes[there])
-        verdicts = [_verdicts(ious, picture.ignored[there], least) for least in IOUS]
-        parts.append((seen.scores[mine][order], np.stack(verdicts)))
+        verdicts = np.stack([_verdicts(ious, picture.ignored[there], least) for least in IOUS])
+        parts.append((seen.scores[mine][order], verdicts))
     if not objects:
         return None, 0
     order = np.argsort(-np.concatenate([scores for scores, _ in parts]), kind="stable")
-    verdicts = np.concatenate([some for _, some in parts], axis=1)[:, order]
-    return np.array([eleven_point(row[row >= 0] == 1, objects) for row in verdicts]), objects
+    ranked = np.concatenate([verdicts for _, verdicts in parts], axis=1)[:, order]
+    return np.array([eleven_point(row[row >= 0] == 1, objects) for row in ranked]), objects
 
 
 def _verdicts(ious: np.ndarray, ignored: np.ndarray, least: float) -> np.ndarray:
