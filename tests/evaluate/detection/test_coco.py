@@ -103,7 +103,7 @@ def crowded_scene():
         guessed = np.where(generator.random(7) < 0.8, np.r_[labels, labels[:2]], 0)
         masks, others = [tuple(ellipse(b, WIDE) for b in some) for some in (boxes, seen)]
         there = picture(boxes, labels, ignored, masks)
-        pictures.append(replace(there, areas=0.5 * there.areas))  # the annotations' word counts
+        pictures.append(replace(there, areas=1.5 * there.areas))  # the annotations' word counts
         found.append(detections(seen, generator.random(7).round(1), guessed, others))
     return annotations(*pictures, rule="coco"), found
 
