@@ -46,7 +46,7 @@ def trainable(annotations: Annotations, difficult: bool = True) -> list[Picture]
     return found
 
 
-def training(
+def training_batches(
     pictures: Sequence[Picture],
     looks: Looks,
     *,
@@ -63,7 +63,7 @@ def training(
     return iter(DataLoader(items, batch_size=None, sampler=range(start, end), num_workers=workers))
 
 
-def testing(
+def whole_images(
     pictures: Sequence[Picture], short_side: int, long_side: int, workers: int
 ) -> Iterator[Tensor]:
     """Every picture's image (3,H,W) uint8 at the size that it is searched at, in order."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salmask.errors import NonFiniteLossError
-from salmask.evaluate.detection.examples import Example, Looks, training
+from salmask.evaluate.detection.examples import Example, Looks, training_batches
 from salmask.evaluate.detection.model import Detector, Losses, Targets
 from salmask.evaluate.detection.objects import Picture
 from salmask.evaluate.detection.recipes import Recipe
@@ -31,7 +31,7 @@ def train(
         detector.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         iteration = state["iteration"]
-    batches = training(
+    batches = training_batches(
         pictures,
         looks,
         seed=job.seed,

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_masks
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from salmask.evaluate.detection.examples import testing
+from salmask.evaluate.detection.examples import whole_images
 from salmask.evaluate.detection.model import Detector
 from salmask.evaluate.detection.objects import Detections, Picture, Rle
 from salmask.job import Job
@@ -22,7 +22,7 @@ def search(
     """The detections of each picture, in order, one image at a time."""
     detector.eval()
     found = []
-    images = testing(pictures, short_side, long_side, job.workers)
+    images = whole_images(pictures, short_side, long_side, job.workers)
     with progress("detections", len(pictures)) as bar:
         for picture, image in zip(pictures, images, strict=True):
             [seen] = detector([image.to(job.device).float() / 255])
