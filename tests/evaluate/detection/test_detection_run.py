@@ -112,11 +112,11 @@ def test_a_detector_that_finds_nothing_scores_0(sets, job, monkeypatch):
 def test_colours_learned_by_heart_are_found(tmp_path, job):
     """The whole way: what a short training has seen, it finds where it is, boxes and masks."""
     scene = drawn(tmp_path / "drawn", 5)
-    options = {"iterations": 120, "milestones": (100,), "batch": 4, "warmup": 10, "lr": 0.05,
+    options = {"iterations": 90, "milestones": (76,), "batch": 4, "warmup": 10, "lr": 0.1,
                "short_sides": (64,)}  # fmt: skip
     found = score(Sets("toy", scene, scene), job, **options)
-    assert found["detect_toy_box_ap50"] > 80
-    assert found["detect_toy_mask_ap50"] > 80
+    assert found["detect_toy_box_ap50"] > 70
+    assert found["detect_toy_mask_ap50"] > 70
 
 
 def test_the_rate_of_every_published_recipe():
