@@ -3,7 +3,10 @@
     python -m benchmarks.detection_overfit FOLDER --out SOMEWHERE
 
 A detector that sees its test images in training must reach AP50 over 90; what stops it is a bug in
-targets, losses, coordinates or scores. A small trunk with random weights, for two CPU cores.
+targets, losses, coordinates or scores. A small trunk with random weights, at a size for CPU cores.
+
+Of COCO's first 128 images, the 20 whose smallest object is largest (35 objects) gave, as the options
+stand, after 4.1 minutes of one core: boxes AP50 100.0, AP 72.9; masks AP50 82.7, AP 55.9.
 """
 
 import json
