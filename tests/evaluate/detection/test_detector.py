@@ -2,12 +2,15 @@ import pytest
 import torch
 from drawn_scenes import detector, drawn, encoder, noise
 from torch import nn
+from torchvision.models.detection.roi_heads import maskrcnn_loss
+from torchvision.ops import box_iou
 
 from salmask.backbones import build_encoder
 from salmask.config import EncoderConfig
 from salmask.data.views import normalise
 from salmask.encoder_file import Encoder, InputSpec
 from salmask.errors import UserError
+from salmask.evaluate.detection import model
 from salmask.evaluate.detection.examples import example
 from salmask.evaluate.detection.learning import losses_of, on_device
 from salmask.evaluate.detection.model import Detector
@@ -98,6 +101,28 @@ def test_the_loss_falls_on_a_fixed_batch(batch, masks):
     assert sum(last.values()) < 0.6 * sum(first.values())
     assert all(last[name] < first[name] for name in ("loss_objectness", "class"))
     assert not masks or last["mask"] < 0.9 * first["mask"]
+
+
+def test_masks_are_learned_from_the_features_of_regions_that_show_objects(batch, monkeypatch):
+    found = detector(masks=True).train()
+    found.trunk.eval()
+    found.heads.box_head.eval()  # or a region's features would depend on the others'
+    seen = {}
+
+    def kept(logits, regions, masks, labels, matched):
+        seen.update(logits=logits, regions=regions, matched=matched)
+        return maskrcnn_loss(logits, regions, masks, labels, matched)
+
+    monkeypatch.setattr(model, "maskrcnn_loss", kept)
+    images, targets = batch
+    losses_of(found, images, targets, 0, 0)
+    assert min(len(some) for some in seen["regions"]) > 0
+    for regions, matched, target in zip(seen["regions"], seen["matched"], targets, strict=True):
+        assert (box_iou(regions, target["boxes"][matched]).diagonal() >= 0.5).all()
+    with torch.inference_mode():
+        features = {"0": found.trunk(found.prepared(images).tensors)}
+        pooled = found.heads.box_head(found.heads.box_roi_pool(features["0"], seen["regions"]))
+        assert torch.allclose(found.heads.mask_predictor(pooled), seen["logits"], atol=1e-5)
 
 
 def test_what_the_losses_are_taken_on_is_drawn_from_seed_and_iteration(batch):
