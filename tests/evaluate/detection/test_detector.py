@@ -63,6 +63,15 @@ def test_images_are_padded_to_whole_cells_and_anchors_stand_on_them(stem, stride
     assert anchors[1, 2, 1].tolist() == [2 * stride - 16, stride - 16, 2 * stride + 16, stride + 16]
 
 
+def test_regions_are_read_where_they_lie():
+    """Cell k of a map at stride 8 has its centre at 8k + 4 px, so a box around 32 px reads 3.5."""
+    found = Detector(encoder("small2"), 2)
+    across = torch.arange(10.0).expand(1, 1, 6, 10)
+    pooled = found.heads.box_roi_pool(across, [torch.tensor([[16.0, 8, 48, 40]])])
+    assert pooled.shape == (1, 1, 14, 14)
+    assert pooled.mean().item() == pytest.approx(3.5, abs=1e-5)
+
+
 def test_anchors_are_five_sides_by_three_ratios():
     generator = Detector(encoder(), 2).rpn.anchor_generator
     corners = generator.cell_anchors[0]

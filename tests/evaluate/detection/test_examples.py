@@ -109,6 +109,16 @@ def test_every_epoch_shows_every_picture_once_and_looks_vary(tmp_path):
     assert mirrored > 15
 
 
+def test_the_order_is_another_in_every_epoch(tmp_path):
+    pictures = trainable(drawn(tmp_path / "many", 9))
+    plain = Looks((64,), 200, 0.0)
+    found = training_batches(pictures, plain, start=0, end=8, **OPTIONS)
+    shown = [image for batch in found for image, _ in batch]
+    first, second = shown[:8], shown[8:]
+    assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(any(torch.equal(a, b) for b in second) for a in first)
+
+
 def test_no_flip_and_always_flip(scene):
     pictures = trainable(scene)
     for flip, left in ((0.0, pictures[0].boxes[0, 0]), (1.0, 80 - pictures[0].boxes[0, 2])):
