@@ -1,0 +1,1 @@
+"""Detection and instance segmentation with an encoder as trunk: data, model, training, scores."""

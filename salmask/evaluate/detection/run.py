@@ -1,0 +1,161 @@
+"""The detection protocol: an encoder as the trunk of Faster or Mask R-CNN, trained and scored."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from salmask.devices import place
+from salmask.encoder_file import Encoder
+from salmask.errors import UserError
+from salmask.evaluate.detection import coco, voc
+from salmask.evaluate.detection.examples import Looks, trainable
+from salmask.evaluate.detection.learning import train
+from salmask.evaluate.detection.model import ANCHORS, Detector, Norm
+from salmask.evaluate.detection.objects import Annotations, Detections, Scores
+from salmask.evaluate.detection.recipes import RECIPES, Recipe
+from salmask.evaluate.detection.searching import search
+from salmask.evaluate.detection.showing import sheet
+from salmask.files import write_bytes, write_rows
+from salmask.job import Job
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What to train on and what to score. name: of the dataset, as metrics and files carry it."""
+
+    name: str
+    train: Annotations
+    test: Annotations
+
+
+def run(
+    encoders: Mapping[str, Encoder],
+    sets: Sets,
+    job: Job,
+    *,
+    recipe: str = "voc",
+    masks: bool | None = None,
+    freeze_encoder: bool = False,
+    norm: Norm = "sync",
+    iterations: int | None = None,
+    milestones: tuple[int, ...] | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    scale_lr: bool = False,
+    warmup: int | None = None,
+    warmup_factor: float | None = None,
+    short_sides: tuple[int, ...] | None = None,
+    test_short_side: int = 800,
+    long_side: int = 1333,
+    flip: float = 0.5,
+    difficult: bool = True,
+    anchors: tuple[int, ...] = ANCHORS,
+    regions: int = 512,
+    pictures: int = 8,
+) -> dict[str, float]:
+    """AP in percent: `detect_<dataset>_box_ap`, `_box_ap50`, `_box_ap75`; on COCO's format also
+    `_box_ap_s`, `_m`, `_l` and, with masks, all six as `_mask_...`.
+
+    Trains with `encoders["trained"]`, which stays as it is. recipe: one of RECIPES; iterations to
+    short_sides take the place of its own where given. scale_lr: times batch / the recipe's batch.
+    masks: whether there is a mask head (None: where all annotations have masks). difficult: learn
+    VOC's difficult objects too. regions: of an image that the heads learn on. pictures: how many to
+    draw. Writes to `job.out` each class's results as detect_<dataset>_classes.csv and
+    detect_<dataset>.png. Raises UserError for what does not fit.
+    """
+    chosen = _chosen(
+        recipe,
+        {
+            "iterations": iterations,
+            "milestones": milestones,
+            "batch": batch,
+            "lr": lr,
+            "warmup": warmup,
+            "warmup_factor": warmup_factor,
+            "short_sides": short_sides,
+        },
+        scale_lr,
+    )
+    masks = _checked(sets, masks)
+    detector = Detector(
+        encoders["trained"],
+        len(sets.train.classes),
+        masks=masks,
+        freeze_encoder=freeze_encoder,
+        norm=norm,
+        anchors=anchors,
+        regions=regions,
+        seed=job.seed,
+    )
+    place(detector, job.device)
+    learned = trainable(sets.train, difficult)
+    if not learned:
+        raise UserError(f"no image to train on in {sets.name} shows an object that counts")
+    train(detector, learned, chosen, Looks(chosen.short_sides, long_side, flip), job)
+    found = search(detector, sets.test.pictures, test_short_side, long_side, job)
+    scores = scored(sets.test, found, masks)
+    write_rows(job.out / f"detect_{sets.name}_classes.csv", *_table(sets.test, scores))
+    write_bytes(job.out / f"detect_{sets.name}.png", sheet(sets.test, found, pictures))
+    return {
+        f"detect_{sets.name}_{kind}_{name}": value
+        for kind, some in scores.items()
+        for name, value in some.overall.items()
+    }
+
+
+def scored(
+    annotations: Annotations, found: Sequence[Detections], masks: bool
+) -> dict[coco.Kind, Scores]:
+    """By the annotations' own rule, boxes and, by COCO's with masks, masks."""
+    if annotations.rule == "voc":
+        return {"box": voc.score(annotations, found)}
+    scores: dict[coco.Kind, Scores] = {"box": coco.score(annotations, found, "box")}
+    if masks:
+        scores["mask"] = coco.score(annotations, found, "mask")
+    return scores
+
+
+def _chosen(name: str, given: Mapping[str, Any], scale_lr: bool) -> Recipe:
+    """The recipe with what was given in place of its own."""
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe `{name}`; choose {', '.join(RECIPES)}")
+    published = RECIPES[name]
+    changes = {key: value for key, value in given.items() if value is not None}
+    recipe = replace(published, **changes)
+    if min(recipe.batch, recipe.iterations, *recipe.short_sides) < 1:
+        raise UserError("batch, iterations and short_sides must be positive")
+    if recipe.iterations <= max(recipe.milestones, default=0):
+        raise UserError(
+            f"milestones {list(recipe.milestones)} lie beyond the {recipe.iterations} iterations: "
+            "give both"
+        )
+    if scale_lr:
+        recipe = replace(recipe, lr=recipe.lr * recipe.batch / published.batch)
+    return recipe
+
+
+def _checked(sets: Sets, masks: bool | None) -> bool:
+    """Whether there are to be masks. Raises UserError for sets that do not belong together."""
+    if not re.fullmatch(r"\w+", sets.name):
+        raise UserError(f"a dataset's name goes into metrics' names: letters only, not {sets.name}")
+    if (sets.train.classes, sets.train.rule) != (sets.test.classes, sets.test.rule):
+        raise UserError(f"the classes or formats of {sets.name}'s train and test sets differ")
+    there = sets.train.has_masks() and sets.test.has_masks()
+    if masks and not there:
+        raise UserError(f"masks are asked for, and {sets.name} was read without")
+    return there if masks is None else masks
+
+
+def _table(
+    annotations: Annotations, scores: Mapping[coco.Kind, Scores]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row for each kind and class, and the columns; empty where a class has no objects."""
+    names = list(dict.fromkeys(name for some in scores.values() for name in some.overall))
+    rows: list[dict[str, Any]] = []
+    for kind, some in scores.items():
+        for name in annotations.classes:
+            row = some.classes[name]
+            aps = {ap: f"{row[ap]:.4f}" if ap in row else "" for ap in names}
+            rows.append({"kind": kind, "class": name, "objects": int(row["objects"])} | aps)
+    return rows, ["kind", "class", "objects", *names]

@@ -1,0 +1,72 @@
+"""Coloured rectangles on gray, drawn by the test, and tiny encoders to find them with."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+
+from salmask.backbones import build_encoder
+from salmask.config import EncoderConfig
+from salmask.encoder_file import Encoder, InputSpec
+from salmask.evaluate.detection.model import Detector
+from salmask.evaluate.detection.objects import Annotations, Picture
+
+CLASSES = ("red", "blue")
+SIDE = 64  # px
+TINY = {"anchors": (16, 32), "regions": 16}
+
+
+def encoder(stem="small2", blur=None) -> Encoder:
+    config = EncoderConfig("resnet10", 8, stem)
+    return Encoder(build_encoder(config, seed=0), config, InputSpec(SIDE, SIDE, blur)).eval()
+
+
+def detector(**options) -> Detector:
+    return Detector(encoder(), 2, **(TINY | options))
+
+
+def drawn(folder, count, rule="coco", masks=True, seed=0) -> Annotations:
+    """Images with two objects each, the last one without any."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True, parents=True)
+    pictures = []
+    for number in range(count):
+        pixels = np.full((SIDE, SIDE + 16, 3), 128, np.uint8)
+        boxes, runs = [], []
+        for label in range(2 if number < count - 1 else 0):
+            left, top = generator.integers(0, 12, 2) + np.array([0, 32 * label])
+            right, bottom = left + generator.integers(20, 50), top + generator.integers(16, 20)
+            pixels[top:bottom, left:right] = (220, 30, 30) if label == 0 else (30, 30, 220)
+            shape = np.zeros((SIDE, SIDE + 16), np.uint8, order="F")
+            shape[top:bottom, left:right] = 1
+            boxes.append([left, top, right, bottom])
+            runs.append(rle.encode(shape))
+        file = folder / f"{number}.png"
+        Image.fromarray(pixels).save(file)
+        box = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        pictures.append(
+            Picture(
+                file,
+                SIDE,
+                SIDE + 16,
+                box,
+                np.arange(len(box), dtype=np.int64),
+                np.zeros(len(box), bool),
+                (box[:, 2:] - box[:, :2]).prod(axis=1),
+                tuple(runs) if masks else None,
+            )
+        )
+    return Annotations(CLASSES, tuple(pictures), rule)
+
+
+def with_ignored(annotations: Annotations, *first: bool) -> Annotations:
+    """The first picture's objects ignored or not."""
+    one = replace(annotations.pictures[0], ignored=np.array(first))
+    return replace(annotations, pictures=(one, *annotations.pictures[1:]))
+
+
+def noise(*sizes) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(3, *size, generator=generator) for size in sizes]
