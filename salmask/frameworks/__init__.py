@@ -16,24 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from salmask.config import Choice, EncoderConfig, bind, pick
 from salmask.distributed import world
 from salmask.errors import UserError
-from salmask.shapes import Views, Wiring
 
 NAMES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py")))
-
-
-class Framework(nn.Module):
-    """What the training loop relies on; for type checkers, not to inherit from."""
-
-    encoder: nn.Module
-    wiring: Wiring
-
-    def losses(self, views: Views) -> dict[str, Tensor]:
-        raise NotImplementedError
 
 
 def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> Any:

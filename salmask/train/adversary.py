@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask.distributed import average
-from salmask.frameworks import Framework
 from salmask.masks.adios import Masker
 from salmask.train.batches import Batch
 
@@ -28,7 +27,7 @@ class Adversary:
 
     def step(
         self,
-        framework: Framework,
+        framework: Any,  # see salmask.frameworks
         batch: Batch,
         share: float,
         precision: AbstractContextManager[object] | None = None,

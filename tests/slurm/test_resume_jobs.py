@@ -61,7 +61,7 @@ class Bench(Desk):
     def held(self, launcher: subprocess.Popen[str]) -> subprocess.Popen[str]:
         """The launcher, once its job waits at the step."""
         step = int((self.folder / "hold").read_text())
-        reached = f"runs/*/work/step-{step:09d}.pt"
+        reached = f"runs/*/*/step-{step:09d}.pt"
         until(lambda: list(self.folder.glob(reached)) or launcher.poll() is not None, LIMIT)
         assert launcher.poll() is None, finished(launcher)
         return launcher
