@@ -84,8 +84,7 @@ def main(order: Order) -> None:
     except (NonFiniteLossError, DiskFullError) as error:
         _leave(f"error: {error}", _FAILED)
     except InterruptedRunError as error:
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
+        _listen_no_more()
         if error.number == signal.SIGUSR2 and _in_slurm():
             _again(order.chosen)
         _leave(f"stopped: {error}", _STOPPED)
@@ -244,7 +243,13 @@ def _await_the_end() -> None:
     time.sleep(60)
 
 
+def _listen_no_more() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _leave(message: str, code: int) -> NoReturn:
+    _listen_no_more()
     print(message, flush=True)
     if not _in_slurm():
         os.kill(os.getppid(), signal.SIGTERM)  # the other tasks end too, as srun would have it
