@@ -118,7 +118,7 @@ def _free(lock: Path) -> bool:
     return True
 
 
-def finished(process: subprocess.Popen[str], code: int = 0, seconds: float = 120) -> str:
+def finished(process: subprocess.Popen[str], code: int = 0, seconds: float = 400) -> str:
     """All that a process said. Fails unless it ends with `code` in time."""
     try:
         said = process.communicate(timeout=seconds)[0]
@@ -129,7 +129,7 @@ def finished(process: subprocess.Popen[str], code: int = 0, seconds: float = 120
     return said
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

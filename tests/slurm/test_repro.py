@@ -12,7 +12,7 @@ from pipeline import TINY, Project
 
 from salmask.provenance import tree_digest
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 STORE = Path("artifacts/saliency/saliency.zarr")
 
