@@ -19,7 +19,8 @@ MODULES = [importlib.import_module(f"salmask.evaluate.{m.name}")
            for m in pkgutil.iter_modules(evaluate.__path__)]  # fmt: skip
 # variance cuts the views of its run, which are filtered already: see test_variance.py
 PROTOCOLS = [module for module in MODULES
-             if hasattr(module, "run") and not module.__name__.endswith(".variance")]  # fmt: skip
+             if callable(getattr(module, "run", None))
+             and not module.__name__.endswith(".variance")]  # fmt: skip
 PLAIN = InputSpec(16, 18, None)
 FILTERED = dataclasses.replace(PLAIN, filter=FILTER)
 # whichever of these a protocol knows: what makes it short
