@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import itertools
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from PIL import Image
 
 from salmask import doctor as doctors
-from salmask import encoder_file, frameworks, importing, provenance
+from salmask import costs, encoder_file, frameworks, importing, provenance, suites
 from salmask import export as exports
 from salmask import lineage as lineages
 from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
@@ -28,6 +26,7 @@ from salmask.data.sources import configured
 from salmask.errors import UserError
 from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
 from salmask.masks import strategies
+from salmask.report import comparison
 from salmask.report import gallery as sheet
 from salmask.saliency import localizers
 from salmask.saliency.scda import activation_map
@@ -118,23 +117,17 @@ def _check_images(data: Path) -> bool:
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @_readable_errors
-def suite(name: str) -> None:
-    """Puts suites/NAME.yaml in place of params.yaml, once it has passed every check."""
+def suite(name: str | None) -> None:
+    """Puts suites/NAME.yaml in place of params.yaml, once it has passed every check; without NAME,
+    lists the suites with what they need."""
     root = provenance.find_root()
-    source, target = root / "suites" / f"{name}.yaml", root / "params.yaml"
-    if not source.is_file():
-        known = ", ".join(sorted(p.stem for p in source.parent.glob("*.yaml")))
-        raise UserError(f"no suite `{name}`; there are: {known}")
-    validate(Params.read(source))
-    edits = subprocess.run(
-        ["git", "status", "--porcelain", "params.yaml"], cwd=root, capture_output=True, text=True
-    )
-    if edits.stdout.strip():
-        raise UserError("params.yaml has uncommitted edits that this would overwrite: commit them")
-    shutil.copyfile(source, target)
-    click.echo(f"params.yaml is now {source.relative_to(root)}; go on with `dvc repro`")
+    if name is not None:
+        click.echo(suites.put(root, name, validate))
+        return
+    needs = {each: costs.need(suites.load(root, each), root) for each in suites.names(root)}
+    click.echo(f"{costs.table(needs)}\n{costs.ASSUMED}")
 
 
 @main.command()
@@ -262,6 +255,7 @@ def validate(params: Params) -> None:
         f"{params.source}: localizer",
     )
     params.section("saliency", SaliencyConfig)
+    suites.refuse_grids(params)
     for name in params.run_names():
         run = params.run(name)
         try:
@@ -270,10 +264,12 @@ def validate(params: Params) -> None:
                 strategies.build(run.mask, built.wiring, run.view)
         except UserError as error:
             raise UserError(f"{params.source}: runs.{name}: {error}") from None
+        params.run_seed(name)
     params.raw("imports")  # DVC looks for it, even if it names nothing
     for name in params.import_names():
         importing.check(*_import(params, name))
     _validate_evaluations(params)
+    comparison.declared(params)
 
 
 def _import(params: Params, name: str) -> tuple[importing.Import, str]:

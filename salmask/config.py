@@ -238,6 +238,11 @@ class Params:
     def seed(self) -> int:
         return self.section("seed", int)
 
+    def run_seed(self, name: str) -> int:
+        """The seed of a run's pretraining: its own, or else the common one."""
+        own = {"seed": self.seed()} | (self.raw(f"runs.{name}") or {})
+        return check(own["seed"], int, f"{self.source}: runs.{name}.seed")
+
     def run_names(self) -> list[str]:
         """The names under `runs`, in order. Raises UserError for a name DVC could not carry."""
         runs = self.raw("runs")
@@ -298,20 +303,16 @@ class Params:
         if not isinstance(overlay, Mapping):
             raise UserError(f"{self.source}: runs.{name}: must be a mapping, got {overlay!r}")
         for key, entry in overlay.items():
-            if key not in allowed:
-                raise UserError(
-                    f"{self.source}: runs.{name}.{key} is not a section of a run; "
-                    f"allowed: {', '.join(allowed)}"
-                )
-            if not isinstance(entry, Mapping):
-                raise UserError(
-                    f"{self.source}: runs.{name}.{key}: must be a mapping, got {entry!r}"
-                )
+            where = f"{self.source}: runs.{name}.{key}"
+            if key not in (*allowed, "seed"):
+                told = f"allowed: {', '.join(allowed)}, seed"
+                raise UserError(f"{where} is not a section of a run; {told}")
+            if key != "seed" and not isinstance(entry, Mapping):
+                raise UserError(f"{where}: must be a mapping, got {entry!r}")
         merged = {key: merge(self._mapping(key), overlay.get(key, {})) for key in allowed}
         where = f"{self.source}: runs.{name} over "
         sections: dict[str, Any] = {
-            key: check(merged[key], schema, where=where + key)
-            for key, schema in RUN_SECTIONS.items()
+            key: check(merged[key], schema, where + key) for key, schema in RUN_SECTIONS.items()
         }
         sections |= {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
         return RunConfig(name=name, **sections)
@@ -319,9 +320,8 @@ class Params:
 
 def _check_name(name: Any, where: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UserError(
-            f"{where}: a name is made of a-z, 0-9 and -, since DVC uses it in paths and keys"
-        )
+        told = "a name is made of a-z, 0-9 and -, since DVC uses it in paths and keys"
+        raise UserError(f"{where}: {told}")
 
 
 def _allowed(schema: Any) -> str:

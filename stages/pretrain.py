@@ -32,7 +32,7 @@ def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
 def main(name: str) -> None:
     """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, history.csv."""
     params = Params.read()
-    config, seed = params.run(name), params.seed()
+    config, seed = params.run(name), params.run_seed(name)
     files = [*MANIFEST_FILES, LOCALIZER_SPEC, STORE]
     made_by = recipe("pretrain", name, params.reads, files, Path.cwd())
     if not LOCALIZER_SPEC.is_file():

@@ -8,7 +8,7 @@ from salmask.config import Params
 from salmask.devices import pick_device
 from salmask.files import write_json
 from salmask.provenance import FILE_NAME, recipe, record
-from salmask.report import page
+from salmask.report import comparison, page, responses
 from stages.common import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE, readable_errors
 
 
@@ -28,7 +28,10 @@ def main() -> None:
         pretrain=PRETRAIN.resolve(),
         evaluate=EVALUATE.resolve(),
     )
-    report = page.build(runs, protocols, chosen, seed, places, pick_device(), imported)
+    wanted, swept = comparison.declared(params), responses.sweeps(params)
+    report = page.build(
+        runs, protocols, chosen, seed, places, pick_device(), imported, wanted, swept
+    )
     page.write(report, REPORT)
     # By name: the files of a run that params.yaml no longer lists may still lie there.
     names = [*(run.name for run in runs), *imported]

@@ -28,6 +28,8 @@ TINY: dict[str, Any] = {
     "mask": {"name": "none"},
     "runs": {"plain": {}, "blurred": {"mask": {"name": "blur"}}},
     "imports": {},
+    "tables": {},
+    "sweeps": {},
     "evaluate": {
         "protocols": ["knn", "linear_fast"],
         "chosen": {"linear": [], "finetune": [], "transfer": [], "variance": []},

@@ -73,7 +73,7 @@ def curves(histories: Mapping[str, History]) -> bytes:
         for column in members:
             factor = _PANELS.get(column, ("", 1.0))[1]
             _lines(axes, histories, column, factor)
-        _dress(axes, title)
+        dress(axes, title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.set_xlabel("epoch", color=INK, fontsize=9)
     handles = [Line2D([], [], color=colour(i), lw=2.5) for i in range(len(histories))]
@@ -118,7 +118,7 @@ def bars(panels: Sequence[Bars]) -> bytes:
             if untrained is not None:
                 axes.plot([untrained] * 2, [row - 0.42, row + 0.42], color="#ffffff", lw=3.2)
                 axes.plot([untrained] * 2, [row - 0.42, row + 0.42], color="#30343a", lw=1.6)
-        _dress(axes, panel.title)
+        dress(axes, panel.title)
         axes.grid(axis="y", visible=False)
         axes.set(xlim=(0, limit), ylim=(len(runs) - 0.4, -0.6), yticks=range(len(runs)))
         axes.set_yticklabels(runs if i == 0 else [""] * len(runs), color=INK, fontsize=9.5)
@@ -132,7 +132,8 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _dress(axes: Axes, title: str) -> None:
+def dress(axes: Axes, title: str) -> None:
+    """The look that all charts share."""
     axes.set_title(title, loc="left", color=INK, fontsize=10, pad=6)
     axes.set_facecolor("none")
     axes.tick_params(colors=INK, labelsize=9)

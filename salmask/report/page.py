@@ -18,8 +18,20 @@ from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest, read_image
 from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
-from salmask.lineage import Link, summary
-from salmask.report import figures, gallery, papers, samples, sheets, tables
+from salmask.report import (
+    comparison,
+    evidence,
+    figures,
+    gallery,
+    papers,
+    responses,
+    samples,
+    sheets,
+    tables,
+    text,
+)
+from salmask.report.comparison import Comparison, Declared
+from salmask.report.responses import Sweep
 from salmask.saliency.store import SaliencyStore
 
 _TEMPLATE = "page.html.j2"
@@ -66,10 +78,13 @@ def build(
     places: Places,
     device: torch.device,
     imported: Sequence[str] = (),
+    wanted: Mapping[str, Declared] | None = None,
+    swept: Mapping[str, Sweep] | None = None,
 ) -> Report:
     """Collects the listed runs and protocols and draws the page. protocols: of every run. chosen:
     run -> what was evaluated besides, by the names of folders. imported: names of encoders that
-    others trained, which have scores, and neither curve nor mask.
+    others trained, which have scores, and neither curve nor mask. wanted: the papers' tables that runs
+    answer. swept: grids, whose response is drawn.
 
     Raises UserError when something that the pipeline should have made is missing.
     """
@@ -79,12 +94,13 @@ def build(
     scored = tables.collect(done, places.evaluate, places.root)
     found = tables.results(names, scored, rows.name)
     apart = {name for s in scored if s.protocol not in protocols for name in s.metrics}
-    configs = {run.name: run for run in runs}
-    blocks = tables.blocks(found, validation_splits(rows), configs, apart)
+    blocks = tables.blocks(found, validation_splits(rows), apart)
+    compared = comparison.compare(wanted or {}, swept or {}, found)
     store = SaliencyStore.open(places.store, rows.digest) if places.store.exists() else None
     pictures = {
         "curves": _curves(names, places.pretrain),
         "bars": _bars(blocks),
+        "responses": _responses(swept or {}, found, compared, blocks),
         "saliency": store and _saliency(rows, store, places.data / "masks"),
         "neighbours": _neighbours(rows, blocks, names, places.pretrain, device),
     }
@@ -92,18 +108,19 @@ def build(
     html = render(
         dataset=dataset,
         labelled=rows.labelled(),
-        about=_about(runs, scored),
+        about=evidence.about(runs, scored),
         seed=seed,
         blocks=blocks,
-        has_paper=any(cell.paper for block in blocks for cell in block.cells()),
+        compared=compared,
         pictures=pictures,
         masked=[] if store is None else _masked(rows, store, runs, places.pretrain, seed),
-        evidence=[_evidence(s) for s in scored],
+        evidence=[evidence.of(s) for s in scored],
         has_saliency=store is not None,
         runs=names,
-        imported=[_imported(name, places.pretrain) for name in imported],
+        imported=[evidence.imported(name, places.pretrain) for name in imported],
     )
-    return Report(html, found, tables.text(blocks))
+    told = [tables.text(blocks), *(comparison.text(each) for each in compared)]
+    return Report(html, found, "\n\n".join(told))
 
 
 def render(**context: Any) -> str:
@@ -115,8 +132,8 @@ def render(**context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = tables.number
-    environment.filters["metric"] = tables.metric
+    environment.filters["number"] = text.number
+    environment.filters["metric"] = text.metric
     environment.globals["papers"] = papers
     return environment.get_template(_TEMPLATE).render(**context)
 
@@ -151,6 +168,20 @@ def _bars(blocks: Sequence[tables.Block]) -> Picture | None:
             scores = {r: (c[column].value, c[column].untrained) for r, c in block.rows.items()}
             panels.append(figures.Bars(f"{block.metrics[column]} on {block.split}", scores))
     return Picture(figures.bars(panels), {"splits": len(panels)}) if panels else None
+
+
+def _responses(
+    swept: Mapping[str, Sweep],
+    found: Mapping[str, Any],
+    compared: Sequence[Comparison],
+    blocks: Sequence[tables.Block],
+) -> Picture | None:
+    """By the metric of the suite's first table, or else by the first k-NN."""
+    column = tables.first_knn(blocks[0]) if blocks else None
+    name = compared[0].columns[0][1] if compared else None
+    name = name or (blocks[0].metrics[column] if column is not None else None)
+    panels = responses.panels(swept, found, name) if name else []
+    return Picture(responses.draw(panels), {"metric": name}) if panels else None
 
 
 def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> Picture | None:
@@ -228,65 +259,3 @@ def _neighbours(
         "of": len(rows.ids("train")),
     }
     return Picture(sheets.neighbours(drawn), facts)
-
-
-# ------------------------------------------------------------------------------------- lineage
-
-
-def _about(runs: Sequence[RunConfig], scored: Sequence[tables.Scored]) -> dict[str, str]:
-    """What the runs have in common, or the values they differ in."""
-
-    def values(each: Sequence[object]) -> str:
-        return " / ".join(dict.fromkeys(str(value) for value in each))
-
-    devices = [
-        step.provenance["device"]["type"]
-        for s in scored
-        for step in _steps(s.link)
-        if step.provenance["stage"] == "pretrain"
-    ]
-    return {
-        "framework": values(
-            [papers.FRAMEWORKS.get(r.framework.name, r.framework.name) for r in runs]
-        ),
-        "arch": values([r.encoder.arch for r in runs]),
-        "width": values([r.encoder.width for r in runs]),
-        "view": values([r.view.size for r in runs]),
-        "grid": values([f"{r.view.grid}×{r.view.grid}" for r in runs]),
-        "epochs": values([r.train.epochs for r in runs]),
-        "device": values(devices) or "unknown device",
-    }
-
-
-def _steps(link: Link) -> list[Link]:
-    """Every recorded step behind a link, itself first, each once."""
-    found: dict[str, Link] = {}
-    todo = [link]
-    while todo:
-        step = todo.pop(0)
-        if step.provenance:
-            found.setdefault(step.provenance["fingerprint"], step)
-        todo.extend(step.parents)
-    return list(found.values())
-
-
-def _imported(name: str, pretrain: Path) -> dict[str, Any]:
-    """What the page says of an encoder that others trained."""
-    told = json.loads((pretrain / name / "encoder.json").read_text())
-    return {"name": name, "encoder": told["encoder"], "input": told["input"]} | told["source"]
-
-
-def _evidence(scored: tables.Scored) -> dict[str, Any]:
-    """What the page says under one protocol's numbers."""
-    return {
-        "run": scored.run,
-        "protocol": scored.protocol,
-        "metrics": scored.metrics,
-        "path": scored.link.path.as_posix(),
-        "chain": summary(scored.link),
-        "sound": scored.link.sound(),
-        "steps": [
-            {"made": step.provenance, "path": step.path.as_posix(), "problems": step.problems}
-            for step in _steps(scored.link)
-        ],
-    }

@@ -11,14 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from salmask.config import RunConfig
 from salmask.errors import UserError
 from salmask.lineage import Link, Memory, summary, trace
-from salmask.report.papers import Reported, beside
+from salmask.report.text import aligned, metric, number
 
-DASH = "–"
 _UNTRAINED = "random_"
-_PERCENT = ("_top1", "_top5", "_mean_per_class")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,6 @@ class Cell:
 
     value: float | None
     untrained: float | None
-    paper: Reported | None
 
     @property
     def gain(self) -> float | None:
@@ -56,11 +52,6 @@ class Block:
     metrics: Sequence[str]
     rows: Mapping[str, Sequence[Cell]]
     apart: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
-
-    def cells(self) -> list[Cell]:
-        """All of them."""
-        found = [cell for cells in self.rows.values() for cell in cells]
-        return found + [cell for cells in self.apart.values() for cell in cells.values()]
 
     def runs_apart(self) -> list[str]:
         """The runs that evaluations were chosen for, in order."""
@@ -114,16 +105,14 @@ def results(runs: Sequence[str], scored: Sequence[Scored], dataset: str) -> dict
 def blocks(
     found: Mapping[str, Any],
     splits: Mapping[str, str],
-    configs: Mapping[str, RunConfig],
     apart: Collection[str] = (),
 ) -> list[Block]:
     """The results per split. splits: name -> prefix of its metrics, as `validation_splits` says.
-    configs: of the runs that were trained here; no paper's number stands beside the others.
     apart: metrics of evaluations that were chosen for some runs.
 
     A split on which nothing was scored is left out.
     """
-    made = [_block(found["rows"], split, splits, configs, apart) for split in splits]
+    made = [_block(found["rows"], split, splits, apart) for split in splits]
     return [block for block in made if block.metrics or block.apart]
 
 
@@ -131,7 +120,6 @@ def _block(
     rows: Sequence[Mapping[str, Any]],
     split: str,
     splits: Mapping[str, str],
-    configs: Mapping[str, RunConfig],
     apart: Collection[str],
 ) -> Block:
     prefix = splits[split]
@@ -145,12 +133,8 @@ def _block(
     columns = [name for name in headline if prefix + name not in apart]
 
     def cell(row: Mapping[str, Any], name: str) -> Cell:
-        config, metrics = configs.get(row["run"]), row["metrics"]
-        return Cell(
-            metrics.get(prefix + name),
-            metrics.get(prefix + _UNTRAINED + name),
-            beside(config, row["dataset"], name) if config and not prefix else None,
-        )
+        metrics = row["metrics"]
+        return Cell(metrics.get(prefix + name), metrics.get(prefix + _UNTRAINED + name))
 
     table = {row["run"]: [cell(row, name) for name in columns] for row in rows}
     below = {
@@ -182,7 +166,7 @@ def text(found: Sequence[Block]) -> str:
     """The tables for a terminal: value, random encoder and gain in points side by side; then what
     was evaluated of some runs, a metric per line."""
     made = [lines for block in found for lines in (_rows(block), _rows_apart(block)) if lines]
-    return "\n\n".join(_aligned(lines) for lines in made) or "no metrics: nothing was scored"
+    return "\n\n".join(aligned(lines) for lines in made) or "no metrics: nothing was scored"
 
 
 def _rows(block: Block) -> list[list[str]]:
@@ -211,29 +195,6 @@ def _rows_apart(block: Block) -> list[list[str]]:
         values = [cells[run].value if run in cells else None for run in runs]
         lines.append([name, *(metric(value, name) for value in values)])
     return lines
-
-
-def _aligned(lines: list[list[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in ruled
-    )
-
-
-def metric(value: float | None, name: str) -> str:
-    """Percentages with two decimals, anything else with four digits that count."""
-    if value is None or name.endswith(_PERCENT):
-        return number(value)
-    return f"{value:.4g}".replace("-", "−")
-
-
-def number(value: float | None, signed: bool = False, decimals: int = 2) -> str:
-    """Two decimals or so, a real minus sign, and a dash for what does not exist."""
-    if value is None:
-        return DASH
-    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
 
 
 def _natural(name: str) -> list[str | int]:

@@ -41,6 +41,8 @@ def params(**runs: dict) -> dict:
         "runs": runs or {"plain": {}, "masked": {"mask": {"name": "high_pass"}}},
         "evaluate": {"protocols": ["knn", "linear_fast"], "chosen": {}},
         "transfer": {},
+        "tables": {},
+        "sweeps": {},
     }
 
 
