@@ -12,8 +12,8 @@ import click
 import torch
 from PIL import Image
 
-from salmask import doctor as doctors
 from salmask import costs, encoder_file, frameworks, importing, provenance, suites
+from salmask import doctor as doctors
 from salmask import export as exports
 from salmask import lineage as lineages
 from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick

@@ -19,9 +19,9 @@ from salmask.report.text import aligned
 # for an A100 with mixed precision. A guess, not measured here; small networks and views reach less.
 RATE = 60e12  # floating-point operations a second
 ASSUMED = (
-    "GPU hours: pretraining, linear evaluation and fine-tuning at 60 TFLOP/s, which is a guess at one "
-    "A100 (2,500 images/s of ResNet-50 at 224 px); detection and transfer come on top. Disk: what "
-    "the runs leave, without the images."
+    "GPU hours: pretraining, linear evaluation and fine-tuning at 60 TFLOP/s, which is a guess at "
+    "one A100 (2,500 images/s of ResNet-50 at 224 px); detection and transfer come on top. Disk: "
+    "what the runs leave, without the images."
 )
 IMAGES = {  # for training, as the data sets are published
     "imagenet": 1_281_167,

@@ -2,8 +2,8 @@
 plain params.yaml that `salmask suite` makes of one.
 
 `extends: NAME` (or a list, later ones winning) lays a suite over others; a run that is null is
-taken out. Under `runs:`, a dotted key with a list of values (`mask.ratio: [0.05, 0.15]`) or a list of
-seeds is an axis of a grid, which becomes one run for every combination.
+taken out. Under `runs:`, a dotted key with a list of values (`mask.ratio: [0.05, 0.15]`) or a list
+of seeds is an axis of a grid, which becomes one run for every combination.
 """
 
 import hashlib
@@ -11,16 +11,18 @@ import itertools
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from salmask.config import Params, merge
+from salmask.config import Chosen, Params, merge
 from salmask.errors import UserError
 
 FOLDER = "suites"
 ADVICE = "a grid is expanded by `salmask suite NAME`: keep it in suites/NAME.yaml"
+_EXPECTED = ("tables", "sweeps", "imports", "transfer", "detect")  # by DVC, even if empty
 _HEADER = (
     "# suites/{name}.yaml, written by `salmask suite {name}`. What follows has sha256 {digest}\n"
 )
@@ -38,7 +40,7 @@ def load(root: Path, name: str) -> Params:
     if name not in names(root):
         raise UserError(f"no suite `{name}`; there are: {', '.join(names(root))}")
     where = f"{FOLDER}/{name}.yaml"
-    values = {"tables": {}, "sweeps": {}, **_read(root / FOLDER, name, ())}
+    values = {**dict.fromkeys(_EXPECTED, {}), **_read(root / FOLDER, name, ())}
     runs = values.get("runs")
     if isinstance(runs, Mapping):
         kept = {run: entry for run, entry in runs.items() if entry is not None}
@@ -80,9 +82,8 @@ def expand(runs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[st
     """(one entry per run, what was swept). where: for messages. Raises UserError.
 
     The latter holds, per grid, the swept keys (seeds apart) and per setting of these the runs that
-    repeat it over seeds, and its values: {grid: {keys: [...], settings: {setting: [run, ...]},
-    values: {setting: [...]}}}. A run is called after its grid and, for every axis, the key's last
-    part and the value: blur-ratio-0p15-seed-1.
+    repeat it over seeds: {grid: {keys: [...], settings: {setting: [run, ...]}}}. A run is called
+    after its grid and, for every axis, the key's last part and the value: blur-ratio-0p15-seed-1.
     """
     found: dict[str, Any] = {}
     sweeps: dict[str, Any] = {}
@@ -100,12 +101,10 @@ def expand(runs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[st
         if not isinstance(entry.get("seed"), list) and "seed" in entry:
             plain["seed"] = entry["seed"]
         settings: dict[str, list[str]] = {}
-        swept: dict[str, list[Any]] = {}
         for values in itertools.product(*axes.values()):
             setting = "-".join(
                 [name, *(_named(k, v, axes) for k, v in zip(axes, values, strict=True))]
             )
-            swept[setting] = list(values)
             run = plain
             for key, value in zip(axes, values, strict=True):
                 run = _with(run, key.split("."), value)
@@ -113,7 +112,7 @@ def expand(runs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[st
             for called, repeat in (repeats or {setting: run}).items():
                 _add(found, called, repeat, where)
                 settings.setdefault(setting, []).append(called)
-        sweeps[name] = {"keys": list(axes), "settings": settings, "values": swept}
+        sweeps[name] = {"keys": list(axes), "settings": settings}
     return found, sweeps
 
 
@@ -155,8 +154,9 @@ def _slug(value: Any) -> str:
 
 
 def _chosen_by_run(values: dict[str, Any]) -> dict[str, Any]:
-    """A grid or setting under evaluate.chosen stands for its runs."""
-    chosen = values.get("evaluate", {}).get("chosen", {})
+    """A grid or setting under evaluate.chosen stands for its runs; what is not there, for none."""
+    asked = values.get("evaluate", {}).get("chosen", {})
+    chosen = {**{field.name: [] for field in fields(Chosen)}, **asked}
     several = members(values["sweeps"])
     named = {
         protocol: [run for name in runs or [] for run in several.get(name, [name])]

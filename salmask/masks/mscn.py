@@ -1,7 +1,5 @@
 """Masked Siamese ConvNets (Jing et al. 2022): random masks on high-pass filtered views."""
 
-from functools import partial
-
 import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
@@ -25,19 +23,25 @@ def mscn(
     share_view: bool = False,
     kernel: int = 11,
     sigma: float = 5.0,
+    filtered: bool = True,
     focal: Share = 0.4,
     channel: Share = 0.7,
     focal_keep: float = 200.0,
     noise: float = 0.18,
 ) -> Masked:
-    """Every view is filtered and loses random patches, or all but a window, to noise.
+    """Every view is high-pass filtered and loses random patches, or all but a window, to noise.
 
     key_ratio: of the key, or null to leave the key unmasked. extra_views: further views of the
     image, masked as the query is. share_view: all views are maskings of the query's own crop and
-    colours, an ablation. Chin et al. 2024 compare with `key_ratio: null, extra_views: 0`.
+    colours; filtered: false leaves the filter out (ablations). Chin et al. 2024 compare with
+    `key_ratio: null, extra_views: 0`.
     """
     side = pair.query.shape[-1]
-    sharpen = partial(fill.high_pass, kernel=scaled_kernel(kernel, side), sigma=scaled(sigma, side))
+
+    def sharpen(images: Tensor) -> Tensor:
+        if not filtered:
+            return images
+        return fill.high_pass(images, scaled_kernel(kernel, side), scaled(sigma, side))
 
     def mask(images: Tensor, purpose: str, share: float) -> Tensor:
         shares = torch.full((len(images),), share, device=images.device)

@@ -161,6 +161,8 @@ def input_filter(choice: Choice, side: int) -> dict[str, Any] | None:
     if choice.name not in FILTERED:
         return None
     options = options_of(choice)
+    if not options.get("filtered", True):
+        return None
     return {
         "name": "high_pass",
         "kernel": scaled_kernel(options["kernel"], side),

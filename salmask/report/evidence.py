@@ -1,7 +1,7 @@
 """What the page says about runs and under their numbers: how they were made, from what."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,19 @@ def of(scored: tables.Scored) -> dict[str, Any]:
         "chain": summary(scored.link),
         "sound": scored.link.sound(),
         "steps": [
-            {"made": step.provenance, "path": step.path.as_posix(), "problems": step.problems}
+            {
+                "made": step.provenance,
+                "seed": _seed(step.provenance),
+                "path": step.path.as_posix(),
+                "problems": step.problems,
+            }
             for step in _steps(scored.link)
         ],
     }
+
+
+def _seed(made: Mapping[str, Any]) -> int | None:
+    """What a step's random numbers came from: a pretraining's own seed, or the common one."""
+    own = made["params"].get(f"runs.{made['name']}") or {}
+    seed = own.get("seed") if made["stage"] == "pretrain" else None
+    return made["params"].get("seed") if seed is None else seed

@@ -156,7 +156,7 @@ def mask_sheet(
 
 
 def _columns(shown: Shown, pair: Pair, draws: Draws, view: ViewConfig) -> list[Column]:
-    filtered = shown.mask.name in strategies.FILTERED
+    filtered = strategies.input_filter(shown.mask, view.size) is not None
     if shown.masker is not None:
         with torch.inference_mode():
             masks = shown.masker.eval()(pair.query).unbind(1)

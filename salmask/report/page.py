@@ -83,8 +83,8 @@ def build(
 ) -> Report:
     """Collects the listed runs and protocols and draws the page. protocols: of every run. chosen:
     run -> what was evaluated besides, by the names of folders. imported: names of encoders that
-    others trained, which have scores, and neither curve nor mask. wanted: the papers' tables that runs
-    answer. swept: grids, whose response is drawn.
+    others trained, which have scores, and neither curve nor mask. wanted: the papers' tables that
+    runs answer. swept: grids, whose response is drawn.
 
     Raises UserError when something that the pipeline should have made is missing.
     """
@@ -100,7 +100,7 @@ def build(
     pictures = {
         "curves": _curves(names, places.pretrain),
         "bars": _bars(blocks),
-        "responses": _responses(swept or {}, found, compared, blocks),
+        "responses": _responses(swept or {}, runs, found, compared, blocks),
         "saliency": store and _saliency(rows, store, places.data / "masks"),
         "neighbours": _neighbours(rows, blocks, names, places.pretrain, device),
     }
@@ -172,6 +172,7 @@ def _bars(blocks: Sequence[tables.Block]) -> Picture | None:
 
 def _responses(
     swept: Mapping[str, Sweep],
+    runs: Sequence[RunConfig],
     found: Mapping[str, Any],
     compared: Sequence[Comparison],
     blocks: Sequence[tables.Block],
@@ -180,8 +181,9 @@ def _responses(
     column = tables.first_knn(blocks[0]) if blocks else None
     name = compared[0].columns[0][1] if compared else None
     name = name or (blocks[0].metrics[column] if column is not None else None)
-    panels = responses.panels(swept, found, name) if name else []
-    return Picture(responses.draw(panels), {"metric": name}) if panels else None
+    configs = {run.name: run for run in runs}
+    lines = responses.lines(swept, configs, found, name) if name else {}
+    return Picture(responses.draw(lines), {"metric": name}) if lines else None
 
 
 def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> Picture | None:
