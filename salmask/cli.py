@@ -126,8 +126,7 @@ def suite(name: str | None) -> None:
     if name is not None:
         click.echo(suites.put(root, name, validate))
         return
-    needs = {each: costs.need(suites.load(root, each), root) for each in suites.names(root)}
-    click.echo(f"{costs.table(needs)}\n{costs.ASSUMED}")
+    click.echo(costs.listing(root))
 
 
 @main.command()

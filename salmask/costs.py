@@ -1,6 +1,6 @@
 """What a suite needs: images, and an estimate of GPU hours and disk, before anything is run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,22 +8,23 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from salmask import frameworks
+from salmask import frameworks, suites
 from salmask.backbones import build_encoder
 from salmask.config import Choice, EncoderConfig, Params, RunConfig, SaliencyConfig
+from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.report.text import aligned
 
 # The one assumption about speed: what a GPU really computes in training, of every kind of
 # network. It is about what 2,500 images/s are for a ResNet-50 at 224 px, a figure often published
 # for an A100 with mixed precision. A guess, not measured here; small networks and views reach less.
-RATE = 60e12  # floating-point operations a second
-ASSUMED = (
+_RATE = 60e12  # floating-point operations a second
+_ASSUMED = (
     "GPU hours: pretraining, linear evaluation and fine-tuning at 60 TFLOP/s, which is a guess at "
     "one A100 (2,500 images/s of ResNet-50 at 224 px); detection and transfer come on top. Disk: "
     "what the runs leave, without the images."
 )
-IMAGES = {  # for training, as the data sets are published
+_IMAGES = {  # for training, as the data sets are published
     "imagenet": 1_281_167,
     "imagenet100": 126_689,
     "tinyimagenet": 100_000,
@@ -67,17 +68,23 @@ def need(params: Params, root: Path) -> Need:
     work += images * sum(_operations(EncoderConfig(), level) for level in levels)
     kept = sum((4 + 8) * _SCALAR * _weights(run.encoder) for run in runs)
     maps = images * sum((level // 32) ** 2 for level in levels) * 2
-    return Need(data, len(runs), work / RATE / 3600, kept + 2 * maps)
+    return Need(data, len(runs), work / _RATE / 3600, kept + 2 * maps)
 
 
-def table(rows: Mapping[str, Need]) -> str:
-    """What suites need, by name, for a terminal."""
-    lines = [["suite", "runs", "GPU hours", "disk, GB", "images"]]
-    for name, told in rows.items():
+def listing(root: Path) -> str:
+    """A project's suites and what each needs, for a terminal; what is wrong with those that cannot
+    be read."""
+    lines, wrong = [["suite", "runs", "GPU hours", "disk, GB", "images"]], []
+    for name in suites.names(root):
+        try:
+            told = need(suites.load(root, name), root)
+        except UserError as error:
+            wrong.append(f"{name} does not fit: {error}")
+            continue
         numbers = [_number(told.hours), _number(told.disk and told.disk / 1e9)]
         images = [n if there else f"{n} (not there)" for n, there in told.data.items()]
         lines.append([name, str(told.runs), *numbers, ", ".join(images)])
-    return aligned(lines)
+    return "\n".join([aligned(lines), _ASSUMED, *wrong])
 
 
 def _number(value: float | None) -> str:
@@ -90,7 +97,7 @@ def _is_there(choice: Choice, root: Path) -> bool:
 
 def _images(choice: Choice) -> int | None:
     drawn = choice.options.get("images")
-    return int(drawn["train"]) if drawn else IMAGES.get(choice.name)
+    return int(drawn["train"]) if drawn else _IMAGES.get(choice.name)
 
 
 def _work(run: RunConfig, params: Params, images: int) -> float:
@@ -112,8 +119,9 @@ def _work(run: RunConfig, params: Params, images: int) -> float:
 
 def _passes(run: RunConfig) -> float:
     """Of one image and step, in passes forward and backward."""
+    small = EncoderConfig("resnet10", width=4)  # wiring does not depend on it
     with torch.device("meta"):
-        wiring = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1).wiring
+        wiring = frameworks.build(run.framework, small, run.train.batch, steps=1).wiring
     views = 1.0 if wiring.roles == "query" else 2.0
     keys = 0.0 if run.framework.name in ("simclr", "simsiam") else views * _FORWARD
     options = strategies.options_of(run.mask)

@@ -1,9 +1,9 @@
 """Suites: params files in suites/ that may build on one another and hold grids of runs, and the
 plain params.yaml that `salmask suite` makes of one.
 
-`extends: NAME` (or a list, later ones winning) lays a suite over others; a run that is null is
-taken out. Under `runs:`, a dotted key with a list of values (`mask.ratio: [0.05, 0.15]`) or a list
-of seeds is an axis of a grid, which becomes one run for every combination.
+`extends: NAME` (or a list, later ones winning) lays a suite over others; a run or table that is
+null is taken out. Under `runs:`, a dotted key with a list of values (`mask.ratio: [0.05, 0.15]`) or a
+list of seeds is an axis of a grid, which becomes one run for every combination.
 """
 
 import hashlib
@@ -23,6 +23,10 @@ from salmask.errors import UserError
 FOLDER = "suites"
 ADVICE = "a grid is expanded by `salmask suite NAME`: keep it in suites/NAME.yaml"
 _EXPECTED = ("tables", "sweeps", "imports", "transfer", "detect")  # by DVC, even if empty
+_ORDER = (
+    "seed", "data", "localizer", "saliency", "encoder", "view", "framework", "train", "mask",
+    "runs", *_EXPECTED, "evaluate",
+)  # fmt: skip
 _HEADER = (
     "# suites/{name}.yaml, written by `salmask suite {name}`. What follows has sha256 {digest}\n"
 )
@@ -40,13 +44,14 @@ def load(root: Path, name: str) -> Params:
     if name not in names(root):
         raise UserError(f"no suite `{name}`; there are: {', '.join(names(root))}")
     where = f"{FOLDER}/{name}.yaml"
-    values = {**dict.fromkeys(_EXPECTED, {}), **_read(root / FOLDER, name, ())}
+    values = {**{key: {} for key in _EXPECTED}, **_read(root / FOLDER, name, ())}
+    values["tables"] = {name: told for name, told in values["tables"].items() if told is not None}
     runs = values.get("runs")
     if isinstance(runs, Mapping):
         kept = {run: entry for run, entry in runs.items() if entry is not None}
         values["runs"], values["sweeps"] = expand(kept, where)
         values = _chosen_by_run(values)
-    return Params(values, where)
+    return Params({key: values[key] for key in _ORDER if key in values} | values, where)
 
 
 def _read(folder: Path, name: str, below: tuple[str, ...]) -> dict[str, Any]:
