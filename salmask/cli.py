@@ -30,6 +30,7 @@ from salmask.report import comparison
 from salmask.report import gallery as sheet
 from salmask.saliency import localizers
 from salmask.saliency.scda import activation_map
+from salmask.shapes import Wiring
 from slurm import doctor as cluster_doctors
 from slurm import profile
 
@@ -255,12 +256,15 @@ def validate(params: Params) -> None:
     )
     params.section("saliency", SaliencyConfig)
     suites.refuse_grids(params)
+    wirings: dict[str, Wiring] = {}  # of the frameworks that were built: many runs share one
     for name in params.run_names():
         run = params.run(name)
+        parts = (run.framework, run.encoder, run.train.batch)
         try:
             with torch.device("meta"):  # runs framework's and mask's checks, without their memory
-                built = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
-                strategies.build(run.mask, built.wiring, run.view)
+                if repr(parts) not in wirings:
+                    wirings[repr(parts)] = frameworks.build(*parts, steps=1).wiring
+                strategies.build(run.mask, wirings[repr(parts)], run.view)
         except UserError as error:
             raise UserError(f"{params.source}: runs.{name}: {error}") from None
         params.run_seed(name)

@@ -2,8 +2,8 @@
 plain params.yaml that `salmask suite` makes of one.
 
 `extends: NAME` (or a list, later ones winning) lays a suite over others; a run or table that is
-null is taken out. Under `runs:`, a dotted key with a list of values (`mask.ratio: [0.05, 0.15]`) or a
-list of seeds is an axis of a grid, which becomes one run for every combination.
+null is taken out. Under `runs:`, a dotted key with a list of values (`mask.ratio: [0.05, 0.15]`) or
+a list of seeds is an axis of a grid, which becomes one run for every combination.
 """
 
 import hashlib

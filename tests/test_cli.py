@@ -83,6 +83,28 @@ def test_a_suite_takes_the_place_of_params(project: Path) -> None:
     assert yaml.safe_load((project / "params.yaml").read_text())["seed"] == 7
 
 
+def test_a_suite_may_follow_another_that_nobody_has_edited(project: Path) -> None:
+    assert call("suite", "other").exit_code == 0
+    seeds = {"extends": "other", "runs": {"plain": {"seed": [0, 1]}}}
+    (project / "suites" / "seeds.yaml").write_text(yaml.safe_dump(seeds))
+    result = call("suite", "seeds")
+    assert "params.yaml is now suites/seeds.yaml (3 runs)" in result.output
+    runs = yaml.safe_load((project / "params.yaml").read_text())["runs"]
+    assert runs["plain-seed-0"] == {"seed": 0} and "plain" not in runs
+    assert call("check").exit_code == 0
+
+
+def test_without_a_name_suites_are_listed_with_what_they_need(project: Path) -> None:
+    large = {"extends": "other", "data": {"name": "cifar100", "root": "data/nowhere"}}
+    (project / "suites" / "large.yaml").write_text(yaml.safe_dump(large))
+    (project / "suites" / "wrong.yaml").write_text(yaml.safe_dump({"extends": "nobody"}))
+    lines = call("suite").output.splitlines()
+    cells = {line.split()[0]: line.split() for line in lines}
+    assert cells["large"][1] == "2" and lines[2].endswith("cifar100 (not there)")
+    assert cells["other"][1] == "2" and cells["other"][-1] == "demo"
+    assert "wrong does not fit: suites/wrong.yaml: extends: there is no suites/nobody.yaml" in lines
+
+
 def test_a_suite_never_overwrites_uncommitted_edits(project: Path) -> None:
     edited = (project / "params.yaml").read_text() + "\n# mine\n"
     (project / "params.yaml").write_text(edited)

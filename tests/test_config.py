@@ -190,6 +190,15 @@ def test_what_was_read_is_recorded_with_its_value():
     assert read.reads["train"] == VALUES["train"]
 
 
+def test_a_runs_own_seed_is_that_of_its_pretraining_alone():
+    read = params(runs={"plain": {}, "again": {"seed": 8}, "wrong": {"seed": [1, 2]}})
+    assert (read.run_seed("plain"), read.run_seed("again"), read.seed()) == (3, 8, 3)
+    assert set(read.reads) == {"seed", "runs.plain", "runs.again"}  # as dvc.yaml declares
+    assert read.run("again").train == read.run("plain").train
+    with pytest.raises(UserError, match=r"runs\.wrong\.seed: .*integer, got \[1, 2\]"):
+        read.run_seed("wrong")
+
+
 def test_a_wrong_seed_is_refused():
     with pytest.raises(UserError, match=r"seed.*'x'"):
         params(seed="x").seed()

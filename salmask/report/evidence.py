@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from salmask.config import RunConfig
+from salmask.config import Choice, RunConfig
 from salmask.lineage import Link, summary
 from salmask.report import papers, tables
 
@@ -23,9 +23,7 @@ def about(runs: Sequence[RunConfig], scored: Sequence[tables.Scored]) -> dict[st
         if step.provenance["stage"] == "pretrain"
     ]
     return {
-        "framework": values(
-            [papers.FRAMEWORKS.get(r.framework.name, r.framework.name) for r in runs]
-        ),
+        "framework": values([_framework(r.framework) for r in runs]),
         "arch": values([r.encoder.arch for r in runs]),
         "width": values([r.encoder.width for r in runs]),
         "view": values([r.view.size for r in runs]),
@@ -33,6 +31,12 @@ def about(runs: Sequence[RunConfig], scored: Sequence[tables.Scored]) -> dict[st
         "epochs": values([r.train.epochs for r in runs]),
         "device": values(devices) or "unknown device",
     }
+
+
+def _framework(choice: Choice) -> str:
+    if choice.name == "moco" and choice.options.get("head") == "linear":
+        return "MoCo v1"
+    return papers.FRAMEWORKS.get(choice.name, choice.name)
 
 
 def _steps(link: Link) -> list[Link]:

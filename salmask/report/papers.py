@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from salmask.errors import UserError
 
-FRAMEWORKS = {"moco": "MoCo", "simclr": "SimCLR", "byol": "BYOL", "simsiam": "SimSiam"}
+FRAMEWORKS = {"moco": "MoCo v2", "simclr": "SimCLR", "byol": "BYOL", "simsiam": "SimSiam"}
 MASK_NAMES = {
     "none": "no mask",
     "mscn": "MSCN",

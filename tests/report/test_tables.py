@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_report import KNN, a_run
+from tiny_report import KNN
 
-from salmask.config import Choice, EncoderConfig
 from salmask.errors import UserError
-from salmask.report import papers, tables
+from salmask.report import tables
 
 # -------------------------------------------------------------------------------------- tables
 
@@ -34,8 +33,7 @@ def scores(**metrics: float) -> list[tables.Block]:
         {"run": "a", "dataset": "mine", "metrics": KNN},
         {"run": "b", "dataset": "mine", "metrics": metrics},
     ]
-    configs = {"a": a_run(name="a"), "b": a_run(name="b")}
-    return tables.blocks({"rows": rows}, {"val": "", "far": "far_"}, configs)
+    return tables.blocks({"rows": rows}, {"val": "", "far": "far_"})
 
 
 def test_gain_is_in_points_over_the_untrained_encoder_and_small_k_comes_first() -> None:
@@ -64,9 +62,8 @@ def test_evaluations_of_some_runs_stand_apart_a_metric_per_line() -> None:
         {"run": "a", "dataset": "mine", "metrics": KNN},
         {"run": "b", "dataset": "mine", "metrics": KNN | CHOSEN | {"far_finetune1_top1": 8.0}},
     ]
-    configs = {"a": a_run(name="a"), "b": a_run(name="b")}
     apart = {*CHOSEN, "far_finetune1_top1"}
-    found = tables.blocks({"rows": rows}, {"val": "", "far": "far_"}, configs, apart)
+    found = tables.blocks({"rows": rows}, {"val": "", "far": "far_"}, apart)
     assert [list(block.metrics) for block in found] == [["knn20_top1", "knn200_top1"], []]
     val, far = (block.split("\n\n") for block in tables.text(found).split("\n\nfar"))
     assert "finetune" not in val[0]
@@ -84,46 +81,3 @@ CHOSEN = {"variance_pooled": 0.00123456, "finetune1_top1": 71.25, "variance_unif
 def test_the_best_run_is_the_one_with_the_best_first_knn() -> None:
     assert tables.best_run(scores(knn20_top1=51.0, knn200_top1=1.0), ["a", "b"])[0] == "b"
     assert tables.best_run([], ["a", "b"])[0] == "a"
-
-
-@pytest.mark.parametrize(
-    ("framework", "mask", "value"),
-    [("moco", "high_pass", 73.8), ("moco", "none", 68.22), ("simclr", "mean", 77.36)],
-)
-def test_the_papers_number_stands_beside_ours(framework: str, mask: str, value: float) -> None:
-    run = a_run(framework=Choice(framework, {}), mask=Choice(mask, {}))
-    found = papers.beside(run, "imagenet100", "linear_top1")
-    assert found is not None and found.value == value and found.table == "1"
-
-
-@pytest.mark.parametrize(
-    ("change", "dataset", "metric"),
-    [
-        ({}, "demo", "linear_top1"),
-        ({}, "imagenet100", "linear_fast_top1"),
-        ({}, "imagenet100", "knn20_top1"),
-        ({"encoder": EncoderConfig(arch="resnet18")}, "imagenet100", "linear_top1"),
-        ({"encoder": EncoderConfig(width=32)}, "imagenet100", "linear_top1"),
-        ({"mask": Choice("high_pass", {"focal": 0.0})}, "imagenet100", "linear_top1"),
-        ({"framework": Choice("moco", {"head": "linear"})}, "imagenet100", "linear_top1"),
-        ({"framework": Choice("byol", {})}, "imagenet100", "linear_top1"),
-        ({}, "tinyimagenet", "top1"),  # the ablations vary more than we record
-    ],
-)
-def test_whatever_differs_from_the_paper_stands_alone(change, dataset: str, metric: str) -> None:
-    assert papers.beside(a_run(**change), dataset, metric) is None
-
-
-def test_options_that_repeat_the_defaults_are_still_the_papers_mask() -> None:
-    run = a_run(mask=Choice("high_pass", {"ratio": [0.05, 0.25]}))
-    assert papers.beside(run, "imagenet100", "linear_top1") is not None
-
-
-def test_a_number_that_the_paper_prints_twice_is_the_same_number() -> None:
-    seen: dict[tuple, float] = {}
-    for row in papers.reported():
-        if row.dataset == "imagenet100" and "COCO" not in row.setting:
-            key = (row.framework, row.mask, row.metric)
-            assert seen.setdefault(key, row.value) == row.value, key
-    counts = {name: sum(r.table == name for r in papers.reported()) for name in papers.TITLES}
-    assert list(counts.values()) == [12, 36, 8, 9, 12, 10, 5, 6, 60]
