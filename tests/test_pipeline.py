@@ -129,12 +129,34 @@ def test_one_runs_mask_ratio_reruns_its_chain_only(project: Project) -> None:
     project.write_params(TINY)
 
 
-def test_adding_a_run_runs_only_it(project: Project) -> None:
+def stages_of(run: str) -> list[str]:
+    return [f"pretrain@{run}", f"evaluate@{run}-knn", f"evaluate@{run}-linear_fast", "report"]
+
+
+def put_suite(project: Project, seeds: list[int]) -> None:
+    """TINY with one more run, repeated over seeds, as a suite in params.yaml's place."""
+    entry = {"mask": {"name": "mean"}, "seed": seeds}
+    table = {"columns": {"Top-1": "knn5_top1"}, "rows": {"mean fill, positive mask": "mean"}}
+    suite = changed(mean=entry) | {"tables": {"chin 8": table}}
+    (project.folder / "suites/mine.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    (project.folder / "params.yaml").unlink()  # nothing to lose
+    assert f"({2 + len(seeds)} runs)" in project.run("salmask", "suite", "mine")
+
+
+def test_a_suite_adds_its_runs_and_another_seed_only_that_seeds(project: Project) -> None:
     project.repro()
-    project.write_params(changed(mean={"mask": {"name": "mean"}}))
-    assert project.repro() == [
-        "pretrain@mean", "evaluate@mean-knn", "evaluate@mean-linear_fast", "report"
-    ]  # fmt: skip
+    put_suite(project, [0])
+    listed = project.run("dvc", "stage", "list", "--name-only").splitlines()
+    assert {*EVERY_STAGE, *stages_of("mean-seed-0")} == set(listed)
+    assert project.repro() == stages_of("mean-seed-0")
+    check_params(project)
+    put_suite(project, [0, 1])
+    assert project.repro() == stages_of("mean-seed-1")
+    encoders = [f"artifacts/pretrain/mean-seed-{s}/encoder.safetensors" for s in (0, 1)]
+    first, second = ((project.folder / file).read_bytes() for file in encoders)
+    assert first != second
+    said = (project.folder / "artifacts/report/results.txt").read_text()
+    assert "Chin et al. 2024, Table 8: hard negatives" in said and "(n 2)" in said
     project.write_params(TINY)
     assert project.repro() == ["report"]
     results = json.loads((project.folder / "artifacts/report/results.json").read_text())
