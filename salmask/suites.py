@@ -45,12 +45,12 @@ def load(root: Path, name: str) -> Params:
         raise UserError(f"no suite `{name}`; there are: {', '.join(names(root))}")
     where = f"{FOLDER}/{name}.yaml"
     values = {**{key: {} for key in _EXPECTED}, **_read(root / FOLDER, name, ())}
-    values["tables"] = {name: told for name, told in values["tables"].items() if told is not None}
-    runs = values.get("runs")
-    if isinstance(runs, Mapping):
-        kept = {run: entry for run, entry in runs.items() if entry is not None}
-        values["runs"], values["sweeps"] = expand(kept, where)
-        values = _chosen_by_run(values)
+    for key in ("runs", "tables"):
+        if not isinstance(values.get(key), Mapping):
+            raise UserError(f"{where}: {key}: must be a mapping, got {values.get(key)!r}")
+        values[key] = {name: told for name, told in values[key].items() if told is not None}
+    values["runs"], values["sweeps"] = expand(values["runs"], where)
+    values = _chosen_by_run(values)
     return Params({key: values[key] for key in _ORDER if key in values} | values, where)
 
 
@@ -59,9 +59,12 @@ def _read(folder: Path, name: str, below: tuple[str, ...]) -> dict[str, Any]:
     if name in below:
         raise UserError(f"{FOLDER}/{name}.yaml extends itself: {' -> '.join((*below, name))}")
     own = dict(Params.read(folder / f"{name}.yaml").values)
-    bases = own.pop("extends", [])
+    asked = own.pop("extends", [])
+    bases = [asked] if isinstance(asked, str) else asked
+    if not isinstance(bases, list):
+        raise UserError(f"{FOLDER}/{name}.yaml: extends: must be a suite or several, got {asked!r}")
     values: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         if not (folder / f"{base}.yaml").is_file():
             raise UserError(f"{FOLDER}/{name}.yaml: extends: there is no {FOLDER}/{base}.yaml")
         values = merge(values, _read(folder, base, (*below, name)))
@@ -93,43 +96,44 @@ def expand(runs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[st
     found: dict[str, Any] = {}
     sweeps: dict[str, Any] = {}
     for name, entry in runs.items():
-        if not is_grid(entry):
-            _add(found, name, entry, where)
-            continue
-        axes = _axes(entry)
-        for key, values in axes.items():
-            if not isinstance(values, list) or not values:
-                told = f"runs.{name}.{key}: must be a list of values, got {values!r}"
+        members = _grid(name, entry, where) if is_grid(entry) else [(name, name, entry)]
+        for setting, run, own in members:
+            if run in found:
+                told = f"two runs would be called {run}; name one of them otherwise"
                 raise UserError(f"{where}: {told}")
-        seeds = axes.pop("seed", None)
-        plain = {key: value for key, value in entry.items() if key not in {*axes, "seed"}}
-        if not isinstance(entry.get("seed"), list) and "seed" in entry:
-            plain["seed"] = entry["seed"]
-        settings: dict[str, list[str]] = {}
-        for values in itertools.product(*axes.values()):
-            setting = "-".join(
-                [name, *(_named(k, v, axes) for k, v in zip(axes, values, strict=True))]
-            )
-            run = plain
-            for key, value in zip(axes, values, strict=True):
-                run = _with(run, key.split("."), value)
-            repeats = {f"{setting}-seed-{_slug(s)}": run | {"seed": s} for s in seeds or []}
-            for called, repeat in (repeats or {setting: run}).items():
-                _add(found, called, repeat, where)
-                settings.setdefault(setting, []).append(called)
-        sweeps[name] = {"keys": list(axes), "settings": settings}
+            found[run] = own
+            if is_grid(entry):
+                keys = [key for key in _axes(entry) if key != "seed"]
+                swept = sweeps.setdefault(name, {"keys": keys, "settings": {}})
+                swept["settings"].setdefault(setting, []).append(run)
     return found, sweeps
+
+
+def _grid(name: str, entry: Mapping[str, Any], where: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """(setting, run, its entry) for every combination of a grid's values."""
+    axes = _axes(entry)
+    for key, values in axes.items():
+        if not isinstance(values, list) or not values:
+            told = f"runs.{name}.{key}: must be a list of values, got {values!r}"
+            raise UserError(f"{where}: {told}")
+    plain = {key: value for key, value in entry.items() if key not in axes}
+    seeds = axes.pop("seed", None)
+    found = []
+    for values in itertools.product(*axes.values()):
+        setting, run = name, plain
+        for key, value in zip(axes, values, strict=True):
+            setting += f"-{_named(key, value, axes)}"
+            run = _with(run, key.split("."), value)
+        if seeds is None:
+            found.append((setting, setting, run))
+        else:
+            found += [(setting, f"{setting}-seed-{_slug(s)}", run | {"seed": s}) for s in seeds]
+    return found
 
 
 def _axes(entry: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in entry.items() if "." in str(key)}
     return found | ({"seed": entry["seed"]} if isinstance(entry.get("seed"), list) else {})
-
-
-def _add(runs: dict[str, Any], name: str, entry: Any, where: str) -> None:
-    if name in runs:
-        raise UserError(f"{where}: two runs would be called {name}; name one of them otherwise")
-    runs[name] = entry
 
 
 def _with(entry: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
@@ -160,14 +164,15 @@ def _slug(value: Any) -> str:
 
 def _chosen_by_run(values: dict[str, Any]) -> dict[str, Any]:
     """A grid or setting under evaluate.chosen stands for its runs; what is not there, for none."""
-    asked = values.get("evaluate", {}).get("chosen", {})
+    evaluate = values.get("evaluate") or {}
+    asked = evaluate.get("chosen") or {}
     chosen = {**{field.name: [] for field in fields(Chosen)}, **asked}
     several = members(values["sweeps"])
     named = {
         protocol: [run for name in runs or [] for run in several.get(name, [name])]
         for protocol, runs in chosen.items()
     }
-    return {**values, "evaluate": {**values.get("evaluate", {}), "chosen": named}}
+    return {**values, "evaluate": {**evaluate, "chosen": named}}
 
 
 def members(sweeps: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -69,6 +69,8 @@ def test_what_dvc_looks_for_is_there_even_if_empty(tmp_path: Path) -> None:
     [
         ({"a": {"extends": "b"}}, "suites/a.yaml: extends: there is no suites/b.yaml"),
         ({"a": {"extends": "b"}, "b": {"extends": ["a"]}}, "extends itself: a -> b -> a"),
+        ({"a": {"extends": 3}}, "suites/a.yaml: extends: must be a suite or several, got 3"),
+        ({"a": {"runs": ["plain"]}}, "suites/a.yaml: runs: must be a mapping, got ['plain']"),
         ({"b": {}}, "no suite `a`; there are: b"),
     ],
 )
@@ -142,6 +144,7 @@ def test_a_grid_has_as_many_runs_as_combinations_all_with_names_for_dvc(
     [
         ({"a": {"mask.ratio": [0.5]}, "a-ratio-0p5": {}}, "two runs would be called a-ratio-0p5"),
         ({"a": {"mask.ratio": [0.5, "0p5"]}}, "two runs would be called a-ratio-0p5"),
+        ({"a": {"seed": [1, 1]}}, "two runs would be called a-seed-1"),
         ({"a": {"mask.ratio": 0.5}}, "runs.a.mask.ratio: must be a list of values, got 0.5"),
         ({"a": {"mask.ratio": []}}, "must be a list of values, got []"),
     ],
