@@ -143,13 +143,16 @@ def put_suite(project: Project, seeds: list[int]) -> None:
     assert f"({2 + len(seeds)} runs)" in project.run("salmask", "suite", "mine")
 
 
-def test_a_suite_adds_its_runs_and_another_seed_only_that_seeds(project: Project) -> None:
+def test_adding_a_run_by_a_suite_runs_only_it(project: Project) -> None:
     project.repro()
     put_suite(project, [0])
     listed = project.run("dvc", "stage", "list", "--name-only").splitlines()
     assert {*EVERY_STAGE, *stages_of("mean-seed-0")} == set(listed)
     assert project.repro() == stages_of("mean-seed-0")
     check_params(project)
+
+
+def test_another_seed_runs_only_that_seeds(project: Project) -> None:
     put_suite(project, [0, 1])
     assert project.repro() == stages_of("mean-seed-1")
     encoders = [f"artifacts/pretrain/mean-seed-{s}/encoder.safetensors" for s in (0, 1)]
