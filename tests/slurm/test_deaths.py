@@ -59,7 +59,7 @@ def doomed(tmp_path_factory, cluster) -> dict[str, str]:
         start("mistake", "--trouble", "mistake")
         start("nowhere", partition="nowhere")
         start("setup", setup=["echo loading", "module-that-is-not load cuda"])
-        start("eats", "--trouble", "eats")
+        start("eats", "--trouble", "eats at once")
         start("second", "--ticks", "600", "--stage", "pretrain", nodes=2)
         cancelled = start("cancelled", "--ticks", "600")
         until(lambda: list(cancelled.folder.glob("runs/*")) and cancelled.count("cancelled") > 3)
@@ -117,6 +117,14 @@ def test_a_requeued_job_goes_on_by_itself(desk, cluster, how):
     assert desk.job("back") == job and cluster.job(job)["Restarts"] == "1"
     start, again = desk.starts("back")
     assert start == 0 and again > 10
+
+
+def test_a_job_without_memory_is_followed_by_another_that_goes_on(desk):
+    said = finished(desk.toy("grown", "--trouble", "eats"))
+    first, second = re.findall(r"submitted as job (\d+)", said)
+    assert "exceeded memory limit" in said and f"job {first} (toy-grown-" in said
+    assert "it got further, so another goes on" in said and desk.job("grown") == second
+    assert desk.starts("grown") == [0, 5]
 
 
 def test_a_job_is_put_back_only_so_often(desk, cluster):
