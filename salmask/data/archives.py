@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from salmask.data.folders import is_folder
-from salmask.data.layout import LayoutError
+from salmask.data.layout import LayoutError, text
 from salmask.data.preparation import Found, Listing
 
 
@@ -41,7 +41,8 @@ def stl10(out: Path, seed: int, *, root: Path, unlabelled: bool = False) -> List
     for part, split in parts.items():
         data = _read(STL10, root, split=part)
         files += _written(data, data.labels.tolist(), split, out / "images", part)
-    return Listing(out / "images", tuple(data.classes), files)
+    classes = text(root / STL10.base_folder / STL10.class_names_file).split()
+    return Listing(out / "images", tuple(classes), files)
 
 
 def _cifar(kind: Any, out: Path, root: Path) -> Listing:

@@ -70,7 +70,10 @@ def tinyimagenet(out: Path, seed: int, *, root: Path) -> Listing:
 
 
 def _folders(split: Path) -> list[str]:
-    return sorted(path.name for path in folder(split).iterdir() if is_folder(path))
+    try:
+        return sorted(path.name for path in folder(split).iterdir() if is_folder(path))
+    except OSError as error:
+        raise UserError(f"{split} cannot be listed: {error.strerror}") from None
 
 
 def _wnids(root: Path, count: int) -> list[str]:
@@ -87,15 +90,12 @@ def _wnids(root: Path, count: int) -> list[str]:
 
 def _listing(root: Path, wnids: Sequence[str]) -> Listing:
     label = {wnid: number for number, wnid in enumerate(wnids)}
-    files, empty = [], []
+    files = []
     for split in ("train", "val"):
         flat = _flat(folder(root / split)) if split == "val" else []
         found = _labelled(root, flat) if flat else _sorted(root / split, wnids)
-        mine = [Found(f"{split}/{p}", label[w], split) for p, w in found if w in label]
-        there = {file.label for file in mine}
-        empty += [f"{split}/{wnid}" for wnid in wnids if label[wnid] not in there]
-        files += mine
-    return Listing(root.resolve(), tuple(wnids), files, tuple(empty))
+        files += [Found(f"{split}/{p}", label[w], split) for p, w in found if w in label]
+    return Listing(root.resolve(), tuple(wnids), files)
 
 
 def _sorted(split: Path, wnids: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -144,7 +144,7 @@ def _by_devkit(root: Path) -> list[str]:
             return list(load_meta_file(scratch)[1])
     except ImportError:
         raise UserError(f"{_DEVKIT} is read with scipy: pip install scipy") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError):
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError):
         raise LayoutError(
             f"{_META} or {_DEVKIT} of {root} is not what torchvision wrote or knows"
         ) from None

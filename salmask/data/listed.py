@@ -98,7 +98,7 @@ def coco(out: Path, seed: int, *, root: Path) -> Listing:
 def _rows(listed: Path) -> Iterator[tuple[str, int]]:
     """Path and class's number of every line."""
     for count, line in enumerate(text(listed).splitlines(), 1):
-        path, _, number = line.rpartition(" ")
+        path, _, number = line.rstrip().rpartition(" ")
         if not path or not number.isdecimal():
             raise LayoutError(f"{listed}, line {count}: no path and number: {line[:99]!r}")
         yield path, int(number)

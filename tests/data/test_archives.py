@@ -119,3 +119,10 @@ def test_what_is_missing_or_broken_is_told_and_not_downloaded(tmp_path, monkeypa
     (root / some).unlink()
     with pytest.raises(UserError, match=f"{folder}: a file is missing"):
         listing(tmp_path, name)
+
+
+def test_stl10_without_the_names_of_its_classes_is_told(tmp_path):
+    stl10(tmp_path / "root")
+    (tmp_path / "root/stl10_binary/class_names.txt").unlink()
+    with pytest.raises(UserError, match=r"class_names\.txt cannot be read: no such.*fetch stl10"):
+        listing(tmp_path, "stl10")

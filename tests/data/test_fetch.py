@@ -217,6 +217,17 @@ def test_an_archive_that_ends_early_leaves_nothing_that_looks_whole(tmp_path, wo
     assert files(tmp_path) == [f for f in files(tmp_path) if f.startswith("packing/")]
 
 
+def test_one_that_is_interrupted_leaves_nothing(tmp_path, world, monkeypatch):
+    def get(url: str, to: str) -> None:
+        Path(to).write_bytes(b"the first bytes")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{UTILS}._urlretrieve", get)
+    with pytest.raises(KeyboardInterrupt):
+        fetch.fetch("cifar10", tmp_path / "got")
+    assert list((tmp_path / "got").iterdir()) == []
+
+
 def test_what_a_killed_one_left_is_no_obstacle(tmp_path, world):
     world |= archives("imagenette", tmp_path)
     left = tmp_path / "got/imagenette.partial/imagenette2/train"
