@@ -84,7 +84,7 @@ def fetch(name: str, folder: Path) -> str:
         raise UserError(f"{folder} holds a part of {name}, not {lost[0]}: remove it first")
     if lost:
         _place(name, download, folder)
-    source, about = next((known, about) for known, about in KNOWN.items() if name in about.fetch)
+    source, about = next((of, about) for of, about in KNOWN.items() if name in about.fetch)
     told = f"{folder} holds {name} {'now' if lost else 'already'}: name: {source}, root: {folder}"
     return f"{told}. Still to be placed: {about.rest}" if about.rest else told
 
@@ -112,9 +112,8 @@ def _get(name: str, download: Download, partial: Path) -> None:
         files = [path for path in partial.rglob("*") if path.is_file()]
         newest = max(files, key=lambda path: path.stat().st_ctime_ns, default=None)
         at = f", the last file being {newest.name}" if newest else ""
-        raise UserError(
-            f"{name} could not be fetched{at}: {error}. Nothing of it was kept"
-        ) from None
+        why = str(error).rstrip(".")
+        raise UserError(f"{name} could not be fetched{at}: {why}. Nothing of it was kept") from None
 
 
 def _room(name: str, folder: Path, gigabytes: float) -> None:
