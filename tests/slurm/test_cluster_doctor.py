@@ -120,7 +120,7 @@ def test_a_good_profile_is_all_ok_and_nothing_stays_behind(at_cluster, hidden):
         ({"nodes": 3}, ["nodes 3: partition test has 2", "sbatch refuses it: Requested node"]),
         ({"gpus": 1}, ["gpus 1: no node of partition test has more than 0", "sbatch refuses"]),
         ({"cpus": 3, "tasks_per_node": 2}, ["cpus 3 x tasks_per_node 2 = 6: no", "more than 4"]),
-        ({"mem_gb": 9}, ["mem_gb 9: no node of partition test has more than 7.81 GB"]),
+        ({"mem_gb": 16}, ["mem_gb 16: no node of partition test has more than 15.6 GB"]),
         ({"constraint": "a100"}, ["constraint a100: no node", "Invalid feature specification"]),
         ({"additional": {"reservation": "x"}}, ["Requested reservation is invalid"]),
     ],

@@ -59,7 +59,7 @@ def doomed(tmp_path_factory, cluster) -> dict[str, str]:
         start("mistake", "--trouble", "mistake")
         start("nowhere", partition="nowhere")
         start("setup", setup=["echo loading", "module-that-is-not load cuda"])
-        start("eats", "--trouble", "eats at once")
+        start("eats", "--trouble", "eats at once", mem_gb=1)
         start("second", "--ticks", "600", "--stage", "pretrain", nodes=2)
         cancelled = start("cancelled", "--ticks", "600")
         until(lambda: list(cancelled.folder.glob("runs/*")) and cancelled.count("cancelled") > 3)
@@ -144,7 +144,7 @@ def test_pretraining_on_two_nodes_ends_in_the_same_bytes_however_it_is_interrupt
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project", params)
     desk = Desk(project.folder, str(cluster.conf))
-    desk.profile(nodes=2, mem_gb=2, checkpoint_minutes=0.0001)
+    desk.profile(nodes=2, checkpoint_minutes=0.0001)
     for stage in ("prepare", "localizer", "saliency"):
         project.stage(stage)
 

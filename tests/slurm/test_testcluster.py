@@ -30,8 +30,8 @@ def processes_with(*texts: str) -> list[str]:
 def test_it_comes_up_once_and_leaves_nothing(own_cluster):
     with own_cluster() as cluster:
         assert cluster.run("sinfo", "-h", "-N", "-p", "test", "-o", "%N %t %c %m").split("\n") == [
-            "n1 idle 4 8000",
-            "n2 idle 4 8000",
+            "n1 idle 4 16000",
+            "n2 idle 4 16000",
         ]
         nodes = cluster.run("srun", "-N2", "-n2", "bash", "-c", "echo $SLURMD_NODENAME")
         assert sorted(nodes.split()) == ["n1", "n2"]
@@ -70,7 +70,7 @@ def test_a_requeued_job_runs_again_within_half_a_minute(cluster):
         assert cluster.wait(job, "RUNNING", seconds=40)["Restarts"] == "1"
     finally:
         cluster.run("scancel", job)
-    assert cluster.wait(job, "CANCELLED")["ExitCode"] == "0:15"
+    assert cluster.wait(job, "CANCELLED")["ExitCode"] in ("0:15", "143:0")  # who hears of it first
 
 
 def test_without_accounting_sacct_says_so(cluster):

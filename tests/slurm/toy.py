@@ -53,7 +53,7 @@ def work(job: Job, ticks: int, trouble: str) -> None:
 
 def eat() -> None:
     """Takes more memory than the profile of the tests asks for."""
-    kept = bytearray(os.urandom(1 << 20)) * 1000
+    kept = bytearray(os.urandom(1 << 20)) * 3500
     time.sleep(30)
     del kept
 
