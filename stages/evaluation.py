@@ -9,6 +9,7 @@ import click
 from salmask import encoder_file
 from salmask.config import Choice, Params, bind
 from salmask.data import manifest
+from salmask.distributed import rank
 from salmask.files import write_json
 from salmask.job import Job
 from salmask.provenance import recipe
@@ -27,12 +28,15 @@ def work(
     encoder: Path,
     beside: Sequence[Any] = (),
 ) -> None:
-    """Scores the trained encoder; untrained ones stand beside it where the protocol asks."""
+    """Scores the trained encoder; untrained ones stand beside it where the protocol asks. All
+    processes of a group do this together; the first one tells and writes."""
     rows = manifest.load(data)
     encoders = {"trained": encoder_file.load(encoder, job.device)}
     for seed in range(options.get("random_seeds", 0)):
         encoders[f"random-{seed}"] = encoder_file.random_like(encoder, seed, job.device)
     metrics = evaluate(encoders, rows, job, *beside, **options)
+    if rank():
+        return
     told = {name: float(f"{value:.{_SHOWN}g}") for name, value in sorted(metrics.items())}
     write_json(job.out / "metrics.json", told)
     if not metrics:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from salmask.data.loader import centred
 from salmask.data.manifest import Manifest
+from salmask.distributed import gather_uneven, own_batches
 from salmask.encoder_file import Encoder
 from salmask.evaluate.subsets import labelled_ids
 from salmask.job import Job
@@ -32,12 +33,16 @@ def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Label
 def extract_rows(
     encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str
 ) -> Labelled:
-    """Pooled features of the rows `ids` (n,), in this order. name: of these rows, to be shown."""
-    found = []
-    with progress(f"features of {name}", len(ids)) as bar:
+    """Pooled features of the rows `ids` (n,), in this order. name: of these rows, to be shown.
+
+    Where a process group is there, each process sees its share, and all get all of them.
+    """
+    own, found = own_batches(ids, BATCH), []
+    seen = own if len(own) else ids[:1]  # so that all know how wide features are
+    with progress(f"features of {name}", len(seen)) as bar:
         for images in centred(
             manifest,
-            ids,
+            seen,
             encoder.spec.size,
             encoder.spec.shorter,
             batch=BATCH,
@@ -46,7 +51,8 @@ def extract_rows(
         ):
             found.append(encoder(images))
             bar.advance(len(images))
-    return Labelled(torch.cat(found), manifest.labels[ids].to(job.device))
+    features = gather_uneven(torch.cat(found)[: len(own)])
+    return Labelled(features, manifest.labels[ids].to(job.device))
 
 
 def width(encoder: Encoder, job: Job) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from salmask.config import STRICT
 from salmask.data.manifest import Manifest
+from salmask.distributed import rank
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import classifier
@@ -76,7 +77,9 @@ def run(
         low, high = (math.log10(bound) for bound in l2)
         grid = torch.logspace(low, high, l2_steps, dtype=torch.float64).tolist()
         model, best = by_validation(train, val, len(manifest.classes), grid, iterations)
-        print(f"{name}: l2 {best:.2g} is best on {len(parts.val)} validation images", flush=True)
+        if rank() == 0:
+            told = f"{name}: l2 {best:.2g} is best on {len(parts.val)} validation images"
+            print(told, flush=True)
     test = extract_rows(encoder, manifest, parts.test, job, f"{name}, test")
     with torch.inference_mode():
         found = model(test.features).argmax(dim=1)
