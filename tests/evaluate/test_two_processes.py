@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from encoders import saved
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from salmask import distributed, encoder_file
 from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
@@ -37,6 +37,7 @@ from salmask.evaluate import (
 )
 from salmask.evaluate.transfer import Sgd
 from salmask.evaluate.variance import Augmentation
+from salmask.heads import mlp
 from salmask.job import Job
 from salmask.train import checkpoint
 
@@ -77,7 +78,7 @@ def score(name: str, folder: Path) -> None:
 def augmentation(folder: Path) -> Augmentation:
     view = ViewConfig(size=SIZE, grid=4)
     config = RunConfig("run", CONFIG, view, Choice("none", {}), Choice("moco", {}), TrainConfig())
-    return Augmentation(config, folder / "no store")
+    return Augmentation(config, folder / "no store", folder / "encoder")
 
 
 def one_of_two(rank: int, port: int, root: Path) -> None:
@@ -127,6 +128,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluations")
     made_of_colours(root / "data")
     saved(root / "encoder", CONFIG, InputSpec(SIZE, SIZE + 2, None))
+    torch.manual_seed(0)
+    projector = mlp([CONFIG.width * 8, 6, 5], norm=True)
+    encoder_file.save_projector(nn.ModuleDict({"projector": projector}), root / "encoder")
     for kind, names in (("one", PROTOCOLS), ("two", PROTOCOLS), ("torn", TRAINED)):
         for name in names:
             (root / kind / name).mkdir(parents=True)
@@ -169,9 +173,11 @@ def metrics(folder: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_two_processes_score_what_one_does(root: Path, name: str) -> None:
+    """A fit on features, whoever found them, is the same; a training is to rounding, and so counts
+    of images that it gets right are equal unless one lies on the very border."""
     one, two = metrics(root / "one" / name), metrics(root / "two" / name)
     assert one and two == pytest.approx(one, rel=1e-6)
-    if name != "variance":  # counts of images are exact
+    if name not in TRAINED:
         assert two == one
 
 
