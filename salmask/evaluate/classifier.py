@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from salmask.config import ViewConfig
 from salmask.data.loader import Schedule, pairs
 from salmask.data.manifest import Manifest
 from salmask.distributed import average, from_first, rank, world
 from salmask.errors import UserError
+from salmask.evaluate.features import crop_and_flip
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.progress import progress
@@ -75,7 +75,6 @@ def train(
             f"{world()} processes: set `batch` to a multiple of {world()}"
         )
     schedule = Schedule(job.seed, ids, course.batch, course.epochs)
-    view = ViewConfig(size=side, grid=1, crop=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0)
     labels, steps, epoch = manifest.labels.to(job.device), schedule.steps_per_epoch, 0
     history: History = []
     for group in optimizer.param_groups:
@@ -87,7 +86,7 @@ def train(
         epoch, history = state["epoch"], state["history"]
     batches = pairs(
         manifest,
-        view,
+        crop_and_flip(side),
         schedule,
         images=course.images,
         device=job.device,

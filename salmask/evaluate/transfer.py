@@ -23,7 +23,7 @@ from salmask.errors import UserError
 from salmask.evaluate import classifier
 from salmask.evaluate.classifier import Course
 from salmask.evaluate.features import Labelled, accuracy, extract_rows, mean_per_class, width
-from salmask.evaluate.logistic import fit
+from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 
@@ -114,13 +114,7 @@ def by_validation(
 ) -> tuple[nn.Linear, float]:
     """The classifier fitted on all images with the l2 of `grid` that is best on `val` when fitted
     on `train` alone, and that l2; of equally good ones the largest."""
-    best, chosen, model = -1.0, grid[-1], None
-    for l2 in sorted(grid, reverse=True):  # from the easiest on, each from the one before
-        model = fit(train, classes, l2, iterations, start=model)
-        with torch.inference_mode():
-            score = accuracy(model(val.features).argmax(dim=1), val.labels)
-        if score > best:
-            best, chosen, start = score, l2, model
+    chosen, start = best_l2(train, val, classes, grid, iterations)
     both = Labelled(
         torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
     )
