@@ -54,6 +54,7 @@ TRAINED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 CACHED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "knn": (knn.run, {"k": (3, 20)}),
     "linear_fast": (linear_fast.run, {"iterations": 30}),
+    "linear_fast views": (linear_fast.run, {"views": 2, "iterations": 30, "images": "resident"}),
     "transfer": (transfer.run, {"l2_steps": 3, "iterations": 30}),
     "variance": (variance.run, {"views": 3, "batch": 5, "images": "resident"}),
 }
