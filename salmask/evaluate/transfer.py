@@ -22,7 +22,14 @@ from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import classifier
 from salmask.evaluate.classifier import Course
-from salmask.evaluate.features import Labelled, accuracy, extract_rows, mean_per_class, width
+from salmask.evaluate.features import (
+    Labelled,
+    accuracy,
+    extract_rows,
+    mean_per_class,
+    top,
+    width,
+)
 from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
@@ -114,7 +121,9 @@ def by_validation(
 ) -> tuple[nn.Linear, float]:
     """The classifier fitted on all images with the l2 of `grid` that is best on `val` when fitted
     on `train` alone, and that l2; of equally good ones the largest."""
-    chosen, start = best_l2(train, val, classes, grid, iterations)
+    chosen, start = best_l2(
+        train, val, classes, grid, iterations, lambda logits, labels: top(logits, labels, 1)
+    )
     both = Labelled(
         torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
     )

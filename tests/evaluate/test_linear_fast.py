@@ -81,14 +81,29 @@ def test_separable_colours_are_told_apart_in_every_split(rows, job, name, option
     assert found == {f"{name}_top1": 100.0, f"other_{name}_top1": 100.0}
 
 
+def test_the_penalty_is_the_one_under_which_held_out_labels_are_likeliest():
+    train, held = _scene(3), _scene(5)  # other labels of other centres: caution is best
+    held = Labelled(held.features, held.labels % 3)
+    grid = (1e-3, 1e-1, 10.0)
+    scores = {}
+    for l2 in grid:
+        chances = logistic.fit(train, 3, l2, 500)(held.features).softmax(dim=1)
+        scores[l2] = chances[torch.arange(120), held.labels].log().mean().item()
+    chosen, model = logistic.best_l2(train, held, 3, grid, 500, linear_fast._likelihood)
+    assert chosen == max(scores, key=lambda l2: scores[l2]) == 10.0
+    torch.testing.assert_close(
+        model.weight, logistic.fit(train, 3, 10.0, 500).weight, atol=1e-3, rtol=0
+    )
+
+
 @pytest.mark.parametrize("views", [0, 2])
 def test_a_penalty_is_chosen_on_held_out_images_then_fits_all(rows, job, views, monkeypatch):
     asked, fitted = [], []
     choose, fit = linear_fast.best_l2, linear_fast.fit
 
-    def chosen(rest, held, classes, grid, iterations):
+    def chosen(rest, held, classes, grid, iterations, score):
         asked.append((len(rest.labels), len(held.labels), grid))
-        return 0.5, choose(rest, held, classes, grid, iterations)[1]
+        return 0.5, choose(rest, held, classes, grid, iterations, score)[1]
 
     def fits(train, classes, l2, iterations, start):
         fitted.append((len(train.labels), l2, start is not None))
