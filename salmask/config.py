@@ -171,12 +171,14 @@ class Choice:
 
 @dataclass(frozen=True, config=STRICT)
 class Chosen:
-    """Names of runs: which of them the evaluations are for that are not made of every run."""
+    """Names of runs: which of them the evaluations are for that are not made of every run.
+    variance_through: whose encoders see the views of the runs of `variance` too."""
 
     linear: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     transfer: tuple[str, ...] = ()
     variance: tuple[str, ...] = ()
+    variance_through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -269,51 +271,48 @@ class Params:
         return value
 
     def chosen(self) -> dict[str, list[str]]:
-        """Of every run and import, the folders of the evaluations chosen for it: their protocols,
-        and transfer-<dataset>. Raises UserError."""
+        """Of every run and import, the folders of the evaluations chosen for it: their protocols;
+        transfer-<dataset>, variance-<run whose encoder it is>. Raises UserError."""
         where = f"{self.source}: evaluate.chosen"
         asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
         for name in datasets:
             _check_name(name, f"{self.source}: transfer.{name}")
         imported = self.import_names()
         found: dict[str, list[str]] = {name: [] for name in [*self.run_names(), *imported]}
-        for protocol in (field.name for field in fields(asked)):
-            folders = [f"transfer-{d}" for d in datasets] if protocol == "transfer" else [protocol]
+        folders = {field.name: [field.name] for field in fields(asked)}
+        folders["transfer"] = [f"transfer-{name}" for name in datasets]
+        folders["variance"] += [f"variance-{name}" for name in asked.variance_through]
+        folders["variance_through"] = []
+        for protocol, made in folders.items():
             for name in getattr(asked, protocol):
                 if name not in found:
                     raise UserError(
                         f"{where}.{protocol}: no run {name!r}; there are: {', '.join(found)}"
                     )
-                if protocol == "variance" and name in imported:
-                    raise UserError(
-                        f"{where}.variance: {name} is imported: its views are not known here"
-                    )
-                found[name] += folders
+                if "variance" in protocol and name in imported:
+                    told = f"{name} is imported: its views and its head are not known here"
+                    raise UserError(f"{where}.{protocol}: {told}")
+                found[name] += made
         return found
 
     def run(self, name: str) -> RunConfig:
         """The run `name`: its own entries laid over the common sections."""
         overlay = self.raw(f"runs.{name}") or {}
-        allowed = [*RUN_SECTIONS, *RUN_CHOICES]
+        allowed, where = [*RUN_SECTIONS, *RUN_CHOICES], f"{self.source}: runs.{name}"
         if not isinstance(overlay, Mapping):
-            raise UserError(f"{self.source}: runs.{name}: must be a mapping, got {overlay!r}")
+            raise UserError(f"{where}: must be a mapping, got {overlay!r}")
         for key, entry in overlay.items():
             if key not in allowed:
-                raise UserError(
-                    f"{self.source}: runs.{name}.{key} is not a section of a run; "
-                    f"allowed: {', '.join(allowed)}"
-                )
+                told = f"is not a section of a run; allowed: {', '.join(allowed)}"
+                raise UserError(f"{where}.{key} {told}")
             if not isinstance(entry, Mapping):
-                raise UserError(
-                    f"{self.source}: runs.{name}.{key}: must be a mapping, got {entry!r}"
-                )
+                raise UserError(f"{where}.{key}: must be a mapping, got {entry!r}")
         merged = {key: merge(self._mapping(key), overlay.get(key, {})) for key in allowed}
-        where = f"{self.source}: runs.{name} over "
         sections: dict[str, Any] = {
-            key: check(merged[key], schema, where=where + key)
+            key: check(merged[key], schema, where=f"{where} over {key}")
             for key, schema in RUN_SECTIONS.items()
         }
-        sections |= {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
+        sections |= {key: _choice(merged[key], f"{where} over {key}") for key in RUN_CHOICES}
         return RunConfig(name=name, **sections)
 
 
