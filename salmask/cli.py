@@ -18,6 +18,7 @@ from salmask import export as exports
 from salmask import lineage as lineages
 from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
+from salmask.data import fetch as fetches
 from salmask.data import manifest
 from salmask.data import watch as watches
 from salmask.data.content import ImageError, content
@@ -151,6 +152,20 @@ def watch(folder: Path, file: Path) -> None:
     """Writes FILE, to be data.root in FOLDER's place where DVC cannot watch that itself."""
     count = watches.write(folder, file)
     click.echo(f"{file} stands for {count} files; run this again when they change")
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@_readable_errors
+def fetch(name: str | None, folder: Path | None) -> None:
+    """Downloads the data set NAME into FOLDER, to be its root; without NAME, lists them all."""
+    if name is None:
+        click.echo("\n".join(fetches.listing()))
+    elif folder is None:
+        raise UserError(f"where to? salmask fetch {name} FOLDER")
+    else:
+        click.echo(fetches.fetch(name, folder))
 
 
 @main.command()

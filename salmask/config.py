@@ -5,31 +5,29 @@ by `name` (data, localizer, mask, framework) take the keyword-only arguments of 
 as their schema, so that adding a mask means writing a function and nothing here (see `bind`).
 """
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
-    TypeAdapter,
-    ValidationError,
-    create_model,
 )
 from pydantic.dataclasses import dataclass
 
 from salmask.errors import UserError
+from salmask.schema import STRICT as STRICT  # with what else here is asked for by its users
+from salmask.schema import Choice as Choice
+from salmask.schema import bind as bind
+from salmask.schema import check as check
 
 T = TypeVar("T")
-STRICT = ConfigDict(extra="forbid")
 Range = tuple[float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -162,21 +160,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Choice:
-    """A section that picks a function by name and hands it options."""
-
-    name: str
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True, config=STRICT)
 class Chosen:
-    """Names of runs: which of them the evaluations are for that are not made of every run."""
+    """Names of runs: which of them the evaluations are for that are not made of every run.
+    variance_through: whose encoders see the views of the runs of `variance` too."""
 
     linear: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     transfer: tuple[str, ...] = ()
     variance: tuple[str, ...] = ()
+    variance_through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -274,47 +266,48 @@ class Params:
         return value
 
     def chosen(self) -> dict[str, list[str]]:
-        """Of every run and import, the folders of the evaluations chosen for it: their protocols,
-        and transfer-<dataset>. Raises UserError."""
+        """Of every run and import, the folders of the evaluations chosen for it: their protocols;
+        transfer-<dataset>, variance-<run whose encoder it is>. Raises UserError."""
         where = f"{self.source}: evaluate.chosen"
         asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
         for name in datasets:
             _check_name(name, f"{self.source}: transfer.{name}")
         imported = self.import_names()
         found: dict[str, list[str]] = {name: [] for name in [*self.run_names(), *imported]}
-        for protocol in (field.name for field in fields(asked)):
-            folders = [f"transfer-{d}" for d in datasets] if protocol == "transfer" else [protocol]
+        folders = {field.name: [field.name] for field in fields(asked)}
+        folders["transfer"] = [f"transfer-{name}" for name in datasets]
+        folders["variance"] += [f"variance-{name}" for name in asked.variance_through]
+        folders["variance_through"] = []
+        for protocol, made in folders.items():
             for name in getattr(asked, protocol):
                 if name not in found:
                     raise UserError(
                         f"{where}.{protocol}: no run {name!r}; there are: {', '.join(found)}"
                     )
-                if protocol == "variance" and name in imported:
-                    raise UserError(
-                        f"{where}.variance: {name} is imported: its views are not known here"
-                    )
-                found[name] += folders
+                if "variance" in protocol and name in imported:
+                    told = f"{name} is imported: its views and its head are not known here"
+                    raise UserError(f"{where}.{protocol}: {told}")
+                found[name] += made
         return found
 
     def run(self, name: str) -> RunConfig:
         """The run `name`: its own entries laid over the common sections."""
         overlay = self.raw(f"runs.{name}") or {}
-        allowed = [*RUN_SECTIONS, *RUN_CHOICES]
+        allowed, where = [*RUN_SECTIONS, *RUN_CHOICES], f"{self.source}: runs.{name}"
         if not isinstance(overlay, Mapping):
-            raise UserError(f"{self.source}: runs.{name}: must be a mapping, got {overlay!r}")
+            raise UserError(f"{where}: must be a mapping, got {overlay!r}")
         for key, entry in overlay.items():
-            where = f"{self.source}: runs.{name}.{key}"
             if key not in (*allowed, "seed"):
-                told = f"allowed: {', '.join(allowed)}, seed"
-                raise UserError(f"{where} is not a section of a run; {told}")
+                told = f"is not a section of a run; allowed: {', '.join(allowed)}, seed"
+                raise UserError(f"{where}.{key} {told}")
             if key != "seed" and not isinstance(entry, Mapping):
-                raise UserError(f"{where}: must be a mapping, got {entry!r}")
+                raise UserError(f"{where}.{key}: must be a mapping, got {entry!r}")
         merged = {key: merge(self._mapping(key), overlay.get(key, {})) for key in allowed}
-        where = f"{self.source}: runs.{name} over "
         sections: dict[str, Any] = {
-            key: check(merged[key], schema, where + key) for key, schema in RUN_SECTIONS.items()
+            key: check(merged[key], schema, where=f"{where} over {key}")
+            for key, schema in RUN_SECTIONS.items()
         }
-        sections |= {key: _choice(merged[key], where + key) for key in RUN_CHOICES}
+        sections |= {key: _choice(merged[key], f"{where} over {key}") for key in RUN_CHOICES}
         return RunConfig(name=name, **sections)
 
 
@@ -322,12 +315,6 @@ def _check_name(name: Any, where: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         told = "a name is made of a-z, 0-9 and -, since DVC uses it in paths and keys"
         raise UserError(f"{where}: {told}")
-
-
-def _allowed(schema: Any) -> str:
-    """The keys of a schema, for a message."""
-    fields = getattr(schema, "__pydantic_fields__", None)
-    return f" (allowed: {', '.join(fields)})" if fields else ""
 
 
 def merge(common: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,34 +331,6 @@ def merge(common: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, A
     return both
 
 
-def check(value: Any, schema: type[T], where: str) -> T:
-    """`value` as a `schema`. Raises UserError: where, which key, which value, what is allowed."""
-    try:
-        return TypeAdapter(schema).validate_python(value)
-    except ValidationError as error:
-        raise UserError(_explain(error, where, _allowed(schema))) from None
-
-
-def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, Any]:
-    """Checks a choice's options against a function's keyword-only arguments.
-
-    Returns those arguments, defaults filled in. Raises UserError as `check` does.
-    """
-    hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    model = create_model("options", __config__=STRICT, **fields)
-    try:
-        checked = model.model_validate(dict(choice.options))
-    except ValidationError as error:
-        where = f"{where} (name: {choice.name})"
-        raise UserError(_explain(error, where, _allowed(model))) from None
-    return {name: getattr(checked, name) for name in fields}
-
-
 def pick(table: Mapping[str, T], choice: Choice, where: str) -> T:
     """The entry of `table` that `choice` names. Raises UserError listing what there is."""
     if choice.name not in table:
@@ -383,18 +342,3 @@ def _choice(value: Any, where: str) -> Choice:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise UserError(f"{where}: must be a mapping with a `name`, got {value!r}")
     return Choice(value["name"], {key: val for key, val in value.items() if key != "name"})
-
-
-def _explain(error: ValidationError, where: str, allowed: str) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        got = "" if item["type"] == "missing" else f", got {item['input']!r}"
-        if item["type"] == "value_error":  # ours, already a sentence
-            told = str(item["ctx"]["error"])
-            lines.append(f"{key}: {told}" if key else told)
-        elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            lines.append(f"{key}: no such key{got}{allowed}")
-        else:
-            lines.append(f"{key}: {item['msg']}{got}" if key else f"{item['msg']}{got}")
-    return f"{where}: " + "; ".join(lines)

@@ -30,6 +30,13 @@ def own(rows: Tensor) -> Tensor:
     return rows.tensor_split(world())[rank()]
 
 
+def own_batches(rows: Tensor, batch: int) -> Tensor:
+    """This process's share of rows (n, ...), in order and in whole batches: each batch is one that
+    a single process would make, so that what is computed of it is the same to the bit."""
+    number = torch.arange(len(rows)) // batch
+    return rows[torch.isin(number, own(number.unique()))]
+
+
 def gather(rows: Tensor) -> Tensor:
     """Everybody's rows (b, ...) in the order of ranks: (B, ...). No gradient."""
     if world() == 1:
@@ -37,6 +44,16 @@ def gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def gather_uneven(rows: Tensor) -> Tensor:
+    """As `gather`, of processes that may have different numbers of rows, or none."""
+    if world() == 1:
+        return rows
+    counts = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    parts = gather(torch.cat([rows, padding])).tensor_split(world())
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """A trained encoder on disk: encoder.safetensors, and encoder.json that says how to feed it; with
-the masker, if its mask learned too."""
+the head that it learned through, and the masker if its mask learned too."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,13 @@ from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD, Triple, normalise
 from salmask.devices import place
 from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
+from salmask.heads import from_weights
 from salmask.masks import fill
 from salmask.masks.adios import Masker
 from salmask.masks.strategies import LEARNED, input_filter, options_of
 from salmask.shapes import Wiring
 
-_MASKER = "masker.safetensors"
+_MASKER, _PROJECTOR = "masker.safetensors", "projector.safetensors"
 _WEIGHTS, _DESCRIPTION = "encoder.safetensors", "encoder.json"
 _SHORTER = 256 / 224  # the evaluation view: shorter side to this times the size, centre crop
 
@@ -107,6 +108,22 @@ def load(folder: Path, device: torch.device) -> Encoder:
     except RuntimeError as error:
         raise UserError(f"{folder / _WEIGHTS} does not fit {_DESCRIPTION}: {error}") from None
     return _ready(encoder, device)
+
+
+def save_projector(framework: nn.Module, folder: Path) -> None:
+    """Writes the framework's `projector` beside its encoder; an empty head if it has none."""
+    head = getattr(framework, "projector", nn.Sequential())
+    write_tensors(folder / _PROJECTOR, head.state_dict())
+
+
+def load_projector(folder: Path, device: torch.device) -> nn.Module:
+    """The head that stood on the encoder in `folder` while it learned: (B,D) -> (B,P), in eval
+    mode. Raises UserError where there is none, as beside encoders from elsewhere."""
+    try:
+        weights = load_file(folder / _PROJECTOR)
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no {_PROJECTOR}: run `dvc repro pretrain`") from None
+    return from_weights(weights).to(device)
 
 
 def save_masker(masker: Masker, folder: Path) -> None:

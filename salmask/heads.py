@@ -1,10 +1,10 @@
 """Projection and prediction heads: multi-layer perceptrons, with batch norm or without."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from salmask.norms import GroupedBatchNorm
 
@@ -30,3 +30,23 @@ def mlp(sizes: Sequence[int], *, norm: bool, last: Last = "bare", bn_group: int 
         if not ends:
             layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+def from_weights(weights: Mapping[str, Tensor]) -> nn.Module:
+    """The head that `mlp` made, from what its `state_dict` says, in eval mode; the identity where
+    that says nothing. What has no weights between two layers is a ReLU."""
+    places = {int(name.partition(".")[0]) for name in weights}
+    layers: list[nn.Module] = []
+    for place in range(max(places, default=-1) + 1):
+        weight = weights.get(f"{place}.weight")
+        mean = weights.get(f"{place}.running_mean")
+        if mean is not None:
+            layers.append(GroupedBatchNorm(len(mean), affine=weight is not None))
+        elif weight is not None:
+            outputs, inputs = weight.shape
+            layers.append(nn.Linear(inputs, outputs, bias=f"{place}.bias" in weights))
+        else:
+            layers.append(nn.ReLU())
+    head = nn.Sequential(*layers)
+    head.load_state_dict(dict(weights))
+    return head.eval().requires_grad_(False)

@@ -17,6 +17,10 @@ class JobFailedError(click.ClickException):
     exit_code = 1
 
 
+class OutOfMemoryError(JobFailedError):
+    """A job ended because it took more memory than it had asked for."""
+
+
 class DiskFullError(click.ClickException):
     """No space is left where work is saved. Exit code 1."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from salmask.files import write_bytes
 from salmask.provenance import Recipe
 from slurm import machine, scheduler
-from slurm.errors import JobFailedError
+from slurm.errors import JobFailedError, OutOfMemoryError
 from slurm.folder import is_done, label_of
 from slurm.scheduler import Status
 
@@ -17,6 +17,7 @@ _LOOK_SECONDS = 1.0  # between looks at the folder
 _ASK_SECONDS = 5.0  # between questions to Slurm
 _DEAD_ANSWERS = 3  # so many in a row make a failure: a last file may be on its way
 _TAIL = 20
+_NO_MEMORY = ("exceeded memory limit", "oom-kill", "oom_kill", "OOM Killed")  # Slurm's, in a log
 _NOISE = re.compile(r"submitit (INFO|WARNING) ")
 
 LAST_WORDS = ("error: ", "the work failed")  # of a task that found its end itself
@@ -44,7 +45,8 @@ def _files(folder: Path) -> list[Path]:
 
 def wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
     """Returns True when the run is done; False when its job ended well without that. Raises
-    JobFailedError when it ended otherwise, and stops the other elements of its array then.
+    JobFailedError when it ended otherwise (OutOfMemoryError, if so), and stops the other elements
+    of its array then.
 
     Ctrl-C leaves the job alone, and this process with exit code 130.
     """
@@ -79,7 +81,8 @@ def _wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
                     return False
                 if job in jobs.live(recipe.fingerprint):
                     jobs.cancel(job)
-                raise JobFailedError(report(folder, job, label_of(recipe), status, seen))
+                told = report(folder, job, label_of(recipe), status, seen)
+                raise _kind_of_end(folder, job, status)(told)
             say = _news(job, status)
             if say != said and not (status and status.ended):
                 print(say, flush=True)
@@ -116,6 +119,14 @@ def _show_new(log: Path, before: str) -> None:
             if not _NOISE.match(line):
                 print(before + line, flush=True)
         write_bytes(shown, str(start + len(new)).encode())
+
+
+def _kind_of_end(folder: Path, job: str, status: Status) -> type[JobFailedError]:
+    """Only where cgroups watch over memory does Slurm have a state for it."""
+    ends = [line for log in logs_of(folder, job).values() for line in _tail(log)]
+    if status.state == "OUT_OF_MEMORY" or any(word in line for line in ends for word in _NO_MEMORY):
+        return OutOfMemoryError
+    return JobFailedError
 
 
 def report(folder: Path, job: str, label: str, status: Status, seen: Status) -> str:

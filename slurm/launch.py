@@ -4,6 +4,7 @@ The work happens in a folder of its own (slurm/folder.py): in this process, or i
 this process submits, or finds, and waits for.
 """
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -15,7 +16,7 @@ from salmask.devices import pick_device
 from salmask.files import write_json
 from salmask.provenance import Recipe
 from slurm import follow, profile, submission, worker
-from slurm.errors import JobFailedError, full_disk_named
+from slurm.errors import JobFailedError, OutOfMemoryError, full_disk_named
 from slurm.folder import (
     Shared,
     Work,
@@ -94,17 +95,41 @@ def _here(
 
 
 def _by_a_job(order: worker.Order) -> bool:
-    """Has a job do the work, and waits for it unless that is not wanted; whether it did."""
+    """Has a job do the work, and waits for it unless that is not wanted; whether it did.
+
+    A job that ran out of memory is followed by another as long as each saves more than was there.
+    """
     folder, recipe, label = order.folder, order.recipe, label_of(order.recipe)
-    for _ in range(2):
+    apart = False
+    for _ in range(2 + order.chosen.max_requeues):
+        before = _saved(folder)
         job = _submit_or_attach(order)
         if os.environ.get("SALMASK_SUBMIT_ONLY"):
             return False
-        if not job or follow.wait(folder, job, recipe, order.chosen.executor):
-            return True
+        try:
+            if not job or follow.wait(folder, job, recipe, order.chosen.executor):
+                return True
+        except OutOfMemoryError as error:
+            if _saved(folder) == before:
+                raise
+            print(f"{error.message}\n{label}: it got further, so another goes on", flush=True)
+            continue
+        if apart:
+            break
         # The last two of an array can miss each other's end, where files show up late.
         print(f"{label}: all shares are done; another job puts them together", flush=True)
-    raise JobFailedError(f"{label}: its jobs ended well, twice, without a result")
+        apart = True
+    raise JobFailedError(f"{label}: its jobs ended again and again without a result")
+
+
+def _saved(folder: Path) -> set[tuple[str, int]]:
+    """What a later try would go on from, with the times of its writing."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError):  # a job that works there replaces and removes
+        for path in (folder / "work").rglob("*"):
+            if path.is_file() and path.suffix != ".partial":
+                found.add((str(path), path.stat().st_mtime_ns))
+    return found
 
 
 def _submit_or_attach(order: worker.Order) -> str | None:

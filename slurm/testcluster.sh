@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
   cat >&2 <<'END'
 usage: slurm/testcluster.sh VERB [--dir FOLDER]
-  up [--accounting]   starts two nodes, n1 and n2, each with a pretended 4 CPUs and 8000 MB;
+  up [--accounting]   starts two nodes, n1 and n2, each with a pretended 4 CPUs and 16000 MB;
                       eval "$(slurm/testcluster.sh up)" sets SLURM_CONF for Slurm's commands;
                       --accounting: with a database, so that sacct answers
   down                stops everything, running jobs too, and removes the folder

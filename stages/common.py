@@ -24,6 +24,7 @@ LOCALIZER_SPEC = LOCALIZER / "localizer.json"
 LOCALIZER_FILES = [LOCALIZER_SPEC, LOCALIZER / "weights.safetensors"]
 STORE = SALIENCY / "saliency.zarr"
 ENCODER_FILES = ("encoder.json", "encoder.safetensors")
+PROJECTOR = "projector.safetensors"  # beside them; only variance depends on it
 
 MISTAKE, FAILED, STOPPED = 2, 1, 143
 

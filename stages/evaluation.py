@@ -9,6 +9,7 @@ import click
 from salmask import encoder_file
 from salmask.config import Choice, Params, bind
 from salmask.data import manifest
+from salmask.distributed import rank
 from salmask.files import write_json
 from salmask.job import Job
 from salmask.provenance import recipe
@@ -27,12 +28,15 @@ def work(
     encoder: Path,
     beside: Sequence[Any] = (),
 ) -> None:
-    """Scores the trained encoder; untrained ones stand beside it where the protocol asks."""
+    """Scores the trained encoder; untrained ones stand beside it where the protocol asks. All
+    processes of a group do this together; the first one tells and writes."""
     rows = manifest.load(data)
     encoders = {"trained": encoder_file.load(encoder, job.device)}
     for seed in range(options.get("random_seeds", 0)):
         encoders[f"random-{seed}"] = encoder_file.random_like(encoder, seed, job.device)
     metrics = evaluate(encoders, rows, job, *beside, **options)
+    if rank():
+        return
     told = {name: float(f"{value:.{_SHOWN}g}") for name, value in sorted(metrics.items())}
     write_json(job.out / "metrics.json", told)
     if not metrics:
@@ -48,22 +52,24 @@ def score(
     run: str,
     *,
     data: Path = DATA,
-    dataset: str = "",
+    apart: str = "",
+    encoder: Path | None = None,
     beside: Sequence[Any] = (),
     inputs: Sequence[Path] = (),
 ) -> None:
     """Applies `evaluate` to a run's encoder and publishes what it finds.
 
-    data: the manifest's folder; dataset: its name, where it is another one than the run's. beside:
-    what the protocol is told after the job. inputs: what else decides the result.
+    data: the manifest's folder. apart: what tells this from the protocol's other results of the
+    run, as the name of another dataset does. encoder: its folder, where it is another run's.
+    beside: what the protocol is told after the job. inputs: what else decides the result.
     """
     key = f"evaluate.{protocol}"
     choice = Choice(protocol, params.section(key, dict[str, Any]))
     options, seed = bind(evaluate, choice, f"params.yaml: {key}"), params.seed()
-    encoder = PRETRAIN / run
+    encoder = encoder or PRETRAIN / run
     files = [data / "manifest.csv", data / "dataset.json"]
     files += [*(encoder / file for file in ENCODER_FILES), *inputs]
-    name = f"{run}-{dataset}" if dataset else run
+    name = f"{run}-{apart}" if apart else run
     made_by = recipe(protocol, name, params.reads, files, Path.cwd())
     arguments = {
         "evaluate": evaluate,
@@ -72,7 +78,7 @@ def score(
         "encoder": encoder.resolve(),
         "beside": beside,
     }
-    folder = f"{protocol}-{dataset}" if dataset else protocol
+    folder = f"{protocol}-{apart}" if apart else protocol
     launch.run(made_by, seed, work, arguments, (EVALUATE / run / folder).resolve())
 
 

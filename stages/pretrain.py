@@ -30,7 +30,8 @@ def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
 @click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
 @readable_errors
 def main(name: str) -> None:
-    """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, history.csv."""
+    """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, projector.safetensors,
+    history.csv."""
     params = Params.read()
     config, seed = params.run(name), params.run_seed(name)
     files = [*MANIFEST_FILES, LOCALIZER_SPEC, STORE]

@@ -15,7 +15,7 @@ from stages.evaluation import score
 def main(name: str, dataset: str) -> None:
     """Writes artifacts/evaluate/<run>/transfer-<dataset>/metrics.json."""
     data = TRANSFER / dataset
-    score("transfer", transfer.run, Params.read(), name, data=data, dataset=dataset)
+    score("transfer", transfer.run, Params.read(), name, data=data, apart=dataset)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,32 @@
-"""The spread of one run's features over its own views of validation images."""
+"""The spread of features over one run's own views of validation images."""
 
 import click
 
 from salmask.config import Params
 from salmask.evaluate import variance
 from salmask.evaluate.variance import Augmentation
-from stages.common import STORE, readable_errors
+from stages.common import PRETRAIN, PROJECTOR, STORE, readable_errors
 from stages.evaluation import score
 
 
 @click.command()
 @click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
+@click.option("--through", default="", help="The run whose encoder sees the views; its own.")
 @readable_errors
-def main(name: str) -> None:
-    """Writes artifacts/evaluate/<run>/variance/metrics.json."""
-    params = Params.read()
-    augmentation = Augmentation(params.run(name), STORE.resolve())
-    score("variance", variance.run, params, name, beside=[augmentation], inputs=[STORE])
+def main(name: str, through: str) -> None:
+    """Writes artifacts/evaluate/<run>/variance/metrics.json, or variance-<through>/metrics.json."""
+    params, encoder = Params.read(), PRETRAIN / (through or name)
+    augmentation = Augmentation(params.run(name), STORE.resolve(), encoder.resolve(), through)
+    score(
+        "variance",
+        variance.run,
+        params,
+        name,
+        apart=through,
+        encoder=encoder,
+        beside=[augmentation],
+        inputs=[encoder / PROJECTOR, STORE],
+    )
 
 
 if __name__ == "__main__":

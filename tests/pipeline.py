@@ -32,7 +32,8 @@ TINY: dict[str, Any] = {
     "sweeps": {},
     "evaluate": {
         "protocols": ["knn", "linear_fast"],
-        "chosen": {"linear": [], "finetune": [], "transfer": [], "variance": []},
+        "chosen": {"linear": [], "finetune": [], "transfer": [], "variance": [],
+                   "variance_through": []},
         "knn": {"k": [5], "random_seeds": 1},
         "linear_fast": {"iterations": 20},
         "linear": {"epochs": 2, "batch": 32, "lr": 1.0, "milestones": [1]},

@@ -1,4 +1,5 @@
-"""Adding a mask or a framework as README and CONTRIBUTING say: one file and one line of params."""
+"""Adding a mask, a framework or a data set as README and CONTRIBUTING say: one file and one line of
+params."""
 
 import copy
 import csv
@@ -8,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pipeline import TINY, Project
 
 from salmask.provenance import file_digest
@@ -58,6 +60,21 @@ class Framework(nn.Module):
         return {"loss": self.strength * torch.stack(terms).sum()}
 '''
 
+DATASET = '''
+def prefixed(out: Path, seed: int, *, root: Path, held: str = "b") -> Listing:
+    """Images called CLASS-NAME.png. held: what the names of validation images begin with."""
+    paths = sorted(path.name for path in root.glob("*-*.png"))
+    kinds = sorted({path.partition("-")[0] for path in paths})
+    files = []
+    for path in paths:
+        kind, _, name = path.partition("-")
+        split = "val" if name.startswith(held) else "train"
+        files.append(Found(path, kinds.index(kind), split))
+    return Listing(root.resolve(), tuple(kinds), files)
+
+
+'''
+
 RUNS = {
     "blank": "  blank: {mask: {name: blank, share: 0.25}}",
     "alike": "  alike: {framework: {name: alike, strength: 3.0}}",
@@ -72,6 +89,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     params["saliency"]["correction"] = 0
     params["train"] |= {"epochs": 2, "batch": 16}
     params["runs"] = {"plain": {}}
+    params["transfer"] = {"shapes": TINY["data"]}
     made = Project(tmp_path_factory.mktemp("additions"), params)
     for stage in ("prepare", "localizer", "saliency"):
         made.stage(stage)
@@ -95,9 +113,13 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def use(project: Project, run: str) -> None:
     """Adds the run's one line to params.yaml, which is found sound."""
+    insert(project, "runs:", RUNS[run])
+
+
+def insert(project: Project, after: str, line: str) -> None:
     path = project.folder / "params.yaml"
     lines = path.read_text().splitlines()
-    lines.insert(lines.index("runs:") + 1, RUNS[run])
+    lines.insert(lines.index(after) + 1, line)
     path.write_text("\n".join(lines) + "\n")
     here = str(project.folder)  # the command is installed from elsewhere
     assert "params.yaml is sound" in project.run("salmask", "check", PYTHONPATH=here)
@@ -138,3 +160,21 @@ def test_a_framework_is_a_file(project: Project) -> None:
     losses = [float(row["loss"]) for row in history]
     assert -3 <= losses[1] < losses[0] < 0  # three times minus a cosine, and falling
     assert changed(before, sources(project)) == {"params.yaml", "salmask/frameworks/alike.py"}
+
+
+def test_a_data_set_is_a_function_and_its_entry(project: Project, tmp_path: Path) -> None:
+    before = sources(project)
+    for index, name in enumerate(("cat-a1", "cat-b1", "dog-a1", "dog-a2", "dog-b1", "unnamed")):
+        Image.new("RGB", (16, 12), (40 * index, 9, 9)).save(tmp_path / f"{name}.png")
+    path = project.folder / "salmask/data/sources.py"
+    text = path.read_text()
+    start = "\n\nSOURCES: dict[str, Callable[..., Any]] = {\n"
+    assert text.count(start) == 1
+    path.write_text(text.replace(start, f'\n{DATASET.strip()}{start}    "prefixed": prefixed,\n'))
+    insert(project, "transfer:", f"  pets: {{name: prefixed, root: {tmp_path}, held: b}}")
+
+    said = project.stage("transfer_data", "--name", "pets")
+    assert "pets: 5 images (3 train, 2 val), 2 classes" in said
+    told = json.loads((project.folder / "artifacts/transfer/pets/dataset.json").read_text())
+    assert told["classes"] == ["cat", "dog"] and told["root"] == str(tmp_path)
+    assert changed(before, sources(project)) == {"params.yaml", "salmask/data/sources.py"}

@@ -15,7 +15,7 @@ LAYERS = [
     ["salmask", "salmask.shapes", "salmask.errors", "salmask.progress", "salmask.devices",
      "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
      "salmask.distributed"],
-    ["salmask.config", "salmask.provenance", "salmask.lineage", "salmask.suites"],
+    ["salmask.schema", "salmask.config", "salmask.provenance", "salmask.lineage", "salmask.suites"],
     ["salmask.losses", "salmask.norms", "salmask.backbones", "salmask.heads"],
     ["salmask.data", "salmask.saliency", "salmask.masks", "salmask.frameworks"],
     ["salmask.encoder_file"],

@@ -10,8 +10,12 @@ import yaml
 
 from salmask import frameworks
 from salmask.config import Choice, EncoderConfig, TrainConfig, ViewConfig, check
+from salmask.data.fetch import DOWNLOADS
+from salmask.data.layout import KNOWN
+from salmask.data.sources import SOURCES, configured
 from salmask.masks import strategies
 
+DATA = (Path(__file__).parents[1] / "docs/data.md").read_text()
 METHOD = (Path(__file__).parents[1] / "docs/method.md").read_text()
 ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
 
@@ -56,3 +60,18 @@ def test_options_that_it_names_are_accepted() -> None:
 @pytest.mark.parametrize("name", strategies.MASKS)
 def test_every_mask_is_named(name: str) -> None:
     assert f"`{name}`" in METHOD
+
+
+def test_every_known_set_is_in_the_table_of_data_sets() -> None:
+    cells = [line.split("|") for line in DATA.splitlines() if line.startswith("| `")]
+    sources = {name for row in cells for name in re.findall(r"`(\w+)`", row[1])}
+    assert set(KNOWN) <= sources <= set(SOURCES)
+    fetched = {name for row in cells for name in re.findall(r"`([\w-]+)`", row[4])}
+    assert fetched | {"cifar10", "cifar100"} == set(DOWNLOADS)
+
+
+def test_data_sets_of_the_examples_are_accepted() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
+    told = yaml.safe_load(example)
+    for section in [told["data"], *told["transfer"].values()]:
+        configured(Choice(section.pop("name"), section), "data")

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from salmask.heads import mlp
+from salmask.heads import from_weights, mlp
 from salmask.norms import GroupedBatchNorm
 
 L, N, R = nn.Linear, GroupedBatchNorm, nn.ReLU
@@ -59,3 +59,22 @@ def test_groups_of_samples_do_not_see_each_other(generator):
     x = torch.randn(4, 4, generator=generator)
     changed = torch.cat([x[:2], 9 * x[2:] + 1])
     torch.testing.assert_close(head(x)[:2], head(changed)[:2])
+
+
+@pytest.mark.parametrize(("norm", "last"), [(False, "bare"), (True, "bare"), (True, "norm"),
+                                            (True, "plain_norm")])  # fmt: skip
+@pytest.mark.parametrize("sizes", [[5, 3], [5, 7, 8, 3]])
+def test_a_head_comes_back_from_its_weights(norm, last, sizes, generator):
+    head = mlp(sizes, norm=norm, last=last)
+    for _ in range(3):  # statistics that show
+        head(3 + torch.randn(16, 5, generator=generator))
+    again = from_weights(head.state_dict())
+    assert [type(layer) for layer in again] == [type(layer) for layer in head]
+    features = torch.randn(4, 5, generator=generator)
+    assert torch.equal(again(features), head.eval()(features))
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
+
+
+def test_no_weights_are_no_head():
+    features = torch.ones(2, 3)
+    assert torch.equal(from_weights({})(features), features)

@@ -66,10 +66,9 @@ def check_params(project: Project) -> None:
     declared = yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"]
     for where in project.folder.glob("artifacts/**/provenance.json"):
         made = json.loads(where.read_text())
-        if made["stage"] in ("knn", "linear_fast"):
-            name = f"evaluate@{made['name']}-{made['stage']}"
-        else:
-            name = "@".join(filter(None, [made["stage"], made["name"]]))
+        stage, of = made["stage"], made["name"]
+        names = [stage, f"{stage}@{of}", f"{stage}-through@{of}", f"evaluate@{of}-{stage}"]
+        (name,) = [name for name in names if name in declared]
         said = set(declared[name].get("params", {}).get("params.yaml", {}))
         read = set(made["params"])
         uncovered = {key for key in read if not covered(key, said)}
@@ -185,12 +184,13 @@ def test_evaluations_run_for_the_runs_that_are_chosen(project: Project) -> None:
     shapes = {"images": {"train": 40, "val": 20}, "first": 1000}
     params["transfer"] = {"shapes": TINY["data"] | shapes}
     params["evaluate"]["chosen"] = {
-        "linear": ["plain"], "finetune": ["plain"], "transfer": ["plain"], "variance": ["blurred"]
+        "linear": ["plain"], "finetune": ["plain"], "transfer": ["plain"],
+        "variance": ["blurred"], "variance_through": ["plain"],
     }  # fmt: skip
     project.write_params(params)
     assert sorted(project.repro()) == [
         "finetune@plain", "linear@plain", "report", "transfer@plain-shapes",
-        "transfer_data@shapes", "variance@blurred",
+        "transfer_data@shapes", "variance-through@blurred-plain", "variance@blurred",
     ]  # fmt: skip
     check_params(project)
     results = json.loads((project.folder / "artifacts/report/results.json").read_text())
@@ -199,8 +199,11 @@ def test_evaluations_run_for_the_runs_that_are_chosen(project: Project) -> None:
         assert {protocol, f"decorrelated_{protocol}"} <= plain.keys() - blurred.keys()
     assert {"transfer_shapes_top1", "transfer_shapes_mean_per_class"} <= plain.keys()
     assert {"variance_pooled", "decorrelated_variance_uniformity"} <= blurred.keys() - plain.keys()
+    assert {"variance_projected_unit", "variance_through_plain_projected"} <= blurred.keys()
+    assert (project.folder / "artifacts/evaluate/plain/linear/history.csv").is_file()
     assert "linear_top1" in (project.folder / "artifacts/report/results.txt").read_text()
-    for made in ("plain/linear", "plain/transfer-shapes", "blurred/variance"):
+    chosen = "plain/linear", "plain/transfer-shapes", "blurred/variance", "blurred/variance-plain"
+    for made in chosen:
         metrics = f"artifacts/evaluate/{made}/metrics.json"
         assert "everything matches" in project.run("salmask", "lineage", metrics), made
     params["transfer"]["shapes"]["first"] = 2000

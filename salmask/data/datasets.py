@@ -1,22 +1,21 @@
-"""Sources whose splits someone gave: lists or folders, and what published protocols say.
+"""Folders whose splits someone gave: lists or folders, and what published protocols say.
 
-Splits are `train`, `val` and `test`, or `train` and `val` where nobody names a third. Nothing is
-downloaded.
+Splits are `train`, `val` and `test`, or `train` and `val` where nobody names a third.
 """
 
 import hashlib
-from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from salmask.data.folders import class_of, images_below, is_folder
+from salmask.data.layout import LayoutError, content, folder, inner
 from salmask.data.preparation import Found, Listing
 from salmask.errors import UserError
 
 _BACKGROUND = "BACKGROUND_Google"  # of Caltech-101: not a class
+_CALTECH = ("", "caltech-101/", "caltech101/")
 
 
 def splits(
@@ -65,15 +64,19 @@ def _paths(root: Path, name: str) -> list[str] | None:
 def caltech101(
     out: Path, seed: int, *, root: Path, train: PositiveInt = 25, val: NonNegativeInt = 5
 ) -> Listing:
-    """Caltech-101 as root/CLASS/...: 25 training and 5 validation images of every class, chosen by
-    the seed without replacement, the rest for testing; without the background, which is no class.
+    """Caltech-101 as CLASS/... in root or in its folder 101_ObjectCategories, be that in root or
+    where the archive or torchvision puts it: 25 training and 5 validation images of every class,
+    chosen by the seed without replacement, the rest for testing; without the background, which is
+    no class.
     """
-    if not is_folder(root):
-        raise UserError(f"{root}: no such folder")
+    root = inner(root, *(f"{place}101_ObjectCategories" for place in _CALTECH))
     kinds = {path: class_of(path) for path in images_below(root)[0]}
     kinds = {path: kind for path, kind in kinds.items() if kind not in ("", _BACKGROUND)}
+    classes = sorted(set(kinds.values()))
+    if len(classes) < 2:
+        raise LayoutError(f"{root}: folders of classes with images: {', '.join(classes) or 'none'}")
     files = {}
-    for kind in sorted(set(kinds.values())):
+    for kind in classes:
         own = sorted((p for p in kinds if kinds[p] == kind), key=lambda path: _lot(seed, path))
         if len(own) <= train + val:
             raise UserError(
@@ -87,17 +90,22 @@ def caltech101(
 
 def flowers102(out: Path, seed: int, *, root: Path) -> Listing:
     """Oxford Flowers-102 by its official split (1020, 1020 and 6149 images): jpg/, imagelabels.mat
-    and setid.mat in root, as its authors give them."""
+    and setid.mat, as its authors give them, in root or, as torchvision keeps them, in
+    root/flowers-102."""
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError:
         raise UserError("flowers102 reads .mat files with scipy: pip install scipy") from None
+    root = inner(root, "flowers-102")
+    folder(root / "jpg")
+    told = {name: BytesIO(content(root / f"{name}.mat")) for name in ("imagelabels", "setid")}
     try:
-        labels = loadmat(root / "imagelabels.mat")["labels"].ravel().tolist()
-        sets = loadmat(root / "setid.mat")
+        labels = loadmat(told["imagelabels"])["labels"].ravel().tolist()
+        sets = loadmat(told["setid"])
         numbers = {s: sets[k].ravel().tolist() for s, k in _FLOWER_SETS.items()}
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{root}: imagelabels.mat and setid.mat must lie there: {error}") from None
+    except (KeyError, ValueError, MatReadError) as error:
+        raise LayoutError(f"imagelabels.mat or setid.mat of {root}: {error!r} is odd") from None
     chosen = {number: split for split, own in numbers.items() for number in own}
     files = {f"jpg/image_{number:05d}.jpg": split for number, split in sorted(chosen.items())}
     kinds = {f"jpg/image_{n:05d}.jpg": f"{labels[n - 1]:03d}" for n in chosen}
@@ -105,36 +113,6 @@ def flowers102(out: Path, seed: int, *, root: Path) -> Listing:
 
 
 _FLOWER_SETS = {"train": "trnid", "val": "valid", "test": "tstid"}
-
-
-def cifar10(out: Path, seed: int, *, root: Path) -> Listing:
-    """CIFAR-10 from its python version in root, as torchvision keeps it; see `_cifar`."""
-    from torchvision.datasets import CIFAR10
-
-    return _cifar(CIFAR10, out, root)
-
-
-def cifar100(out: Path, seed: int, *, root: Path) -> Listing:
-    """CIFAR-100, likewise."""
-    from torchvision.datasets import CIFAR100
-
-    return _cifar(CIFAR100, out, root)
-
-
-def _cifar(kind: Callable[..., Any], out: Path, root: Path) -> Listing:
-    """Its images as PNG files in out/images: 50,000 of train, 10,000 of val."""
-    files = []
-    for split in ("train", "val"):
-        try:
-            data = kind(root=str(root), train=split == "train", download=False)
-        except RuntimeError as error:
-            raise UserError(f"{root}: {error}; put the extracted archive there") from None
-        (out / "images" / split).mkdir(parents=True, exist_ok=True)
-        for index, (pixels, label) in enumerate(zip(data.data, data.targets, strict=True)):
-            name = f"{split}/{index:05d}.png"
-            Image.fromarray(pixels).save(out / "images" / name)
-            files.append(Found(name, int(label), split))
-    return Listing(out / "images", tuple(data.classes), files)
 
 
 def _listing(root: Path, kinds: dict[str, str], files: dict[str, str]) -> Listing:

@@ -57,7 +57,7 @@ class Schedule:
     step).
 
     ids: (n,) int64 training rows. The last, incomplete batch of an epoch is left out, unless all
-    rows are to be seen (`whole`).
+    rows are to be seen (`whole`): once an epoch, in their order, by this process alone.
     """
 
     seed: int
@@ -72,9 +72,10 @@ class Schedule:
 
     def tickets(self, epoch: int, step: int) -> Iterator[Ticket]:
         while epoch < self.epochs:
-            order = epoch_order(self.seed, epoch, self.ids)
+            order = self.ids if self.whole else epoch_order(self.seed, epoch, self.ids)
             while step < self.steps_per_epoch:
-                yield epoch, step, own(order[step * self.batch : (step + 1) * self.batch])
+                rows = order[step * self.batch : (step + 1) * self.batch]
+                yield epoch, step, rows if self.whole else own(rows)
                 step += 1
             epoch, step = epoch + 1, 0
 

@@ -1,13 +1,13 @@
 """Named datasets. A source is a function (folder to write in, seed, *, root, options) -> Listing.
 
 To add one, write the function and enter it in SOURCES. Images stay where they are; only the demo,
-which has none yet, draws its own into the folder.
+which has none yet, draws its own into the folder, and what comes as one binary file is taken apart.
+A `root` that is a Path may be given as the watch file of that folder: the function gets the folder.
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +16,10 @@ from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from salmask.config import STRICT, Choice, bind, check, pick
-from salmask.data import datasets
+from salmask.data import archives, datasets, imagenet, listed
 from salmask.data.demo import CLASSES, SPLITS, render
 from salmask.data.folders import EXTENSIONS, class_of, images_below, is_folder
+from salmask.data.layout import LayoutError, wanted
 from salmask.data.preparation import Found, Listing
 from salmask.data.watch import folder_of
 from salmask.errors import UserError
@@ -42,10 +43,19 @@ def configured(choice: Choice, where: str) -> tuple[Policy, Callable[[Path, int]
     policy = {key: value for key, value in choice.options.items() if key in common}
     own = {key: value for key, value in choice.options.items() if key not in common}
     source = pick(SOURCES, choice, where)
-    return (
-        check(policy, Policy, where),
-        partial(source, **bind(source, Choice(choice.name, own), where)),
-    )
+    options = bind(source, Choice(choice.name, own), where)
+
+    def listing(out: Path, seed: int) -> Listing:
+        found = dict(options)
+        try:
+            if isinstance(found.get("root"), Path):
+                found["root"] = folder_of(found["root"], f"{where}.root")
+            return source(out, seed, **found)
+        except LayoutError as error:
+            told = (str(error), wanted(choice.name, found["root"]))
+            raise UserError(". ".join(filter(None, told))) from None
+
+    return check(policy, Policy, where), listing
 
 
 def demo(
@@ -74,10 +84,8 @@ def imagefolder(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> 
 
     root/train/CLASS/... and root/val/CLASS/... (or valid, validation, test); or root/CLASS/...,
     of which `val_share` becomes the validation split, chosen by a hash of seed and path, so that
-    adding images moves none; or images without class folders, all of them for training. `root` may
-    also be the watch file of that folder.
+    adding images moves none; or images without class folders, all of them for training.
     """
-    root = folder_of(root)
     train = root / "train" if is_folder(root / "train") else None
     val = next((root / name for name in _VALIDATION if is_folder(root / name)), None)
     # "" is to be split by share
@@ -111,8 +119,17 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "imagefolder": imagefolder,
     "splits": datasets.splits,
+    "imagenet": imagenet.imagenet,
+    "imagenet100": imagenet.imagenet100,
+    "imagenette": imagenet.imagenette,
+    "tinyimagenet": imagenet.tinyimagenet,
+    "cifar10": archives.cifar10,
+    "cifar100": archives.cifar100,
+    "stl10": archives.stl10,
     "caltech101": datasets.caltech101,
     "flowers102": datasets.flowers102,
-    "cifar10": datasets.cifar10,
-    "cifar100": datasets.cifar100,
+    "inat2018": listed.inat2018,
+    "places205": listed.places205,
+    "voc": listed.voc,
+    "coco": listed.coco,
 }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from salmask.data.folders import is_folder, walk
+from salmask.data.layout import LayoutError
 from salmask.errors import UserError
 from salmask.files import write_json
 
@@ -34,23 +35,24 @@ def write(folder: Path, file: Path) -> int:
     return count
 
 
-def folder_of(root: Path) -> Path:
-    """The folder that `root` is, or that the watch file `root` stands for. Raises UserError."""
+def folder_of(root: Path, where: str = "data.root") -> Path:
+    """The folder that `root` is, or that the watch file `root` stands for. where: the key that
+    names it. Raises UserError."""
     if is_folder(root):
         return root
     try:
         about = json.loads(root.read_text())
         folder = Path(about["folder"]) if about["schema"] == SCHEMA else None
     except OSError:
-        raise UserError(f"data.root: {root} is neither a folder nor a watch file") from None
+        raise LayoutError(f"{where}: {root} is neither a folder nor a watch file") from None
     except (ValueError, KeyError, TypeError):
         folder = None
     if folder is None:
         raise UserError(
-            f"data.root: {root} is not a folder, nor a file that `salmask watch` has written"
+            f"{where}: {root} is not a folder, nor a file that `salmask watch` has written"
         )
     if not is_folder(folder):
-        raise UserError(f"data.root: {folder}, which {root} stands for, is not a folder")
+        raise UserError(f"{where}: {folder}, which {root} stands for, is not a folder")
     return folder
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmask.data.loader import centred
+from salmask.config import ViewConfig
+from salmask.data.loader import Schedule, centred, pairs
 from salmask.data.manifest import Manifest
+from salmask.distributed import gather_uneven, own_batches
 from salmask.encoder_file import Encoder
 from salmask.evaluate.subsets import labelled_ids
 from salmask.job import Job
@@ -32,12 +34,16 @@ def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Label
 def extract_rows(
     encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str
 ) -> Labelled:
-    """Pooled features of the rows `ids` (n,), in this order. name: of these rows, to be shown."""
-    found = []
-    with progress(f"features of {name}", len(ids)) as bar:
+    """Pooled features of the rows `ids` (n,), in this order. name: of these rows, to be shown.
+
+    Where a process group is there, each process sees its share, and all get all of them.
+    """
+    own, found = own_batches(ids, BATCH), []
+    seen = own if len(own) else ids[:1]  # so that all know how wide features are
+    with progress(f"features of {name}", len(seen)) as bar:
         for images in centred(
             manifest,
-            ids,
+            seen,
             encoder.spec.size,
             encoder.spec.shorter,
             batch=BATCH,
@@ -46,7 +52,37 @@ def extract_rows(
         ):
             found.append(encoder(images))
             bar.advance(len(images))
-    return Labelled(torch.cat(found), manifest.labels[ids].to(job.device))
+    features = gather_uneven(torch.cat(found)[: len(own)])
+    return Labelled(features, manifest.labels[ids].to(job.device))
+
+
+@torch.inference_mode()
+def extract_views(
+    encoder: Encoder, manifest: Manifest, ids: Tensor, views: int, images: str, job: Job, name: str
+) -> Tensor:
+    """Pooled features (n,views,D) of augmented views of the rows `ids` (n,), in this order; shared
+    by processes as `extract_rows` is. images: `stream` or `resident`."""
+    own, found = own_batches(ids, BATCH), []
+    seen = own if len(own) else ids[:1]
+    with progress(f"views of {name}", len(seen)) as bar:
+        for crops in pairs(
+            manifest,
+            crop_and_flip(encoder.spec.size),
+            Schedule(job.seed, seen, BATCH, epochs=1, whole=True),
+            images=images,
+            device=job.device,
+            workers=job.workers,
+            branches=tuple(f"view{n}" for n in range(views)),
+        ):
+            each = [encoder(pixels.float() / 255) for pixels in crops.crops.values()]
+            found.append(torch.stack(each, dim=1))
+            bar.advance(len(crops.ids))
+    return gather_uneven(torch.cat(found)[: len(own)])
+
+
+def crop_and_flip(side: int) -> ViewConfig:
+    """The views that classifiers learn from: crops of 8 to 100% and flips, of unchanged colours."""
+    return ViewConfig(size=side, grid=1, crop=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0)
 
 
 def width(encoder: Encoder, job: Job) -> int:

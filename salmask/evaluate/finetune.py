@@ -23,7 +23,7 @@ from salmask.devices import autocast
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import classifier
-from salmask.evaluate.classifier import Course
+from salmask.evaluate.classifier import Course, History
 from salmask.evaluate.features import (
     extract,
     top,
@@ -85,8 +85,11 @@ def run(
 
     shares: of the labels, in percent; null for all that the preset has rates for. lists: published
     lists in the place of our subsets, by share. lr, head_lr: of trunk and head at batch 256, scaled
-    with the batch; null for the preset's. Resumes at epoch ends. Raises UserError.
+    with the batch; null for the preset's. Resumes at epoch ends. Writes history.csv. Raises
+    UserError.
     """
+    history: History = []
+    classifier.write_history(job, history)
     if not manifest.labelled():
         return {}
     metrics = {}
@@ -116,7 +119,10 @@ def run(
 
         side = encoder.spec.size
         folder = job.work / name
-        classifier.train(model, loss, optimizer, manifest, ids, side, course, job, folder, name)
+        history += classifier.train(
+            model, loss, optimizer, manifest, ids, side, course, job, folder, name
+        )
+        classifier.write_history(job, history)
         model.eval()
         for split, prefix in validation_splits(manifest).items():
             held = extract(encoder, manifest, split, job)

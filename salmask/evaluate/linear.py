@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
 from salmask.encoder_file import Encoder
-from salmask.evaluate.classifier import Course, head, train
+from salmask.evaluate.classifier import Course, History, head, train, write_history
 from salmask.evaluate.features import (
     accuracy,
     extract,
@@ -72,8 +72,10 @@ def run(
 
     What is None is the preset's. lr: at batch 256, scaled with the batch; of several, the one that
     does best on a tenth of the training images, held out, then trains on all. Resumes at epoch
-    ends.
+    ends. Writes history.csv.
     """
+    history: History = []
+    write_history(job, history)
     if not manifest.labelled():
         return {}
     encoder, ids = encoders["trained"], labelled_ids(manifest, "train")
@@ -121,7 +123,11 @@ def run(
             return torch.stack([F.cross_entropy(model(found), labels) for model in models]).sum()
 
         side = encoder.spec.size
-        train(models, loss, optimizer, manifest, rows, side, course, job, job.work / name, name)
+        folder = job.work / name
+        history.extend(
+            train(models, loss, optimizer, manifest, rows, side, course, job, folder, name)
+        )
+        write_history(job, history)
         return models
 
     if len(rates) > 1:

@@ -17,12 +17,20 @@ from torch import Tensor, nn
 
 from salmask.config import STRICT
 from salmask.data.manifest import Manifest
+from salmask.distributed import rank
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import classifier
 from salmask.evaluate.classifier import Course
-from salmask.evaluate.features import Labelled, accuracy, extract_rows, mean_per_class, width
-from salmask.evaluate.logistic import fit
+from salmask.evaluate.features import (
+    Labelled,
+    accuracy,
+    extract_rows,
+    mean_per_class,
+    top,
+    width,
+)
+from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 
@@ -76,7 +84,9 @@ def run(
         low, high = (math.log10(bound) for bound in l2)
         grid = torch.logspace(low, high, l2_steps, dtype=torch.float64).tolist()
         model, best = by_validation(train, val, len(manifest.classes), grid, iterations)
-        print(f"{name}: l2 {best:.2g} is best on {len(parts.val)} validation images", flush=True)
+        if rank() == 0:
+            told = f"{name}: l2 {best:.2g} is best on {len(parts.val)} validation images"
+            print(told, flush=True)
     test = extract_rows(encoder, manifest, parts.test, job, f"{name}, test")
     with torch.inference_mode():
         found = model(test.features).argmax(dim=1)
@@ -111,13 +121,9 @@ def by_validation(
 ) -> tuple[nn.Linear, float]:
     """The classifier fitted on all images with the l2 of `grid` that is best on `val` when fitted
     on `train` alone, and that l2; of equally good ones the largest."""
-    best, chosen, model = -1.0, grid[-1], None
-    for l2 in sorted(grid, reverse=True):  # from the easiest on, each from the one before
-        model = fit(train, classes, l2, iterations, start=model)
-        with torch.inference_mode():
-            score = accuracy(model(val.features).argmax(dim=1), val.labels)
-        if score > best:
-            best, chosen, start = score, l2, model
+    chosen, start = best_l2(
+        train, val, classes, grid, iterations, lambda logits, labels: top(logits, labels, 1)
+    )
     both = Labelled(
         torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
     )

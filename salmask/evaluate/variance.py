@@ -12,17 +12,19 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
+from salmask import encoder_file
 from salmask.config import RunConfig
 from salmask.data.loader import Crops, Schedule, pairs
 from salmask.data.manifest import Manifest
 from salmask.data.views import normalise, photometry
+from salmask.distributed import gather_uneven, own_batches
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.features import validation_splits
 from salmask.job import Job
-from salmask.masks import strategies
+from salmask.masks import fill, strategies
 from salmask.progress import progress
 from salmask.randomness import Draws
 from salmask.saliency.store import SaliencyStore
@@ -33,19 +35,14 @@ _CHUNK = 2048  # rows of the matrix of distances at a time: bounds memory
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What makes a run's views: its configuration, and the saliency that its mask may read."""
+    """What makes a run's views, and what sees them. config: the run's. store: the saliency that
+    its mask may read. encoder: the folder of the encoder and its head. through: whose they are,
+    where they are another run's."""
 
     config: RunConfig
     store: Path
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of n images with V views each, in D dimensions. mean: the unbiased variance over views, mean
-    over dimensions and images; total: its sum over dimensions, mean over images."""
-
-    mean: float
-    total: float
+    encoder: Path
+    through: str = ""
 
 
 def run(
@@ -62,46 +59,65 @@ def run(
     """`variance_pooled` and `variance_pooled_total` of the pooled features, `variance_unit` and
     `variance_unit_total` of the same at length 1, and of these `variance_alignment` (mean squared
     distance of two views of an image) and `variance_uniformity` (log mean exp(-2 d^2) over pairs
-    of images, one view each); other splits go before it. No percentages. Labels are not used.
+    of images, one view each); the same after the head, as `variance_projected`,
+    `variance_projected_unit` and so on. Other splits go before it. No percentages. Labels are not
+    used.
 
     views: of each image. masked: by the run's mask; otherwise the names begin with
-    `variance_unmasked`. batch: images at a time, in all their views. Raises UserError.
+    `variance_unmasked`. Through another run's encoder, `_through_<run>` follows. batch: images at a
+    time, in all their views. Raises UserError.
     """
     if views < 2:
         raise UserError("evaluate.variance: views must be at least 2, or nothing varies")
     name = "variance" if masked else "variance_unmasked"
+    name += f"_through_{augmentation.through}" if augmentation.through else ""
+    head = encoder_file.load_projector(augmentation.encoder, job.device)
+    heads = {"pooled": nn.Identity(), "projected": head}
     metrics: dict[str, float] = {}
     for split, prefix in validation_splits(manifest).items():
-        sums, first = torch.zeros(4, dtype=torch.float64), []
         ids = manifest.ids(split)
-        crops = _crops(manifest, ids, views, batch, images, augmentation.config, job)
+        own = own_batches(ids, batch)
+        rows = own if len(own) else ids[:1]  # so that all know how wide features are
+        spreads: dict[str, list[Tensor]] = {kind: [] for kind in heads}
+        first: dict[str, list[Tensor]] = {kind: [] for kind in heads}
+        crops = _crops(manifest, rows, views, batch, images, augmentation.config, job)
         seen = _features(encoders["trained"], manifest, crops, masked, augmentation, job)
-        with progress(f"views of {split}", len(ids)) as bar:
-            for features in seen:
-                unit = F.normalize(features.double(), dim=-1)
-                found = [spread(features), spread(unit)]
-                told = [value for s in found for value in (s.mean, s.total)]
-                sums += len(features) * torch.tensor(told, dtype=torch.float64)
-                first.append(unit[:, 0])
-                bar.advance(len(features))
-        pooled, pooled_total, unit_mean, unit_total = (sums / len(ids)).tolist()
-        metrics |= {
-            f"{prefix}{name}_pooled": pooled,
-            f"{prefix}{name}_pooled_total": pooled_total,
-            f"{prefix}{name}_unit": unit_mean,
-            f"{prefix}{name}_unit_total": unit_total,
-            # E|x - y|^2 over two different views is twice their unbiased variance
-            f"{prefix}{name}_alignment": 2 * unit_total,
-        }
-        if len(ids) > 1:
-            metrics[f"{prefix}{name}_uniformity"] = uniformity(torch.cat(first))
+        with progress(f"views of {split}", len(rows)) as bar:
+            for pooled in seen:
+                for kind, head in heads.items():
+                    features = head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
+                    unit = F.normalize(features.double(), dim=-1)
+                    spreads[kind].append(torch.cat([spread(features), spread(unit)], dim=1))
+                    first[kind].append(unit[:, 0])
+                bar.advance(len(pooled))
+        for kind in heads:
+            told = gather_uneven(torch.cat(spreads[kind])[: len(own)])
+            unit = gather_uneven(torch.cat(first[kind])[: len(own)])
+            metrics |= _named(f"{prefix}{name}", kind, told, unit)
     return metrics
 
 
-def spread(features: Tensor) -> Spread:
-    """The variance of features (n,V,D) over views, V at least 2; computed in float64."""
+def _named(name: str, kind: str, spreads: Tensor, unit: Tensor) -> dict[str, float]:
+    """The metrics of one kind of features: (n,4), of features as they are and at length 1; and one
+    view of each image at length 1 (n,D)."""
+    mean, total, unit_mean, unit_total = spreads.mean(dim=0).tolist()
+    apart = f"{name}_" if kind == "pooled" else f"{name}_{kind}_"
+    metrics = {
+        f"{name}_{kind}": mean,
+        f"{name}_{kind}_total": total,
+        f"{apart}unit": unit_mean,
+        f"{apart}unit_total": unit_total,
+        # E|x - y|^2 over two different views is twice their unbiased variance
+        f"{apart}alignment": 2 * unit_total,
+    }
+    return metrics | ({f"{apart}uniformity": uniformity(unit)} if len(unit) > 1 else {})
+
+
+def spread(features: Tensor) -> Tensor:
+    """How far each image's features (n,V,D) spread over its views: the unbiased variance, its mean
+    over dimensions and its sum; (n,2) float64."""
     variance = features.double().var(dim=1, correction=1)
-    return Spread(variance.mean().item(), variance.sum(dim=1).mean().item())
+    return torch.stack([variance.mean(dim=1), variance.sum(dim=1)], dim=1)
 
 
 def uniformity(unit: Tensor) -> float:
@@ -125,7 +141,7 @@ def _crops(
     config: RunConfig,
     job: Job,
 ) -> Iterator[Crops]:
-    """Every image once, in all its views: each has random numbers of its own."""
+    """Every row once, in order, in all its views: each has random numbers of its own."""
     return pairs(
         manifest,
         config.view,
@@ -154,6 +170,7 @@ def _features(
             "its masks are not measured here: take the run out, or set `masked: false`"
         )
     mask = strategies.function_of(config.mask) if masked else None
+    wanted = strategies.input_filter(config.mask, config.view.size)
     store = None
     if masked and strategies.reads_saliency(config.mask):
         store = SaliencyStore.open(augmentation.store, manifest.digest, None, job.device)
@@ -162,15 +179,15 @@ def _features(
         draws = Draws.of(job.seed, crops.epoch, crops.ids)
         found = []
         for view, pixels in crops.crops.items():
-            seen = photometry(pixels.float() / 255, draws, view, config.view)
-            if mask is None:
-                found.append(encoder(seen))
-                continue
-            maps = None
-            if store is not None:
-                maps = store.crop(crops.ids, crops.boxes[view], crops.flips[view], grid)
-            query = normalise(seen)
-            query = mask(Pair(query, query, maps, maps), draws.fork(view), config.view.grid).query
-            # the mask has filtered already what its encoders see filtered
+            query = normalise(photometry(pixels.float() / 255, draws, view, config.view))
+            if mask is not None:
+                maps = None
+                if store is not None:
+                    maps = store.crop(crops.ids, crops.boxes[view], crops.flips[view], grid)
+                pair = Pair(query, query, maps, maps)
+                query = mask(pair, draws.fork(view), config.view.grid).query
+            elif wanted is not None:  # a mask has filtered already what its encoders see filtered
+                query = fill.high_pass(query, wanted["kernel"], wanted["sigma"])
+            # whoever sees them: they are this run's views, filtered as this run filters
             found.append(encoder.network(query.contiguous(memory_format=torch.channels_last)))
         yield torch.stack([part.float() for part in found], dim=1)

@@ -8,7 +8,8 @@ A framework is a module with
     losses(views) -> {"loss": (), ...}            without any change of its state
     forward(views, progress) -> the same          one training step; progress: share done
 
-and optionally `constant_rate`, the names of its submodules whose learning rate stays.
+and optionally `projector`, the head of `heads.mlp` on the encoder, left beside it;
+`constant_rate`, the names of its submodules whose learning rate stays.
 """
 
 import math

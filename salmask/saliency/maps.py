@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 from torch.utils.data import DataLoader, Dataset
 
 from salmask.config import SaliencyConfig
@@ -201,7 +202,8 @@ def _activation(
     count = len(pixels)
     padded = torch.cat([pixels, pixels.new_zeros(config.batch - count, *pixels.shape[1:])])
     images = padded.to(device, non_blocking=True).float() / 255
-    with autocast(device, config.precision):
+    # TensorFloat-32 would make float32 another number on a GPU than on a CPU.
+    with autocast(device, config.precision), cudnn.flags(enabled=True, allow_tf32=False):
         return activation_map(trunk(images.contiguous(memory_format=torch.channels_last)))[:count]
 
 

@@ -40,7 +40,8 @@ class Inputs:
 
 
 def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
-    """Trains one run and writes encoder.safetensors, encoder.json and history.csv to `job.out`.
+    """Trains one run and writes encoder.safetensors, encoder.json, projector.safetensors and
+    history.csv to `job.out`.
 
     Where a process group is there, all its processes call this together; the first one writes.
     Returns the last row of the history. Raises InterruptedRunError after SIGTERM or SIGUSR2, and
@@ -120,6 +121,7 @@ def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: "_StopSignal") 
     write_history(job.out / "history.csv", history)
     if rank() == 0:
         encoder_file.save(learner.framework.get_submodule("encoder"), config, job.out)
+        encoder_file.save_projector(learner.framework, job.out)
         if learner.adversary:
             encoder_file.save_masker(learner.adversary.masker, job.out)
     return history[-1]

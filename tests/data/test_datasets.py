@@ -1,35 +1,12 @@
 """Sources with published or given splits."""
 
-import pickle
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from trees import by_split, images, listing
 
-from salmask.config import Choice
-from salmask.data.sources import configured
 from salmask.errors import UserError
-
-
-def images(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 9)).save(root / name)
-
-
-def listing(tmp_path: Path, name: str, seed: int = 0, **options: object):
-    choice = Choice(name, {"root": str(tmp_path / "root")} | options)
-    return configured(choice, "transfer.x")[1](tmp_path / "out", seed)
-
-
-def by_split(found) -> dict[str, list[tuple[str, str]]]:
-    made: dict[str, list[tuple[str, str]]] = {}
-    for file in found.files:
-        kind = found.classes[file.label] if file.label >= 0 else ""
-        made.setdefault(file.split, []).append((file.path, kind))
-    return made
 
 
 def test_splits_by_folders(tmp_path):
@@ -89,15 +66,34 @@ def test_caltech101_takes_25_and_5_of_every_class_but_the_background(tmp_path):
 
 
 def test_a_class_that_leaves_nothing_to_test_is_named(tmp_path):
-    images(tmp_path / "root", *(f"ant/{i}.jpg" for i in range(30)))
+    images(tmp_path / "root", *(f"{kind}/{i}.jpg" for kind in ("ant", "bass") for i in range(30)))
     with pytest.raises(UserError, match="class ant has 30 images"):
         listing(tmp_path, "caltech101")
-    assert len(listing(tmp_path, "caltech101", train=20).files) == 30
+    assert len(listing(tmp_path, "caltech101", train=20).files) == 60
 
 
-def test_flowers102_by_its_official_files(tmp_path):
-    savemat = pytest.importorskip("scipy.io").savemat
+@pytest.mark.parametrize("place", ["101_ObjectCategories", "caltech101/101_ObjectCategories"])
+def test_caltech101_where_torchvision_and_its_archive_put_it(tmp_path, place):
     root = tmp_path / "root"
+    images(root / place, *(f"{kind}/{i}.jpg" for kind in ("ant", "bass") for i in range(31)))
+    images(root, "caltech101/Annotations/ant/1.jpg")
+    found = listing(tmp_path, "caltech101")
+    assert found.root == root / place and found.classes == ("ant", "bass")
+
+
+@pytest.mark.parametrize("names", [(), ("1.jpg",), ("archive/ant/1.jpg", "archive/bass/2.jpg")])
+def test_a_folder_that_is_not_caltech101_is_told(tmp_path, names):
+    (tmp_path / "root").mkdir()
+    images(tmp_path / "root", *names)
+    told = rf"of classes with images: {'archive' if len(names) == 2 else 'none'}\. caltech101 wants"
+    with pytest.raises(UserError, match=told):
+        listing(tmp_path, "caltech101")
+
+
+@pytest.mark.parametrize("place", [".", "flowers-102"])
+def test_flowers102_by_its_official_files(tmp_path, place):
+    savemat = pytest.importorskip("scipy.io").savemat
+    root = tmp_path / "root" / place
     images(root, *(f"jpg/image_{n:05d}.jpg" for n in range(1, 5)))
     savemat(root / "imagelabels.mat", {"labels": np.array([[77, 2, 77, 2]])})
     savemat(root / "setid.mat", {"trnid": [[3]], "valid": [[1]], "tstid": [[2, 4]]})
@@ -106,35 +102,19 @@ def test_flowers102_by_its_official_files(tmp_path):
         "val": [("jpg/image_00001.jpg", "077")],
         "test": [("jpg/image_00002.jpg", "002"), ("jpg/image_00004.jpg", "002")],
     }
-    (root / "setid.mat").unlink()
-    with pytest.raises(UserError, match=r"imagelabels\.mat and setid\.mat must lie there"):
+    (root / "setid.mat").write_bytes(b"no such file, says a server, in 1000 words" * 9)
+    with pytest.raises(
+        UserError, match=r"imagelabels\.mat or setid\.mat of .* is odd\. flowers102"
+    ):
         listing(tmp_path, "flowers102")
-
-
-def test_cifar_comes_out_of_its_archive_as_files(tmp_path, monkeypatch):
-    from torchvision import datasets
-
-    folder = tmp_path / "root" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    pixels = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
-    for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]:
-        with (folder / name).open("wb") as stream:
-            pickle.dump({"data": pixels, "labels": [3, 0]}, stream)
-    with (folder / "batches.meta").open("wb") as stream:
-        pickle.dump({"label_names": list("abcdefghij")}, stream)
-    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a: True)
-    found = listing(tmp_path, "cifar10")
-    assert Counter(file.split for file in found.files) == {"train": 10, "val": 2}
-    assert by_split(found)["val"] == [("val/00000.png", "d"), ("val/00001.png", "a")]
-    seen = np.array(Image.open(found.root / "train/00001.png"))
-    assert (seen == pixels[1].reshape(3, 32, 32).transpose(1, 2, 0)).all()
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_missing_archive_is_not_downloaded(tmp_path, name):
-    with pytest.raises(UserError, match="put the extracted archive there"):
-        listing(tmp_path, name)
+    (root / "setid.mat").unlink()
+    with pytest.raises(
+        UserError, match=r"setid\.mat cannot be read: no such.*`salmask fetch flowe"
+    ):
+        listing(tmp_path, "flowers102")
+    (root / "jpg").rename(root / "images")
+    with pytest.raises(UserError, match=r"no folder .*root(/flowers-102)?/jpg\. flowers102 wants"):
+        listing(tmp_path, "flowers102")
 
 
 def test_other_demo_images_are_drawn_from_another_number_on(tmp_path):

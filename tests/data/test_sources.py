@@ -98,8 +98,9 @@ def test_a_share_of_nothing_or_all(tmp_path, share, splits):
 
 
 def test_a_missing_folder_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"data\.root: .*absent is neither a folder nor"):
-        sources.imagefolder(tmp_path, 0, root=tmp_path / "absent")
+    choice = Choice("imagefolder", {"root": str(tmp_path / "absent")})
+    with pytest.raises(UserError, match=r"^transfer\.x\.root: .*absent is neither a .*file$"):
+        sources.configured(choice, "transfer.x")[1](tmp_path, 0)
 
 
 def test_a_folder_without_images_is_told(tmp_path):

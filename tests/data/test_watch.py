@@ -4,6 +4,7 @@ import socket
 import pytest
 from PIL import Image
 
+from salmask.config import Choice
 from salmask.data import sources, watch
 from salmask.errors import UserError
 
@@ -25,9 +26,24 @@ def digest(folder, file):
 def test_a_watch_file_stands_for_its_folder(folder, tmp_path):
     assert watch.write(folder, tmp_path / "images.json") == 2
     assert watch.folder_of(tmp_path / "images.json") == folder
-    direct = sources.imagefolder(tmp_path, 0, root=folder)
-    through = sources.imagefolder(tmp_path, 0, root=tmp_path / "images.json")
-    assert direct == through and len(direct.files) == 2
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "coco"])
+def test_every_source_reads_the_folder_of_a_watch_file(folder, tmp_path, name):
+    (folder / "cat").rename(folder / "train2017")
+    watch.write(folder, tmp_path / "images.json")
+    direct, through = (
+        sources.configured(Choice(name, {"root": str(root)}), "data")[1](tmp_path, 0)
+        for root in (folder, tmp_path / "images.json")
+    )
+    assert direct == through and len(direct.files) == {"imagefolder": 2, "coco": 1}[name]
+
+
+def test_what_its_folder_lacks_is_told_of_the_folder(folder, tmp_path):
+    watch.write(folder, tmp_path / "images.json")
+    choice = Choice("cifar10", {"root": str(tmp_path / "images.json")})
+    with pytest.raises(UserError, match=f"`salmask fetch cifar10 {folder}`"):
+        sources.configured(choice, "data")[1](tmp_path, 0)
 
 
 def test_it_differs_when_the_folder_does_and_only_then(folder, tmp_path):

@@ -162,7 +162,7 @@ def test_of_several_rates_the_best_on_held_out_images_trains_on_all(rows, job, m
     def watched(model, loss, optimizer, manifest, ids, *rest):
         rates = [group["lr"] * 256 / min(8, len(ids)) for group in optimizer.param_groups]
         trained.append((len(ids), rates))
-        train(model, loss, optimizer, manifest, ids, *rest)
+        return train(model, loss, optimizer, manifest, ids, *rest)
 
     monkeypatch.setattr(linear, "train", watched)
     options = OPTIONS | {"preset": "byol", "lr": (1e-9, 50.0, 1e-8), "epochs": 12}

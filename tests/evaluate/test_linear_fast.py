@@ -6,7 +6,7 @@ from torch import nn
 
 from salmask.config import EncoderConfig
 from salmask.encoder_file import Encoder, InputSpec
-from salmask.evaluate import linear_fast, logistic
+from salmask.evaluate import features, linear_fast, logistic
 from salmask.evaluate.features import Labelled
 
 
@@ -51,7 +51,9 @@ class MeanColour(nn.Module):
         return images.mean((2, 3)) * torch.tensor([1e-3, 1.0, 1e3]) + 7
 
 
-def test_separable_colours_are_told_apart_in_every_split(make_manifest, job):
+@pytest.fixture
+def rows(make_manifest):
+    """Three colours in three splits, and images without a label."""
     images = []
     for split in ("train", "val", "other"):
         for i in range(12):
@@ -59,10 +61,75 @@ def test_separable_colours_are_told_apart_in_every_split(make_manifest, job):
             pixels[..., i % 3] = 130 + 5 * i
             images.append((pixels, i % 3, split))
         images.append((np.zeros((8, 8, 3), np.uint8), -1, split))
-    rows = make_manifest(images, ("red", "green", "blue"))
-    encoder = Encoder(MeanColour(), EncoderConfig(), InputSpec(8, 8, None)).eval()
-    found = linear_fast.run({"trained": encoder}, rows, job)
-    assert found == {"linear_fast_top1": 100.0, "other_linear_fast_top1": 100.0}
+    return make_manifest(images, ("red", "green", "blue"))
+
+
+ENCODERS = {"trained": Encoder(MeanColour(), EncoderConfig(), InputSpec(8, 8, None)).eval()}
+
+
+@pytest.mark.parametrize("l2", [1e-4, (1e-4, 1e-2)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("linear_fast", {}),
+        ("linear_fast_1views", {"views": 1, "images": "stream"}),
+        ("linear_fast_3views", {"views": 3, "images": "resident"}),
+    ],
+)
+def test_separable_colours_are_told_apart_in_every_split(rows, job, name, options, l2):
+    found = linear_fast.run(ENCODERS, rows, job, l2=l2, **options)
+    assert found == {f"{name}_top1": 100.0, f"other_{name}_top1": 100.0}
+
+
+def test_the_penalty_is_the_one_under_which_held_out_labels_are_likeliest():
+    train, held = _scene(3), _scene(5)  # other labels of other centres: caution is best
+    held = Labelled(held.features, held.labels % 3)
+    grid = (1e-3, 1e-1, 10.0)
+    scores = {}
+    for l2 in grid:
+        chances = logistic.fit(train, 3, l2, 500)(held.features).softmax(dim=1)
+        scores[l2] = chances[torch.arange(120), held.labels].log().mean().item()
+    chosen, model = logistic.best_l2(train, held, 3, grid, 500, linear_fast._likelihood)
+    assert chosen == max(scores, key=lambda l2: scores[l2]) == 10.0
+    torch.testing.assert_close(
+        model.weight, logistic.fit(train, 3, 10.0, 500).weight, atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_penalty_is_chosen_on_held_out_images_then_fits_all(rows, job, views, monkeypatch):
+    asked, fitted = [], []
+    choose, fit = linear_fast.best_l2, linear_fast.fit
+
+    def chosen(rest, held, classes, grid, iterations, score):
+        asked.append((len(rest.labels), len(held.labels), grid))
+        return 0.5, choose(rest, held, classes, grid, iterations, score)[1]
+
+    def fits(train, classes, l2, iterations, start):
+        fitted.append((len(train.labels), l2, start is not None))
+        return fit(train, classes, l2, iterations, start)
+
+    monkeypatch.setattr(linear_fast, "best_l2", chosen)
+    monkeypatch.setattr(linear_fast, "fit", fits)
+    linear_fast.run(ENCODERS, rows, job, l2=(0.1, 0.5, 1.0), views=views, images="resident")
+    times = views or 1  # 12 labelled images of three classes: one of four is held out of each
+    assert asked == [(9 * times, 3, (0.1, 0.5, 1.0))]
+    assert fitted == [(12 * times, 0.5, True)]
+    linear_fast.run(ENCODERS, rows, job, l2=0.1)
+    assert len(asked) == 1 and fitted[1:] == [(12, 0.1, False)]
+
+
+@pytest.mark.parametrize("images", ["stream", "resident"])
+def test_views_differ_and_are_an_images_own_whatever_the_batch(rows, job, images, monkeypatch):
+    encoder, ids = ENCODERS["trained"], rows.ids("train")
+    whole = features.extract_views(encoder, rows, ids, 3, images, job, "train")
+    assert whole.shape == (13, 3, 3)
+    monkeypatch.setattr(features, "BATCH", 4)
+    torch.testing.assert_close(
+        features.extract_views(encoder, rows, ids, 3, images, job, "train"), whole
+    )
+    some = features.extract_views(encoder, rows, ids[5:7], 3, images, job, "train")
+    torch.testing.assert_close(some, whole[5:7])
 
 
 def test_without_labels_there_is_nothing_to_score(make_manifest, job):

@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from salmask import encoder_file
 from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.encoder_file import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import variance
 from salmask.evaluate.variance import Augmentation
+from salmask.heads import mlp
+from salmask.job import Job
 from salmask.masks.strategies import input_filter
 from salmask.saliency import store as stores
 
@@ -38,6 +41,23 @@ def encoders(spec_filter: dict | None = None) -> dict[str, Encoder]:
     return {"trained": Encoder(MeanColour(), EncoderConfig(), InputSpec(8, 9, spec_filter)).eval()}
 
 
+class Framework(nn.Module):
+    """Stands for what a run trained: a head that doubles, mirrors and adds up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projector = mlp([3, 3], norm=False)
+        weight = torch.tensor([[2.0, 0, 0], [0, -2, 0], [1, 1, 1]])
+        self.projector.load_state_dict({"0.weight": weight, "0.bias": torch.ones(3)})
+
+
+def augmentation(
+    job: Job, made: RunConfig, store: Path = Path("nowhere"), through: str = ""
+) -> Augmentation:
+    encoder_file.save_projector(Framework(), job.out)
+    return Augmentation(made, store, job.out, through)
+
+
 @pytest.fixture
 def rows(make_manifest):
     generator = np.random.default_rng(0)
@@ -55,8 +75,7 @@ def test_the_spread_by_hand():
     # image 1: dimension 1 takes 1, 2, 3 (variance 1), dimension 2 always 5 (0); image 2: 0, 0, 6
     # (mean 2, squares 4 + 4 + 16 = 24, over 2: 12) and 1, 1, 4 (mean 2: (1 + 1 + 4) / 2 = 3)
     features = torch.tensor([[[1.0, 5], [2, 5], [3, 5]], [[0, 1], [0, 1], [6, 4]]])
-    found = variance.spread(features)
-    assert (found.mean, found.total) == ((1 + 0 + 12 + 3) / 4, (1 + 15) / 2)
+    assert variance.spread(features).tolist() == [[(1 + 0) / 2, 1], [(12 + 3) / 2, 15]]
 
 
 def test_uniformity_by_hand():
@@ -83,19 +102,21 @@ def test_alignment_is_the_mean_squared_distance_of_two_views(seed):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
     between = torch.cdist(features, features).square().sum((1, 2)) / (4 * 3)
-    assert 2 * variance.spread(features).total == pytest.approx(between.mean().item())
+    total = variance.spread(features)[:, 1].mean().item()
+    assert 2 * total == pytest.approx(between.mean().item())
 
 
 # ---------------------------------------------------------------------------------------- runs
 
 
 def measured(rows, job, made=None, given_encoders=None, **options) -> dict[str, float]:
-    augmentation = Augmentation(made or config(), Path("nowhere"))
+    beside = augmentation(job, made or config())
     options = {"views": 6, "images": "resident"} | options
-    return variance.run(given_encoders or encoders(), rows, job, augmentation, **options)
+    return variance.run(given_encoders or encoders(), rows, job, beside, **options)
 
 
-NAMES = ("pooled", "pooled_total", "unit", "unit_total", "alignment", "uniformity")
+POOLED = ("pooled", "pooled_total", "unit", "unit_total", "alignment", "uniformity")
+NAMES = (*POOLED, "projected", "projected_total", *(f"projected_{name}" for name in POOLED[2:]))
 
 
 def test_every_split_is_measured_without_labels(rows, job):
@@ -108,17 +129,54 @@ def test_every_split_is_measured_without_labels(rows, job):
 
 def test_views_that_do_not_differ_have_no_spread(rows, job):
     found = measured(rows, job, config(view=STILL))
-    assert all(found[f"variance_{n}"] == pytest.approx(0, abs=1e-9) for n in NAMES[:5])
+    still = [n for n in NAMES if "uniformity" not in n]
+    assert all(found[f"variance_{n}"] == pytest.approx(0, abs=1e-9) for n in still)
+
+
+def test_projected_features_are_those_behind_the_head(rows, job):
+    found = measured(rows, job)
+    direct = {"trained": Encoder(nn.Sequential(MeanColour(), Framework().projector),
+                                 EncoderConfig(), InputSpec(8, 9, None)).eval()}  # fmt: skip
+    wanted = measured(rows, job, given_encoders=direct)
+    for name in POOLED:
+        projected = name.replace("pooled", "projected")
+        projected = projected if "projected" in projected else f"projected_{name}"
+        assert found[f"variance_{projected}"] == pytest.approx(wanted[f"variance_{name}"]), name
+    assert found["variance_projected"] != pytest.approx(found["variance_pooled"], rel=0.1)
+
+
+def test_without_a_head_projected_features_are_the_pooled_ones(rows, job):
+    encoder_file.save_projector(nn.Identity(), job.out)
+    beside = Augmentation(config(), Path("nowhere"), job.out)
+    found = variance.run(encoders(), rows, job, beside, views=3, images="resident")
+    assert found["variance_projected"] == found["variance_pooled"]
+
+
+def test_a_head_that_is_not_there_is_named(rows, job):
+    beside = Augmentation(config(), Path("nowhere"), job.work)
+    with pytest.raises(UserError, match=r"holds no projector\.safetensors"):
+        variance.run(encoders(), rows, job, beside)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_through_another_encoder_views_are_filtered_as_their_run_does(rows, job, tmp_path, masked):
+    made = config("high_pass", ratio=(0.0, 0.0), focal=0.0, hard_negative=None)
+    store = saliency(rows, tmp_path)
+    options = {"views": 4, "masked": masked}
+    own = encoders(input_filter(made.mask, 8))  # whose weights are the plain one's, too
+    found = variance.run(own, rows, job, augmentation(job, made, store), **options)
+    plain = augmentation(job, made, store, through="mocov2")
+    through = variance.run(encoders(), rows, job, plain, **options)
+    name = "variance" if masked else "variance_unmasked"
+    assert through == {k.replace(name, f"{name}_through_mocov2"): v for k, v in found.items()}
 
 
 @pytest.mark.parametrize("images", ["stream", "resident"])
 @pytest.mark.parametrize("mask", ["none", "mean"])
 def test_numbers_do_not_depend_on_the_batch(rows, job, tmp_path, images, mask):
-    made, path = config(mask), saliency(rows, tmp_path)
+    beside = augmentation(job, config(mask), saliency(rows, tmp_path))
     found = [
-        variance.run(
-            encoders(), rows, job, Augmentation(made, path), views=5, batch=size, images=images
-        )
+        variance.run(encoders(), rows, job, beside, views=5, batch=size, images=images)
         for size in (1, 4, 100)
     ]
     for other in found[1:]:
@@ -144,11 +202,11 @@ class Contrast(nn.Module):
 
 def test_a_runs_mask_is_part_of_its_views_and_drawn_for_each(rows, job, tmp_path):
     made = config("mean", STILL, ratio=(0.4, 0.4), hard_negative=None)
-    augmentation = Augmentation(made, saliency(rows, tmp_path))
+    beside = augmentation(job, made, saliency(rows, tmp_path))
     given = {"trained": Encoder(Contrast(), EncoderConfig(), InputSpec(8, 9, None))}
     options = {"views": 6, "images": "resident"}
-    found = variance.run(given, rows, job, augmentation, **options)
-    without = variance.run(given, rows, job, augmentation, masked=False, **options)
+    found = variance.run(given, rows, job, beside, **options)
+    without = variance.run(given, rows, job, beside, masked=False, **options)
     assert set(without) == {n.replace("variance", "variance_unmasked") for n in found}
     # nothing but the patches differs between views
     assert without["variance_unmasked_pooled"] == pytest.approx(0, abs=1e-9)
@@ -159,9 +217,9 @@ def test_a_filtered_view_is_filtered_once(rows, job, tmp_path):
     # no patch is masked, so what the encoder sees is the filtered view, masked or not
     made = config("high_pass", ratio=(0.0, 0.0), focal=0.0, hard_negative=None)
     given = encoders(input_filter(made.mask, 8))
-    path = saliency(rows, tmp_path)
-    found = variance.run(given, rows, job, Augmentation(made, path), views=4)
-    same = variance.run(given, rows, job, Augmentation(made, path), views=4, masked=False)
+    beside = augmentation(job, made, saliency(rows, tmp_path))
+    found = variance.run(given, rows, job, beside, views=4)
+    same = variance.run(given, rows, job, beside, views=4, masked=False)
     assert found["variance_pooled"] == pytest.approx(same["variance_unmasked_pooled"], rel=1e-4)
 
 

@@ -52,6 +52,20 @@ class Cluster:
         return found
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """A test that fails tells what its clusters had to say: on a machine of CI nobody can look."""
+    report = yield
+    if report.failed and call.excinfo:
+        for log in sorted(Path("/tmp").glob("salmask-slurm-*/cluster/log/*.log")):
+            report.sections.append((f"the end of {log.name}", _end(log)))
+    return report
+
+
+def _end(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
 @contextmanager
 def running(*options: str) -> Iterator[Cluster]:
     """A cluster in a new folder; skips the test if this machine lacks what it takes."""

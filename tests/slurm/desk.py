@@ -19,7 +19,7 @@ TINY = {
     "executor": "slurm",
     "partition": "test",
     "cpus": 1,
-    "mem_gb": 1,
+    "mem_gb": 3,  # a first import of torch alone can take more than one
     "time_min": 5,
     "signal_seconds": 20,
     "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},

@@ -32,7 +32,7 @@ def ran(tmp_path_factory, cluster):
         ("late", 0, 1, ["--trouble", "late"]),
     ):
         desk = Desk(tmp_path_factory.mktemp(name), str(cluster.conf))
-        desk.profile(nodes=2, tasks_per_node=tasks, mem_gb=1.5)  # the first to import all of it
+        desk.profile(nodes=2, tasks_per_node=tasks)
         started[name] = desk, desk.toy(name, "--shared", *options), code
     return {
         name: (desk, finished(process, code)) for name, (desk, process, code) in started.items()

@@ -103,9 +103,10 @@ def test_a_good_profile_is_all_ok_and_nothing_stays_behind(at_cluster, hidden):
     said = "\n".join(f.text for f in found)
     assert "partition test is up: 2 of 2 nodes ready, at most 60 min" in said
     assert re.search(
-        r"pretraining \(2 nodes x 1 task, .*would take it, to start at .* n\[1-2\]", said
+        r"pretraining and evaluation \(2 nodes x 1 task, .*would take it, to start at .* n\[1-2\]",
+        said,
     )
-    assert "every other stage (1 node x 1 task" in said
+    assert "saliency (1 node x 1 task" in said
     assert re.search(r"node n[12] sees the runs' folder, the project and Python", said)
     assert list((at_cluster / "runs").iterdir()) == []
 
@@ -120,7 +121,7 @@ def test_a_good_profile_is_all_ok_and_nothing_stays_behind(at_cluster, hidden):
         ({"nodes": 3}, ["nodes 3: partition test has 2", "sbatch refuses it: Requested node"]),
         ({"gpus": 1}, ["gpus 1: no node of partition test has more than 0", "sbatch refuses"]),
         ({"cpus": 3, "tasks_per_node": 2}, ["cpus 3 x tasks_per_node 2 = 6: no", "more than 4"]),
-        ({"mem_gb": 9}, ["mem_gb 9: no node of partition test has more than 7.81 GB"]),
+        ({"mem_gb": 16}, ["mem_gb 16: no node of partition test has more than 15.6 GB"]),
         ({"constraint": "a100"}, ["constraint a100: no node", "Invalid feature specification"]),
         ({"additional": {"reservation": "x"}}, ["Requested reservation is invalid"]),
     ],

@@ -59,7 +59,7 @@ def doomed(tmp_path_factory, cluster) -> dict[str, str]:
         start("mistake", "--trouble", "mistake")
         start("nowhere", partition="nowhere")
         start("setup", setup=["echo loading", "module-that-is-not load cuda"])
-        start("eats", "--trouble", "eats")
+        start("eats", "--trouble", "eats at once", mem_gb=1)
         start("second", "--ticks", "600", "--stage", "pretrain", nodes=2)
         cancelled = start("cancelled", "--ticks", "600")
         until(lambda: list(cancelled.folder.glob("runs/*")) and cancelled.count("cancelled") > 3)
@@ -119,6 +119,14 @@ def test_a_requeued_job_goes_on_by_itself(desk, cluster, how):
     assert start == 0 and again > 10
 
 
+def test_a_job_without_memory_is_followed_by_another_that_goes_on(desk):
+    said = finished(desk.toy("grown", "--trouble", "eats"))
+    first, second = re.findall(r"submitted as job (\d+)", said)
+    assert "exceeded memory limit" in said and f"job {first} (toy-grown-" in said
+    assert "it got further, so another goes on" in said and desk.job("grown") == second
+    assert desk.starts("grown") == [0, 5]
+
+
 def test_a_job_is_put_back_only_so_often(desk, cluster):
     desk.profile(max_requeues=0)
     waiting = desk.toy("often", "--ticks", "100")
@@ -136,7 +144,7 @@ def test_pretraining_on_two_nodes_ends_in_the_same_bytes_however_it_is_interrupt
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project", params)
     desk = Desk(project.folder, str(cluster.conf))
-    desk.profile(nodes=2, mem_gb=2, checkpoint_minutes=0.0001)
+    desk.profile(nodes=2, checkpoint_minutes=0.0001)
     for stage in ("prepare", "localizer", "saliency"):
         project.stage(stage)
 

@@ -39,13 +39,13 @@ def test_a_job_outlives_who_waits_for_it_and_is_found_again(desk):
 
 
 def test_cancel_stops_it_and_the_next_one_goes_on(desk):
-    waiting = desk.toy("stopped", "--ticks", "60")
+    waiting = desk.toy("stopped", "--ticks", "200")
     until(lambda: desk.count("stopped") > 10)
     assert "is cancelled" in desk.ask("cancel", "stopped")
     said = finished(waiting, 1)
     assert "was RUNNING and is gone" in said and "stopped: asked to stop" in said
     assert "no job is queued or runs" in desk.ask("cancel", "--all")
-    finished(desk.toy("stopped", "--ticks", "60"))
+    finished(desk.toy("stopped", "--ticks", "200"))
     start, again = desk.starts("stopped")
     assert start == 0 and again > 10
 

@@ -24,7 +24,7 @@ class OnCluster(Project):
     ran: list[str]
 
     def profile(self, **changes: object) -> None:
-        profile = PROFILE | {"nodes": 2, "mem_gb": 2} | changes
+        profile = PROFILE | {"nodes": 2} | changes
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(profile))
 
     def environment(self, **more: str) -> dict[str, str]:

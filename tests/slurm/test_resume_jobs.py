@@ -212,7 +212,7 @@ def failing_nodes(lost: Bench, unseen: Bench) -> None:
         done = cluster.script(*arguments)
         assert done.returncode == 0, done.stderr
 
-    def give_up(node: str) -> None:  # the controller would take half a minute to notice
+    def give_up(node: str) -> None:  # the controller would take minutes to notice
         cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
 
     script("node-down", nodes[0], "--keep-jobs")

@@ -30,8 +30,8 @@ def processes_with(*texts: str) -> list[str]:
 def test_it_comes_up_once_and_leaves_nothing(own_cluster):
     with own_cluster() as cluster:
         assert cluster.run("sinfo", "-h", "-N", "-p", "test", "-o", "%N %t %c %m").split("\n") == [
-            "n1 idle 4 8000",
-            "n2 idle 4 8000",
+            "n1 idle 4 16000",
+            "n2 idle 4 16000",
         ]
         nodes = cluster.run("srun", "-N2", "-n2", "bash", "-c", "echo $SLURMD_NODENAME")
         assert sorted(nodes.split()) == ["n1", "n2"]
@@ -61,16 +61,16 @@ def test_it_comes_up_once_and_leaves_nothing(own_cluster):
         assert cluster.script("down").returncode == 0
 
 
-def test_a_requeued_job_runs_again_within_seconds(cluster):
+def test_a_requeued_job_runs_again_within_half_a_minute(cluster):
     job = cluster.submit("sleep 300", "--requeue")
     try:
         cluster.wait(job, "RUNNING")
         cluster.run("scontrol", "requeue", job)
         cluster.wait(job, "PENDING")
-        assert cluster.wait(job, "RUNNING", seconds=20)["Restarts"] == "1"
+        assert cluster.wait(job, "RUNNING", seconds=40)["Restarts"] == "1"
     finally:
         cluster.run("scancel", job)
-    assert cluster.wait(job, "CANCELLED")["ExitCode"] == "0:15"
+    assert cluster.wait(job, "CANCELLED")["ExitCode"] in ("0:15", "143:0")  # who hears of it first
 
 
 def test_without_accounting_sacct_says_so(cluster):
@@ -101,7 +101,7 @@ def test_a_node_can_fail_and_return(own_cluster):
         assert cluster.script("node-down", "n2").returncode == 0
         assert processes_with(*here) == []
         assert "n2: dead" in cluster.script("status").stdout
-        # The controller would take half a minute to notice.
+        # The controller would take minutes to notice.
         cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
         assert cluster.wait(job, "NODE_FAIL")["ExitCode"] == "0:0"
         assert cluster.script("node-up", "n2").returncode == 0

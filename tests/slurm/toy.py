@@ -23,6 +23,8 @@ def work(job: Job, ticks: int, trouble: str) -> None:
     happens half-way."""
     if rank():
         raise ValueError("the second task is broken")
+    if trouble == "eats at once":
+        eat()
     place = job.work / "count"
     count = int(place.read_text()) if place.exists() else 0
     print(f"counts from {count}", flush=True)
@@ -42,13 +44,18 @@ def work(job: Job, ticks: int, trouble: str) -> None:
             if trouble == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if trouble == "eats":
-                kept = bytearray(os.urandom(1 << 20)) * 1000
-                time.sleep(30)
-                del kept
+                eat()
     pieces = sorted(job.work.glob("piece-*"))
     (job.out / "pieces.txt").write_text("".join(f"{p.name} {p.read_text()}\n" for p in pieces))
     (job.out / "count.txt").write_text(f"{count}\n")
     (job.out / "starts.txt").write_text((job.work / "starts").read_text())
+
+
+def eat() -> None:
+    """Takes more memory than the profile of the tests asks for."""
+    kept = bytearray(os.urandom(1 << 20)) * 3500
+    time.sleep(30)
+    del kept
 
 
 def fill(job: Job, number: int, count: int, ticks: int, trouble: str) -> bool:

@@ -1,0 +1,230 @@
+"""Every protocol on two processes: features to the bit as one process finds them, scores equal,
+trainings equal to rounding; and one that both were torn out of ends in the same bytes."""
+
+import csv
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from encoders import saved
+from PIL import Image
+from torch import Tensor, nn
+
+from salmask import distributed, encoder_file
+from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask.data import manifest as manifests
+from salmask.data import preparation
+from salmask.data.manifest import Manifest
+from salmask.data.preparation import Found, Listing
+from salmask.encoder_file import InputSpec
+from salmask.errors import UserError
+from salmask.evaluate import (
+    classifier,
+    features,
+    finetune,
+    knn,
+    linear,
+    linear_fast,
+    transfer,
+    variance,
+)
+from salmask.evaluate.transfer import Sgd
+from salmask.evaluate.variance import Augmentation
+from salmask.heads import mlp
+from salmask.job import Job
+from salmask.train import checkpoint
+
+CONFIG = EncoderConfig("resnet10", 4, "small2")
+SIZE, CHUNK = 16, 6
+COUNTS = {"train": 40, "val": 19, "few": 3}  # 40: no multiple of CHUNK; 3: nothing for the second
+COURSE: dict[str, Any] = {"epochs": 3, "milestones": (2,), "images": "resident"}
+TRAINED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "linear": (linear.run, COURSE | {"lr": 0.5, "batch": 16}),
+    "linear rates": (linear.run, COURSE | {"lr": (0.1, 0.5), "batch": 8, "preset": "byol"}),
+    "finetune": (finetune.run, COURSE | {"lr": 0.02, "head_lr": 0.5, "batch": 8, "shares": (50,)}),
+    "transfer sgd": (transfer.run, {"sgd": {"toy": Sgd(lr=0.5, batch=8, epochs=2)}}),
+}
+CACHED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "knn": (knn.run, {"k": (3, 20)}),
+    "linear_fast": (linear_fast.run, {"iterations": 30}),
+    "linear_fast views": (linear_fast.run, {"views": 2, "iterations": 30, "images": "resident"}),
+    "transfer": (transfer.run, {"l2_steps": 3, "iterations": 30}),
+    "variance": (variance.run, {"views": 3, "batch": 5, "images": "resident"}),
+}
+PROTOCOLS = TRAINED | CACHED
+
+
+def score(name: str, folder: Path) -> None:
+    """Leaves metrics in `folder`, as a stage does, and the features that they come from."""
+    run, options = PROTOCOLS[name]
+    job = Job("f" * 12, folder / "work", folder, torch.device("cpu"), 0, 0)
+    rows = manifests.load(folder.parents[1] / "data")
+    encoders = {"trained": encoder_file.load(folder.parents[1] / "encoder", job.device)}
+    beside = [augmentation(folder.parents[1])] if name == "variance" else []
+    found = run(encoders, rows, job, *beside, **options)
+    (folder / f"metrics-{distributed.rank()}.json").write_text(json.dumps(found))
+    if name == "knn":
+        seen = {split: features.extract(encoders["trained"], rows, split, job) for split in COUNTS}
+        by_split = {split: found.features for split, found in seen.items()}
+        torch.save(by_split, folder / f"features-{distributed.rank()}.pt")
+
+
+def augmentation(folder: Path) -> Augmentation:
+    view = ViewConfig(size=SIZE, grid=4)
+    config = RunConfig("run", CONFIG, view, Choice("none", {}), Choice("moco", {}), TrainConfig())
+    return Augmentation(config, folder / "no store", folder / "encoder")
+
+
+def one_of_two(rank: int, port: int, root: Path) -> None:
+    torch.set_num_threads(1)
+    features.BATCH = CHUNK
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for name in PROTOCOLS:
+        score(name, root / "two" / name)
+    for name in TRAINED:
+        torn(name, root / "torn" / name)
+        score(name, root / "torn" / name)
+    uneven(root / "uneven")
+    dist.destroy_process_group()
+
+
+def torn(name: str, folder: Path) -> None:
+    """Both processes end in the middle of an epoch after the first."""
+    honest, steps = classifier.average, 0
+
+    def dies(tensors: list[Tensor]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise KeyboardInterrupt
+        honest(tensors)
+
+    classifier.average = dies
+    with pytest.raises(KeyboardInterrupt):
+        score(name, folder)
+    classifier.average = honest
+    assert all(checkpoint.saved(path) for path in (folder / "work").iterdir())
+
+
+def uneven(folder: Path) -> None:
+    run, options = TRAINED["linear"]
+    job = Job("f" * 12, folder, folder, torch.device("cpu"), 0, 0)
+    rows = manifests.load(folder.parent / "data")
+    encoders = {"trained": encoder_file.load(folder.parent / "encoder", job.device)}
+    with pytest.raises(UserError, match="a batch of 9 of 40 images cannot be shared evenly by 2"):
+        run(encoders, rows, job, **options | {"batch": 9})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of one process, of two, and of two that were torn out."""
+    root = tmp_path_factory.mktemp("evaluations")
+    made_of_colours(root / "data")
+    saved(root / "encoder", CONFIG, InputSpec(SIZE, SIZE + 2, None))
+    torch.manual_seed(0)
+    projector = mlp([CONFIG.width * 8, 6, 5], norm=True)
+    encoder_file.save_projector(nn.ModuleDict({"projector": projector}), root / "encoder")
+    for kind, names in (("one", PROTOCOLS), ("two", PROTOCOLS), ("torn", TRAINED)):
+        for name in names:
+            (root / kind / name).mkdir(parents=True)
+    threads, batch = torch.get_num_threads(), features.BATCH
+    torch.set_num_threads(1)
+    features.BATCH = CHUNK
+    for name in PROTOCOLS:
+        score(name, root / "one" / name)
+    torch.set_num_threads(threads)
+    features.BATCH = batch
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    torch.multiprocessing.spawn(one_of_two, (port, root), nprocs=2)  # type: ignore[attr-defined]
+    return root
+
+
+def made_of_colours(folder: Path) -> Manifest:
+    """Noise of two colours that a network tells apart only so well."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    files = []
+    for split, count in COUNTS.items():
+        for i in range(count):
+            pixels = rng.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+            pixels[..., i % 2] //= 2
+            name = f"{len(files):03d}.png"
+            Image.fromarray(pixels).save(folder / "images" / name)
+            files.append(Found(name, i % 2, split))
+    preparation.write(Listing(folder / "images", ("a", "b"), files), "toy", folder, 0)
+    return manifests.load(folder)
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """What every process found."""
+    first, *others = [json.loads(path.read_text()) for path in sorted(folder.glob("metrics-*"))]
+    assert all(found == first for found in others)
+    return dict(first)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_two_processes_score_what_one_does(root: Path, name: str) -> None:
+    """A fit on features, whoever found them, is the same; a training is to rounding, and so counts
+    of images that it gets right are equal unless one lies on the very border."""
+    one, two = metrics(root / "one" / name), metrics(root / "two" / name)
+    assert one and two == pytest.approx(one, rel=1e-6)
+    if name not in TRAINED:
+        assert two == one
+
+
+def test_features_are_those_of_one_process_to_the_bit(root: Path) -> None:
+    one = torch.load(root / "one/knn/features-0.pt")
+    for rank in range(2):
+        two = torch.load(root / f"two/knn/features-{rank}.pt")
+        for split, count in COUNTS.items():
+            assert len(one[split]) == count and torch.equal(one[split], two[split])
+
+
+def states(folder: Path) -> list[dict[str, Any]]:
+    """The last checkpoint of every training, as tensors."""
+    found = [checkpoint.load_newest(path, "f" * 12) for path in sorted((folder / "work").iterdir())]
+    return [state for state in found if state]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_learn_what_one_does(root: Path, name: str) -> None:
+    one, two = (states(root / kind / name) for kind in ("one", "two"))
+    assert len(one) == len(two) == (2 if name == "linear rates" else 1)
+    for theirs, ours in zip(one, two, strict=True):
+        assert theirs["model"].keys() == ours["model"].keys()
+        for key, tensor in theirs["model"].items():
+            torch.testing.assert_close(ours["model"][key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+        for a, b in zip(theirs["history"], ours["history"], strict=True):
+            assert a | {"loss": 0} == b | {"loss": 0}
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_torn_training_ends_in_the_same_bytes(root: Path, name: str) -> None:
+    whole, torn = (root / kind / name for kind in ("two", "torn"))
+    assert metrics(torn) == metrics(whole)
+    for a, b in zip(states(whole), states(torn), strict=True):
+        assert a["epoch"] == b["epoch"] and a["history"] == b["history"]
+        assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+    if name != "transfer sgd":
+        assert (whole / "history.csv").read_bytes() == (torn / "history.csv").read_bytes()
+
+
+def test_a_history_has_a_row_for_each_epoch_of_each_training(root: Path) -> None:
+    with (root / "two/linear rates/history.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["training"], row["epoch"]) for row in rows] == [
+        (name, str(epoch)) for name in ("linear-rates", "linear") for epoch in (1, 2, 3)
+    ]
+    losses = [float(row["loss"]) for row in rows[3:]]
+    assert losses[2] < losses[0]
