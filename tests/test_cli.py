@@ -61,6 +61,10 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ({"evaluate": chosen(linear=["nobody"])}, "evaluate.chosen.linear: no run 'nobody'"),
         ({"evaluate": chosen(lineal=["plain"])}, "lineal: no such key"),
         (
+            {"evaluate": chosen(variance=["plain"], variance_through=["nobody"])},
+            "evaluate.chosen.variance_through: no run 'nobody'",
+        ),
+        (
             {"evaluate": chosen(linear=["plain"]) | {"protocols": ["knn", "linear"]}},
             "linear of plain is made already",
         ),

@@ -325,3 +325,13 @@ def test_a_mistake_in_the_section_of_saliency_is_told(entry, told):
         params(saliency=entry).section("saliency", SaliencyConfig)
     wanted = ["params.yaml: saliency", *told]
     assert all(part in str(error.value) for part in wanted), str(error.value)
+
+
+def test_the_folders_of_what_was_chosen_for_each_run():
+    chosen = {"linear": ["b"], "variance": ["a"], "variance_through": ["b", "a"]}
+    values = {"runs": {"a": {}, "b": {}}, "transfer": {}, "evaluate": {"chosen": chosen}}
+    found = Params(values).chosen()
+    assert found == {"a": ["variance", "variance-b", "variance-a"], "b": ["linear"]}
+    imported = Params(values | {"runs": {"a": {}}, "imports": {"b": {}}})
+    with pytest.raises(UserError, match=r"variance_through: b is imported: its views and its head"):
+        imported.chosen()
