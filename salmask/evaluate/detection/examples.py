@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.content import ImageError
 from salmask.data.images import decode, resample
+from salmask.distributed import own
 from salmask.evaluate.detection.objects import Annotations, Picture
 from salmask.randomness import Draws, epoch_order
 
@@ -57,9 +58,11 @@ def training_batches(
     masks: bool,
     workers: int,
 ) -> Iterator[list[Example]]:
-    """The batches of iterations `start` to `end`. Each epoch visits all pictures once, in an order
-    of its own; how one looks depends on (seed, epoch, picture) alone."""
-    items = _Training(pictures, looks, seed, batch, masks)
+    """This process's part of the batches of iterations `start` to `end`; batch: images of all
+    processes. Each epoch visits all pictures once, in an order of its own; how one looks, and the
+    `key` of its further random numbers, depend on (seed, epoch, picture) alone."""
+    part = own(torch.arange(batch)).tolist()
+    items = _Training(pictures, looks, seed, batch, part, masks)
     return iter(DataLoader(items, batch_size=None, sampler=range(start, end), num_workers=workers))
 
 
@@ -116,17 +119,23 @@ def _tell(file: Path, said: str) -> None:
 
 
 class _Training(Dataset[list[Example]]):
-    """An iteration -> its batch."""
+    """An iteration -> this process's part of its batch."""
 
     def __init__(
-        self, pictures: Sequence[Picture], looks: Looks, seed: int, batch: int, masks: bool
+        self,
+        pictures: Sequence[Picture],
+        looks: Looks,
+        seed: int,
+        batch: int,
+        part: Sequence[int],
+        masks: bool,
     ) -> None:
         self.pictures, self.looks, self.seed = pictures, looks, seed
-        self.batch, self.masks = batch, masks
+        self.batch, self.part, self.masks = batch, part, masks
         self.ordered: tuple[int, Tensor] | None = None  # of the epoch that was last asked for
 
     def __getitem__(self, iteration: int) -> list[Example]:
-        places = range(iteration * self.batch, (iteration + 1) * self.batch)
+        places = [iteration * self.batch + place for place in self.part]
         return [self._one(*divmod(place, len(self.pictures))) for place in places]
 
     def _one(self, epoch: int, place: int) -> Example:
@@ -139,7 +148,8 @@ class _Training(Dataset[list[Example]]):
         drawn = int(draws.uniform("short side")[0] * len(looks.short_sides))
         size = resized(picture.height, picture.width, looks.short_sides[drawn], looks.long_side)
         flip = bool(draws.uniform("flip")[0] < looks.flip)
-        return example(picture, size, flip, self.masks)
+        image, target = example(picture, size, flip, self.masks)
+        return image, target | {"key": draws.key[0]}
 
 
 class _Testing(Dataset[Tensor]):

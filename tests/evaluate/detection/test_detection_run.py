@@ -71,7 +71,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(sets, job, tmp_path, mon
     assert equal(newest(whole), newest(broken)) and newest(whole)["iteration"] == 4
     for name in ("detect_toy_classes.csv", "detect_toy.png"):
         assert (whole.out / name).read_bytes() == (broken.out / name).read_bytes()
-    monkeypatch.setattr(learning, "losses_of", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(learning, "on_device", lambda *a: pytest.fail("trained again"))
     assert score(sets, broken) == wanted
 
 
