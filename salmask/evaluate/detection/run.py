@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from salmask.devices import place
+from salmask.devices import Precision, place
+from salmask.distributed import rank
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.detection import coco, voc
@@ -18,6 +19,9 @@ from salmask.evaluate.detection.searching import search
 from salmask.evaluate.detection.showing import sheet
 from salmask.files import write_bytes, write_rows
 from salmask.job import Job
+
+
+CLASSES, SHEET = "classes.csv", "detections.png"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def run(
     anchors: tuple[int, ...] = ANCHORS,
     regions: int = 512,
     pictures: int = 8,
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """AP in percent: `detect_<dataset>_box_ap`, `_box_ap50`, `_box_ap75`; on COCO's format also
     `_box_ap_s`, `_m`, `_l` and, with masks, all six as `_mask_...`.
@@ -61,8 +66,9 @@ def run(
     short_sides take the place of its own where given. scale_lr: times batch / the recipe's batch.
     masks: whether there is a mask head (None: where all annotations have masks). difficult: learn
     VOC's difficult objects too. regions: of an image that the heads learn on. pictures: how many to
-    draw. Writes to `job.out` each class's results as detect_<dataset>_classes.csv and
-    detect_<dataset>.png. Raises UserError for what does not fit.
+    draw. precision: `auto` is bfloat16 on CUDA. Writes to `job.out` each class's results, CLASSES,
+    and the drawn ones, SHEET. Several processes call this together; the first one writes and tells,
+    the others return nothing. Raises UserError for what does not fit.
     """
     chosen = _chosen(
         recipe,
@@ -92,11 +98,14 @@ def run(
     learned = trainable(sets.train, difficult)
     if not learned:
         raise UserError(f"no image to train on in {sets.name} shows an object that counts")
-    train(detector, learned, chosen, Looks(chosen.short_sides, long_side, flip), job)
-    found = search(detector, sets.test.pictures, test_short_side, long_side, job)
+    looks = Looks(chosen.short_sides, long_side, flip)
+    train(detector, learned, chosen, looks, job, precision)
+    found = search(detector, sets.test.pictures, test_short_side, long_side, job, precision)
+    if rank():
+        return {}
     scores = scored(sets.test, found, masks)
-    write_rows(job.out / f"detect_{sets.name}_classes.csv", *_table(sets.test, scores))
-    write_bytes(job.out / f"detect_{sets.name}.png", sheet(sets.test, found, pictures))
+    write_rows(job.out / CLASSES, *_table(sets.test, scores))
+    write_bytes(job.out / SHEET, sheet(sets.test, found, pictures))
     return {
         f"detect_{sets.name}_{kind}_{name}": value
         for kind, some in scores.items()

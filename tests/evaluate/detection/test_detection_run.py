@@ -69,7 +69,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(sets, job, tmp_path, mon
     torch.rand(7)  # another process has drawn other numbers
     assert score(sets, broken) == wanted
     assert equal(newest(whole), newest(broken)) and newest(whole)["iteration"] == 4
-    for name in ("detect_toy_classes.csv", "detect_toy.png"):
+    for name in ("classes.csv", "detections.png"):
         assert (whole.out / name).read_bytes() == (broken.out / name).read_bytes()
     monkeypatch.setattr(learning, "on_device", lambda *a: pytest.fail("trained again"))
     assert score(sets, broken) == wanted
@@ -79,7 +79,7 @@ def test_metrics_and_files(sets, job):
     found = score(sets, job)
     names = {"ap", "ap50", "ap75", "ap_s"} | ({"ap_m"} if "detect_toy_box_ap_m" in found else set())
     assert set(found) == {f"detect_toy_{kind}_{n}" for kind in ("box", "mask") for n in names}
-    with (job.out / "detect_toy_classes.csv").open() as stream:
+    with (job.out / "classes.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(r["kind"], r["class"], r["objects"]) for r in rows] == [
         (kind, name, "3") for kind in ("box", "mask") for name in ("red", "blue")
@@ -105,7 +105,7 @@ def test_a_detector_that_finds_nothing_scores_0(sets, job, monkeypatch):
     monkeypatch.setattr(Detector, "train", blind)
     found = score(sets, job, iterations=1, milestones=())
     assert found and set(found.values()) == {0.0}
-    sheet = Image.open(job.out / "detect_toy.png")
+    sheet = Image.open(job.out / "detections.png")
     assert sheet.size[0] == 824
 
 
