@@ -176,6 +176,7 @@ class Chosen:
     linear: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     transfer: tuple[str, ...] = ()
+    detect: tuple[str, ...] = ()
     variance: tuple[str, ...] = ()
 
 
@@ -270,15 +271,16 @@ class Params:
 
     def chosen(self) -> dict[str, list[str]]:
         """Of every run and import, the folders of the evaluations chosen for it: their protocols,
-        and transfer-<dataset>. Raises UserError."""
+        and transfer-<dataset>, detect-<dataset>. Raises UserError."""
         where = f"{self.source}: evaluate.chosen"
-        asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
-        for name in datasets:
-            _check_name(name, f"{self.source}: transfer.{name}")
+        asked = self.section("evaluate.chosen", Chosen)
+        datasets = {key: self._named(key) for key in ("transfer", "detect")}
         imported = self.import_names()
         found: dict[str, list[str]] = {name: [] for name in [*self.run_names(), *imported]}
         for protocol in (field.name for field in fields(asked)):
-            folders = [f"transfer-{d}" for d in datasets] if protocol == "transfer" else [protocol]
+            folders = [protocol]
+            if protocol in datasets:
+                folders = [f"{protocol}-{name}" for name in datasets[protocol]]
             for name in getattr(asked, protocol):
                 if name not in found:
                     raise UserError(

@@ -116,7 +116,16 @@ def _all_but_channels(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
 
 
-def group_norms(module: nn.Module, group: int) -> nn.Module:
+def own_norms(module: nn.Module) -> nn.Module:
+    """Makes every batch norm of a module one over its process's own part of the batch; in place, as
+    `group_norms`. Returns the module."""
+    for layer in module.modules():
+        if type(layer) is GroupedBatchNorm:
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return module
+
+
+def group_norms(module: nn.Module, group: int = 0) -> nn.Module:
     """Makes every batch norm of a module one over groups of `group` samples; in place.
 
     Of `nn.BatchNorm1d`, `nn.BatchNorm2d` and what is grouped already. Only how they compute

@@ -32,7 +32,11 @@ def work(
     encoders = {"trained": encoder_file.load(encoder, job.device)}
     for seed in range(options.get("random_seeds", 0)):
         encoders[f"random-{seed}"] = encoder_file.random_like(encoder, seed, job.device)
-    metrics = evaluate(encoders, rows, job, *beside, **options)
+    tell(job, evaluate(encoders, rows, job, *beside, **options))
+
+
+def tell(job: Job, metrics: dict[str, float]) -> None:
+    """Writes metrics.json and prints it."""
     told = {name: float(f"{value:.{_SHOWN}g}") for name, value in sorted(metrics.items())}
     write_json(job.out / "metrics.json", told)
     if not metrics:

@@ -34,23 +34,24 @@ def write(folder: Path, file: Path) -> int:
     return count
 
 
-def folder_of(root: Path) -> Path:
-    """The folder that `root` is, or that the watch file `root` stands for. Raises UserError."""
+def folder_of(root: Path, key: str = "data.root") -> Path:
+    """The folder that `root` is, or that the watch file `root` stands for. Raises UserError, which
+    names the key of params.yaml."""
     if is_folder(root):
         return root
     try:
         about = json.loads(root.read_text())
         folder = Path(about["folder"]) if about["schema"] == SCHEMA else None
     except OSError:
-        raise UserError(f"data.root: {root} is neither a folder nor a watch file") from None
+        raise UserError(f"{key}: {root} is neither a folder nor a watch file") from None
     except (ValueError, KeyError, TypeError):
         folder = None
     if folder is None:
         raise UserError(
-            f"data.root: {root} is not a folder, nor a file that `salmask watch` has written"
+            f"{key}: {root} is not a folder, nor a file that `salmask watch` has written"
         )
     if not is_folder(folder):
-        raise UserError(f"data.root: {folder}, which {root} stands for, is not a folder")
+        raise UserError(f"{key}: {folder}, which {root} stands for, is not a folder")
     return folder
 
 

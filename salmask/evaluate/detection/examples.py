@@ -13,9 +13,10 @@ from pycocotools import mask as coco_masks
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.data.content import ImageError
+from salmask.data.content import ImageError, gone
 from salmask.data.images import decode, resample
 from salmask.distributed import own
+from salmask.errors import DataGoneError
 from salmask.evaluate.detection.objects import Annotations, Picture
 from salmask.randomness import Draws, epoch_order
 
@@ -101,13 +102,16 @@ def example(picture: Picture, size: tuple[int, int], flip: bool, masks: bool) ->
 
 
 def read(picture: Picture) -> Image.Image:
-    """The image; a gray one, told once, where it broke or changed since it was listed."""
+    """The image; a gray one, told once, where it broke or changed since it was listed. Raises
+    DataGoneError when its whole folder is gone."""
     try:
         image = decode(picture.file)
         if image.size == (picture.width, picture.height):
             return image
         said = f"it is {image.size[0]}x{image.size[1]} px, not {picture.width}x{picture.height}"
     except ImageError as error:
+        if told := gone(picture.file.parent):
+            raise DataGoneError(told) from None
         said = str(error)
     _tell(picture.file, said)
     return Image.new("RGB", (picture.width, picture.height), _GRAY)

@@ -34,7 +34,7 @@ from salmask.distributed import highest, share
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.detection.sampling import everything, thinned
-from salmask.norms import group_norms
+from salmask.norms import group_norms, own_norms
 
 Norm = Literal["sync", "local", "frozen"]
 Targets = list[dict[str, Tensor]]
@@ -47,6 +47,16 @@ _MASK_CHANNELS = 256
 _ANCHORS_DRAWN = 256  # of each image, half of them on objects at most
 _POSITIVE = 0.25  # of an image's regions, at most
 _STRIDES = {"imagenet": 16, "small2": 8, "small": 4}  # of layer3, by the encoder's stem
+
+
+def trunk_of(network: nn.Module, arch: str) -> ResNet:
+    """The network. Raises UserError for one that no detector can be built around."""
+    if not isinstance(network, ResNet):
+        raise UserError(
+            f"encoder.arch: {arch} has no layer1 to layer4, which detection is built around; it "
+            "takes residual networks (resnet50, resnext50_32x4d, ...)"
+        )
+    return network
 
 
 class Detector(nn.Module):
@@ -78,12 +88,7 @@ class Detector(nn.Module):
         the heads learn on. seed: of the new layers' weights. Raises UserError for an encoder that
         is no ResNet."""
         super().__init__()
-        network = encoder.network
-        if not isinstance(network, ResNet):
-            raise UserError(
-                f"encoder.arch: {encoder.config.arch} has no layer1 to layer4, which detection is "
-                "built around; it takes residual networks (resnet50, resnext50_32x4d, ...)"
-            )
+        network = trunk_of(encoder.network, encoder.config.arch)
         network = copy.deepcopy(network).requires_grad_(True)  # the encoder stays as it is
         self.spec = encoder.spec
         self.stride = _STRIDES[encoder.config.stem]
@@ -96,8 +101,7 @@ class Detector(nn.Module):
             torch.manual_seed(seed)
             self.rpn = _Proposals(wide, anchors)
             self.heads = _Heads(network.layer4, wider, classes + 1, self.stride, regions, masks)
-        if norm != "local":
-            group_norms(self, 0)
+        (own_norms if norm == "local" else group_norms)(self)
         _set_trainable(self)
 
     def train(self, mode: bool = True) -> "Detector":

@@ -29,7 +29,8 @@ def batch(tmp_path):
 
 def keyed(examples, seed):
     keys = Draws.of(seed, 0, torch.arange(len(examples))).key
-    return [(image, target | {"key": key}) for (image, target), key in zip(examples, keys)]
+    both = zip(examples, keys, strict=True)
+    return [(image, target | {"key": key}) for (image, target), key in both]
 
 
 def test_the_trunk_is_the_encoder_up_to_layer3_and_layer4_the_head():

@@ -24,7 +24,8 @@ CPU = torch.device("cpu")
 OPTIONS = {"anchors": (16, 32), "regions": 400, "masks": True}  # more than there are: uneven
 LOOKS = Looks((32, 48, 64), 200)
 SHORT = {"recipe": "voc", "iterations": 3, "milestones": (2,), "batch": 4, "warmup": 2, "lr": 0.01,
-         "short_sides": (32, 48), "test_short_side": 48, "regions": 16, "anchors": (16, 32)}  # fmt: skip
+         "short_sides": (32, 48), "test_short_side": 48, "regions": 16,
+         "anchors": (16, 32)}  # fmt: skip
 
 
 def gradients(pictures: Any, norm: Any) -> dict[str, torch.Tensor]:
@@ -112,7 +113,8 @@ def test_the_first_scores_what_one_process_would(seen):
     assert first["local"].keys() == first["metrics"].keys() == alone["metrics"].keys()
     for name, wanted in alone["metrics"].items():
         assert first["metrics"][name] == pytest.approx(wanted, abs=0.5), name
-    states = [torch.load(folder / n / "work/step-000000003.pt", weights_only=True) for n in ("one", "two")]  # fmt: skip
+    ends = [folder / name / "work/step-000000003.pt" for name in ("one", "two")]
+    states = [torch.load(end, weights_only=True) for end in ends]
     for name, wanted in states[0]["model"].items():
         torch.testing.assert_close(states[1]["model"][name], wanted, atol=1e-3, rtol=1e-3, msg=name)
     assert sorted(p.name for p in (folder / "two").glob("*.*")) == ["classes.csv", "detections.png"]
