@@ -274,13 +274,11 @@ class Params:
         and transfer-<dataset>, detect-<dataset>. Raises UserError."""
         where = f"{self.source}: evaluate.chosen"
         asked = self.section("evaluate.chosen", Chosen)
-        datasets = {key: self._named(key) for key in ("transfer", "detect")}
+        sets = {key: [f"-{d}" for d in self._named(key)] for key in ("transfer", "detect")}
         imported = self.import_names()
         found: dict[str, list[str]] = {name: [] for name in [*self.run_names(), *imported]}
         for protocol in (field.name for field in fields(asked)):
-            folders = [protocol]
-            if protocol in datasets:
-                folders = [f"{protocol}-{name}" for name in datasets[protocol]]
+            folders = [f"{protocol}{name}" for name in sets.get(protocol, [""])]
             for name in getattr(asked, protocol):
                 if name not in found:
                     raise UserError(

@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
     "imports": {},
     "evaluate": {
         "protocols": ["knn", "linear_fast"],
-        "chosen": {"linear": [], "finetune": [], "transfer": [], "variance": []},
+        "chosen": {"linear": [], "finetune": [], "transfer": [], "detect": [], "variance": []},
         "knn": {"k": [5], "random_seeds": 1},
         "linear_fast": {"iterations": 20},
         "linear": {"epochs": 2, "batch": 32, "lr": 1.0, "milestones": [1]},
@@ -39,6 +39,7 @@ TINY: dict[str, Any] = {
         "variance": {"views": 3, "images": "resident"},
     },
     "transfer": {},
+    "detect": {},
 }  # fmt: skip
 
 

@@ -38,9 +38,10 @@ def test_what_makes_no_sense_is_refused(read, fields, complaint):
         read(**fields)
 
 
-def test_only_pretraining_has_many_tasks(read):
+def test_trainings_have_many_tasks(read):
     given = read(executor="slurm", nodes=2, tasks_per_node=4, gpus=4, cpus=8, mem_gb=32)
     shared, alone = given.sbatch("pretrain"), given.sbatch("knn")
+    assert given.sbatch("detect") == shared
     names = ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "mem")
     assert [shared[name] for name in names] == [2, 4, 4, 8, f"{4 * 32 * 1024}M"]
     assert [alone[name] for name in names] == [1, 1, 1, 8, f"{32 * 1024}M"]

@@ -19,7 +19,7 @@ from salmask.data.manifest import Manifest, read_image
 from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
 from salmask.lineage import Link, summary
-from salmask.report import figures, gallery, papers, samples, sheets, tables
+from salmask.report import detections, figures, gallery, papers, samples, sheets, tables
 from salmask.saliency.store import SaliencyStore
 
 _TEMPLATE = "page.html.j2"
@@ -98,6 +98,9 @@ def build(
         has_paper=any(cell.paper for block in blocks for cell in block.cells()),
         pictures=pictures,
         masked=[] if store is None else _masked(rows, store, runs, places.pretrain, seed),
+        detections=[
+            Picture(found.png, vars(found)) for found in detections.collect(scored, places.evaluate)
+        ],
         evidence=[_evidence(s) for s in scored],
         has_saliency=store is not None,
         runs=names,

@@ -18,7 +18,7 @@ from salmask.report.papers import Reported, beside
 
 DASH = "–"
 _UNTRAINED = "random_"
-_PERCENT = ("_top1", "_top5", "_mean_per_class")
+_PERCENT = ("_top1", "_top5", "_mean_per_class", "_ap", "_ap50", "_ap75", "_ap_s", "_ap_m", "_ap_l")
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def params(**runs: dict) -> dict:
         "runs": runs or {"plain": {}, "masked": {"mask": {"name": "high_pass"}}},
         "evaluate": {"protocols": ["knn", "linear_fast"], "chosen": {}},
         "transfer": {},
+        "detect": {},
     }
 
 
