@@ -13,7 +13,7 @@ _COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 _AWAY = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "INVAL",
          "NOT_RESPONDING", "UNKNOWN"}  # fmt: skip
 _GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)??:(\d+)(?![^(,])")
-_KINDS = {SHARED[0]: "pretraining", "saliency": "every other stage"}
+_KINDS = {SHARED[0]: "pretraining and detection", "saliency": "every other stage"}
 
 Facts = dict[str, str]  # what scontrol says of one thing: NAME=VALUE ...
 

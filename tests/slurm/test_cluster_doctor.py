@@ -103,7 +103,8 @@ def test_a_good_profile_is_all_ok_and_nothing_stays_behind(at_cluster, hidden):
     said = "\n".join(f.text for f in found)
     assert "partition test is up: 2 of 2 nodes ready, at most 60 min" in said
     assert re.search(
-        r"pretraining \(2 nodes x 1 task, .*would take it, to start at .* n\[1-2\]", said
+        r"pretraining and detection \(2 nodes x 1 task, .*would take it, to start at .* n\[1-2\]",
+        said,
     )
     assert "every other stage (1 node x 1 task" in said
     assert re.search(r"node n[12] sees the runs' folder, the project and Python", said)

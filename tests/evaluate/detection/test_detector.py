@@ -17,6 +17,7 @@ from salmask.evaluate.detection.examples import example
 from salmask.evaluate.detection.learning import on_device
 from salmask.evaluate.detection.model import Detector
 from salmask.filters import high_pass
+from salmask.norms import GroupedBatchNorm
 from salmask.randomness import Draws
 
 
@@ -210,6 +211,15 @@ def test_frozen_norms_do_not_change_but_the_new_one_does(batch):
     assert {name for name in changed & own if not name.startswith("heads.box_head.1.")} == set()
     assert "heads.box_head.1.running_mean" in changed and "heads.box_head.1.weight" in changed
     assert "trunk.0.weight" in changed and "heads.box_head.0.0.conv1.weight" in changed
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("sync", GroupedBatchNorm), ("local", nn.BatchNorm2d)])
+def test_norms_are_of_the_whole_batch_or_of_each_processs_part(norm, kind):
+    norms = [
+        m for m in detector(norm=norm).modules() if isinstance(m, nn.BatchNorm2d | GroupedBatchNorm)
+    ]
+    assert len(norms) > 10 and {type(layer) for layer in norms} == {kind}
+    assert all(layer.group == 0 for layer in norms if norm == "sync")
 
 
 def test_limits_at_test_are_the_published_ones():
