@@ -51,7 +51,7 @@ def test_a_foreign_encoder_detects_and_is_followed_to_the_images(tmp_path):
     (row,) = json.loads((tmp_path / "artifacts/report/results.json").read_text())["rows"]
     assert names <= set(row["metrics"])
     page = (tmp_path / "artifacts/report/index.html").read_text()
-    assert "Detection: scenes, theirs" in page and "striped-triangle" in page
+    assert "Detection: scenes, theirs" in page and "Masks of each class" in page
     assert "detect_scenes_box_ap50" in (tmp_path / "artifacts/report/results.txt").read_text()
     check_params(project)
     metrics_file = "artifacts/evaluate/theirs/detect-scenes/metrics.json"
