@@ -46,6 +46,7 @@ def test_a_foreign_encoder_detects_and_is_followed_to_the_images(tmp_path):
     inputs = json.loads((out / "provenance.json").read_text())["inputs"]
     assert {"artifacts/detect/scenes/pictures.jsonl"} < set(inputs)
     assert project.repro("detect") == []
+    check_params(project)
 
     project.stage("report")
     (row,) = json.loads((tmp_path / "artifacts/report/results.json").read_text())["rows"]
@@ -53,7 +54,6 @@ def test_a_foreign_encoder_detects_and_is_followed_to_the_images(tmp_path):
     page = (tmp_path / "artifacts/report/index.html").read_text()
     assert "Detection: scenes, theirs" in page and "Masks of each class" in page
     assert "detect_scenes_box_ap50" in (tmp_path / "artifacts/report/results.txt").read_text()
-    check_params(project)
     metrics_file = "artifacts/evaluate/theirs/detect-scenes/metrics.json"
     told = project.run("salmask", "lineage", metrics_file)
     assert "everything matches" in told and "detect_data scenes" in told
