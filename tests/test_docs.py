@@ -10,6 +10,7 @@ import yaml
 
 from salmask import frameworks
 from salmask.config import Choice, EncoderConfig, TrainConfig, ViewConfig, check
+from salmask.evaluate.detection import sources
 from salmask.masks import strategies
 
 METHOD = (Path(__file__).parents[1] / "docs/method.md").read_text()
@@ -56,3 +57,14 @@ def test_options_that_it_names_are_accepted() -> None:
 @pytest.mark.parametrize("name", strategies.MASKS)
 def test_every_mask_is_named(name: str) -> None:
     assert f"`{name}`" in METHOD
+
+
+def test_sets_to_detect_in_are_accepted() -> None:
+    text = (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
+    (told,) = [
+        b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if b.startswith("detect")
+    ]
+    sets = yaml.safe_load(told)["detect"]
+    assert list(sets) == ["voc", "coco", "mine"]
+    for name, options in sets.items():
+        sources.configured(Choice(options.pop("name"), options), name)
