@@ -16,6 +16,7 @@ from salmask import costs, encoder_file, frameworks, importing, provenance, suit
 from salmask import doctor as doctors
 from salmask import export as exports
 from salmask import lineage as lineages
+from salmask.backbones import build_encoder
 from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
 from salmask.data import fetch as fetches
@@ -26,6 +27,8 @@ from salmask.data.images import decode, resample
 from salmask.data.sources import configured
 from salmask.errors import UserError
 from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
+from salmask.evaluate.detection import sources as detection
+from salmask.evaluate.detection.model import trunk_of
 from salmask.masks import strategies
 from salmask.report import comparison
 from salmask.report import gallery as sheet
@@ -298,6 +301,8 @@ def _import(params: Params, name: str) -> tuple[importing.Import, str]:
 def _validate_evaluations(params: Params) -> None:
     for name in params.section("transfer", dict[str, Any]):
         configured(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
+    for name in params.section("detect", dict[str, Any]):
+        detection.configured(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
     everywhere, chosen = params.section("evaluate.protocols", list[str]), params.chosen()
     for run, folders in chosen.items():
         if twice := set(everywhere) & set(folders):
@@ -305,11 +310,27 @@ def _validate_evaluations(params: Params) -> None:
                 f"{params.source}: evaluate.chosen.{min(twice)}: {min(twice)} of {run} is made "
                 "already, since evaluate.protocols names it for every run"
             )
+    for name, folders in chosen.items():
+        if any(folder.startswith("detect-") for folder in folders):
+            _validate_trunk(params, name)
     asked = {*everywhere, *(f.partition("-")[0] for own in chosen.values() for f in own)}
-    for protocol in sorted(asked):
+    for protocol in sorted(asked - {"detect"}):  # whose options stand with its images
         key = f"evaluate.{protocol}"
         choice = Choice(protocol, params.section(key, dict[str, Any]))
         bind(pick(_EVALUATIONS, choice, f"{params.source}: evaluate"), choice, key)
+
+
+def _validate_trunk(params: Params, name: str) -> None:
+    """Whether a detector can be built around the encoder of a run or import."""
+    if name in params.import_names():
+        encoder = _import(params, name)[0].encoder
+    else:
+        encoder = params.run(name).encoder
+    try:
+        with torch.device("meta"):
+            trunk_of(build_encoder(encoder), encoder.arch)
+    except UserError as error:
+        raise UserError(f"{params.source}: evaluate.chosen.detect: {name}: {error}") from None
 
 
 if __name__ == "__main__":

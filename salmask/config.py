@@ -167,6 +167,7 @@ class Chosen:
     linear: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     transfer: tuple[str, ...] = ()
+    detect: tuple[str, ...] = ()
     variance: tuple[str, ...] = ()
     variance_through: tuple[str, ...] = ()
 
@@ -267,15 +268,17 @@ class Params:
 
     def chosen(self) -> dict[str, list[str]]:
         """Of every run and import, the folders of the evaluations chosen for it: their protocols;
-        transfer-<dataset>, variance-<run whose encoder it is>. Raises UserError."""
+        transfer-<dataset>, detect-<dataset>, variance-<run whose encoder it is>. Raises
+        UserError."""
         where = f"{self.source}: evaluate.chosen"
-        asked, datasets = self.section("evaluate.chosen", Chosen), self._mapping("transfer")
-        for name in datasets:
-            _check_name(name, f"{self.source}: transfer.{name}")
+        asked = self.section("evaluate.chosen", Chosen)
+        sets = {key: [f"-{d}" for d in self._named(key)] for key in ("transfer", "detect")}
         imported = self.import_names()
         found: dict[str, list[str]] = {name: [] for name in [*self.run_names(), *imported]}
-        folders = {field.name: [field.name] for field in fields(asked)}
-        folders["transfer"] = [f"transfer-{name}" for name in datasets]
+        folders = {
+            field.name: [f"{field.name}{name}" for name in sets.get(field.name, [""])]
+            for field in fields(asked)
+        }
         folders["variance"] += [f"variance-{name}" for name in asked.variance_through]
         folders["variance_through"] = []
         for protocol, made in folders.items():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def pick_device() -> torch.device:
@@ -24,7 +25,7 @@ def place(module: Module, device: torch.device) -> Module:
 
 
 def autocast(
-    device: torch.device, precision: Literal["auto", "float32", "bfloat16"]
+    device: torch.device, precision: Precision
 ) -> contextlib.AbstractContextManager[object]:
     """The forward pass's precision: `auto` is bfloat16 on CUDA and float32 elsewhere."""
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):

@@ -75,6 +75,25 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def share(count: Tensor) -> Tensor:
+    """What a mean over this process's `count` () things must be multiplied by, for the average over
+    processes to be the mean over everybody's things: 1 where all have as many."""
+    if world() == 1:
+        return torch.ones_like(count, dtype=torch.float32)
+    total = count.clone()
+    dist.all_reduce(total)
+    return count * world() / total.clamp(min=1)
+
+
+def everybodys(items: list[T]) -> list[T]:
+    """The items of all processes, in the order of ranks."""
+    if world() == 1:
+        return items
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
 def highest(number: int) -> int:
     """The highest that any process says; all get the same answer."""
     if world() == 1:

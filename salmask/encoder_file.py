@@ -39,6 +39,14 @@ class InputSpec:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """What the network itself sees of images in [0,1]: normalised, and filtered if it has to
+        be. Neither is in the weights."""
+        images = normalise(images, self.mean, self.std)
+        if self.filter is not None:
+            images = fill.high_pass(images, self.filter["kernel"], self.filter["sigma"])
+        return images
+
 
 class Encoder(nn.Module):
     """The whole way from pixels to features: (B,3,S,S) float32 in [0,1] -> (B,D) float32."""
@@ -52,13 +60,8 @@ class Encoder(nn.Module):
         return self.network(images.contiguous(memory_format=torch.channels_last)).float()
 
     def prepared(self, images: Tensor) -> Tensor:
-        """What the network itself sees of images in [0,1]: normalised, and filtered if it has to
-        be. Neither is in the weights."""
-        images = normalise(images, self.spec.mean, self.spec.std)
-        if self.spec.filter is not None:
-            wanted = self.spec.filter
-            images = fill.high_pass(images, wanted["kernel"], wanted["sigma"])
-        return images
+        """As `InputSpec.prepared`."""
+        return self.spec.prepared(images)
 
 
 def save(network: nn.Module, config: RunConfig, folder: Path) -> None:

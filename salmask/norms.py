@@ -83,19 +83,21 @@ class _Synchronised(torch.autograd.Function):
         """The output, and the mean and unbiased variance (2,C) of everything."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         parts = torch.var_mean(wide, _all_but_channels(x), correction=0)
-        variances, means = gather(torch.stack(parts)[None]).unbind(1)  # (world,C) each
-        mean = means.mean(dim=0)  # shares are equal, so each counts as much
-        variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
-        count = world() * x.numel() // x.shape[1]
+        own = torch.full_like(parts[0], x.numel() // x.shape[1])
+        variances, means, counts = gather(torch.stack([*parts, own])[None]).unbind(1)  # (world,C)
+        count = counts.sum(dim=0)
+        shares = counts / count  # regions of images are not as many in every process
+        mean = (shares * means).sum(dim=0)
+        variance = (shares * (variances + (means - mean).square())).sum(dim=0)
         stats = torch.stack([mean, variance * (count / (count - 1))])
         ctx.mark_non_differentiable(stats)
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps), stats
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale = ctx.saved_tensors
+        x, weight, mean, scale, count = ctx.saved_tensors
         column = (-1, *[1] * (x.dim() - 2))  # (C,) as it goes with x
         normal = (x - mean.view(column)) * scale.view(column)
         gradient = gradients[0].to(normal.dtype)
@@ -103,7 +105,7 @@ class _Synchronised(torch.autograd.Function):
         sums = torch.stack([gradient.sum(dims), (gradient * normal).sum(dims)])  # (2,C)
         by_bias, by_weight = sums.clone()
         average([sums])
-        by_mean, by_scale = sums * (x.shape[1] / x.numel())
+        by_mean, by_scale = sums * (world() / count)
         centred = gradient - by_mean.view(column) - normal * by_scale.view(column)
         if weight is None:
             return (centred * scale.view(column)).to(x.dtype), None, None, None
@@ -114,7 +116,16 @@ def _all_but_channels(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
 
 
-def group_norms(module: nn.Module, group: int) -> nn.Module:
+def own_norms(module: nn.Module) -> nn.Module:
+    """Makes every batch norm of a module one over its process's own part of the batch; in place, as
+    `group_norms`. Returns the module."""
+    for layer in module.modules():
+        if type(layer) is GroupedBatchNorm:
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return module
+
+
+def group_norms(module: nn.Module, group: int = 0) -> nn.Module:
     """Makes every batch norm of a module one over groups of `group` samples; in place.
 
     Of `nn.BatchNorm1d`, `nn.BatchNorm2d` and what is grouped already. Only how they compute

@@ -15,7 +15,7 @@ from salmask.errors import UserError
 CLUSTERS = Path(__file__).parent / "clusters"
 
 # The stages whose processes can share one piece of work; every other stage is a job of one task.
-SHARED = ("pretrain", "knn", "linear_fast", "linear", "finetune", "transfer", "variance")
+SHARED = ("pretrain", "knn", "linear_fast", "linear", "finetune", "transfer", "detect", "variance")
 
 # What the launcher itself tells sbatch, or finds its jobs by.
 RESERVED = ("array", "comment", "error", "job-name", "open-mode", "output", "requeue", "signal")

@@ -15,6 +15,7 @@ SALIENCY = Path("artifacts/saliency")
 PRETRAIN = Path("artifacts/pretrain")
 EVALUATE = Path("artifacts/evaluate")
 TRANSFER = Path("artifacts/transfer")
+DETECT = Path("artifacts/detect")
 REPORT = Path("artifacts/report")
 
 # What later stages read of an artifact, and so depend on: its contents, not its provenance. Code

@@ -35,8 +35,12 @@ def work(
     for seed in range(options.get("random_seeds", 0)):
         encoders[f"random-{seed}"] = encoder_file.random_like(encoder, seed, job.device)
     metrics = evaluate(encoders, rows, job, *beside, **options)
-    if rank():
-        return
+    if rank() == 0:
+        tell(job, metrics)
+
+
+def tell(job: Job, metrics: dict[str, float]) -> None:
+    """Writes metrics.json and prints it."""
     told = {name: float(f"{value:.{_SHOWN}g}") for name, value in sorted(metrics.items())}
     write_json(job.out / "metrics.json", told)
     if not metrics:

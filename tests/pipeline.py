@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "sweeps": {},
     "evaluate": {
         "protocols": ["knn", "linear_fast"],
-        "chosen": {"linear": [], "finetune": [], "transfer": [], "variance": [],
+        "chosen": {"linear": [], "finetune": [], "transfer": [], "detect": [], "variance": [],
                    "variance_through": []},
         "knn": {"k": [5], "random_seeds": 1},
         "linear_fast": {"iterations": 20},
@@ -42,6 +42,7 @@ TINY: dict[str, Any] = {
         "variance": {"views": 3, "images": "resident"},
     },
     "transfer": {},
+    "detect": {},
 }  # fmt: skip
 
 

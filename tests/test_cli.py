@@ -41,6 +41,9 @@ def test_check_accepts_what_fits(project: Path) -> None:
     assert call("check").output.strip() == "params.yaml is sound"
 
 
+SCENES = {"name": "demo", "root": "x", "recipe": "voc"}
+
+
 def chosen(**runs: list[str]) -> dict[str, Any]:
     """The evaluations of TINY with some chosen for some runs."""
     return TINY["evaluate"] | {"chosen": runs}
@@ -73,6 +76,22 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
             "share: no such key, got 1",
         ),
         ({"transfer": {"a b": TINY["data"]}}, "transfer.a b: a name is made of a-z, 0-9 and -"),
+        (
+            {"detect": {"voc": {"name": "voc", "root": "x"}}},
+            "detect.voc (name: voc): recipe: Field",
+        ),
+        ({"detect": {"a": SCENES | {"learning_rate": 1}}}, "detect.a: learning_rate: no such key"),
+        ({"detect": {"a": SCENES | {"iterations": 5}}}, "must grow and lie below the 5 iterations"),
+        ({"detect": {"a_b": SCENES}}, "detect.a_b: a name is made of a-z, 0-9 and -"),
+        ({"evaluate": chosen(detect=["nobody"])}, "evaluate.chosen.detect: no run 'nobody'"),
+        (
+            {
+                "detect": {"a": SCENES},
+                "evaluate": chosen(detect=["plain"]),
+                "encoder": {"arch": "mobilenet_v3_small"},
+            },
+            "evaluate.chosen.detect: plain: encoder.arch: mobilenet_v3_small has no layer1",
+        ),
         ({"transfer": {"pets": {"name": "petz"}}}, "no `petz` here; choose from demo, imagefolder"),
     ],
 )

@@ -16,7 +16,15 @@ from torch import Tensor
 from salmask import frameworks
 from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.data.loader import Crops
-from salmask.distributed import gather, gather_with_gradient, own, rank, world
+from salmask.distributed import (
+    everybodys,
+    gather,
+    gather_with_gradient,
+    own,
+    rank,
+    share,
+    world,
+)
 from salmask.norms import GroupedBatchNorm
 from salmask.randomness import batch_shuffle
 from salmask.shapes import Mixed, Views
@@ -58,6 +66,7 @@ NORMS: dict[str, dict[str, Any]] = {  # of the whole batch: its inputs, the laye
     "cumulative": {"shape": (BATCH, 3), "momentum": None},
     "untracked": {"shape": (BATCH, 3), "tracked": False},
     "far from 0": {"shape": (BATCH, 3, 4, 5), "mean": 1000.0},
+    "uneven parts": {"shape": (BATCH - 3, 3, 4, 5)},
     "half precision": {"shape": (BATCH, 3, 4, 5), "dtype": torch.bfloat16},
     "double precision": {"shape": (BATCH, 3, 4, 5), "dtype": torch.float64},
 }
@@ -169,6 +178,8 @@ def collect() -> dict[str, Any]:
         "own": own(torch.arange(BATCH)),
         "gathered": gather(images.to(memory_format=torch.channels_last)),
         "transposed": gather(images[:, 0, 0].T[:, :2]),
+        "shares": [share(torch.tensor(count)) for count in (6, 3 + 2 * rank(), 0)],
+        "items": everybodys([rank(), "x"][: 2 - rank()]),
         "with gradient": gather_with_gradient(rows).detach(),
         "weights": weights,
         "rows": rows.grad,
@@ -238,6 +249,19 @@ def test_a_gathered_rows_gradient_is_that_of_all_processes_losses(both):
 def test_gathering_leaves_other_gradients_alone(both, alone):
     for found in (*both, alone):
         assert torch.equal(found["beside"], 2 * found["weights"])
+
+
+def test_means_over_unequal_parts_are_weighed(both, alone):
+    """Of 3 and 5 things: the first mean counts 3/8 of two, the second 5/8."""
+    wanted = [[1, 0.75, 0], [1, 1.25, 0]]
+    assert [[float(value) for value in found["shares"]] for found in both] == wanted
+    assert [float(value) for value in alone["shares"]] == [1, 1, 1]
+
+
+def test_everybodys_items_come_in_the_order_of_ranks(both, alone):
+    for found in both:
+        assert found["items"] == [0, "x", 1]
+    assert alone["items"] == [0, "x"]
 
 
 def test_the_shuffle_is_the_global_batchs(both, alone):

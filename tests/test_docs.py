@@ -13,6 +13,7 @@ from salmask.config import Choice, EncoderConfig, TrainConfig, ViewConfig, check
 from salmask.data.fetch import DOWNLOADS
 from salmask.data.layout import KNOWN
 from salmask.data.sources import SOURCES, configured
+from salmask.evaluate.detection import sources as annotated
 from salmask.masks import strategies
 
 DATA = (Path(__file__).parents[1] / "docs/data.md").read_text()
@@ -75,3 +76,14 @@ def test_data_sets_of_the_examples_are_accepted() -> None:
     told = yaml.safe_load(example)
     for section in [told["data"], *told["transfer"].values()]:
         configured(Choice(section.pop("name"), section), "data")
+
+
+def test_sets_to_detect_in_are_accepted() -> None:
+    text = (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
+    (told,) = [
+        b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if b.startswith("detect")
+    ]
+    sets = yaml.safe_load(told)["detect"]
+    assert list(sets) == ["voc", "coco", "mine"]
+    for name, options in sets.items():
+        annotated.configured(Choice(options.pop("name"), options), name)

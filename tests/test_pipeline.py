@@ -184,7 +184,7 @@ def test_evaluations_run_for_the_runs_that_are_chosen(project: Project) -> None:
     shapes = {"images": {"train": 40, "val": 20}, "first": 1000}
     params["transfer"] = {"shapes": TINY["data"] | shapes}
     params["evaluate"]["chosen"] = {
-        "linear": ["plain"], "finetune": ["plain"], "transfer": ["plain"],
+        "linear": ["plain"], "finetune": ["plain"], "transfer": ["plain"], "detect": [],
         "variance": ["blurred"], "variance_through": ["plain"],
     }  # fmt: skip
     project.write_params(params)

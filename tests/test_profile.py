@@ -40,7 +40,8 @@ def test_what_makes_no_sense_is_refused(read, fields, complaint):
 
 def test_pretraining_and_evaluation_have_many_tasks(read):
     given = read(executor="slurm", nodes=2, tasks_per_node=4, gpus=4, cpus=8, mem_gb=32)
-    assert given.sbatch("pretrain") == given.sbatch("knn") == given.sbatch("linear")
+    for stage in ("knn", "linear", "detect"):
+        assert given.sbatch(stage) == given.sbatch("pretrain")
     shared, alone = given.sbatch("knn"), given.sbatch("saliency")
     names = ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "mem")
     assert [shared[name] for name in names] == [2, 4, 4, 8, f"{4 * 32 * 1024}M"]

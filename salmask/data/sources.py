@@ -99,7 +99,7 @@ def imagefolder(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> 
         prefix = "" if base == root else f"{base.name}/"
         for path in images:
             kind = class_of(path)
-            chosen = split or ("val" if kind and _held_out(path, seed, val_share) else "train")
+            chosen = split or ("val" if kind and held_out(path, seed, val_share) else "train")
             files.append(Found(prefix + path, label[kind], chosen))
         filled = {path.partition("/")[0] for path in images}
         empty += [prefix + folder for folder in folders if folder not in filled]
@@ -110,7 +110,8 @@ def imagefolder(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> 
     return Listing(root.resolve(), classes, files, tuple(empty))
 
 
-def _held_out(path: str, seed: int, share: float) -> bool:
+def held_out(path: str, seed: int, share: float) -> bool:
+    """Whether the file at `path` is one of the share that is for testing; others change nothing."""
     word = hashlib.sha256(f"{seed}/{path}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(word[:8], "big") < share * 2**64
 

@@ -20,6 +20,7 @@ from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
 from salmask.report import (
     comparison,
+    detections,
     evidence,
     figures,
     gallery,
@@ -114,6 +115,9 @@ def build(
         compared=compared,
         pictures=pictures,
         masked=[] if store is None else _masked(rows, store, runs, places.pretrain, seed),
+        detections=[
+            Picture(found.png, vars(found)) for found in detections.collect(scored, places.evaluate)
+        ],
         evidence=[evidence.of(s) for s in scored],
         has_saliency=store is not None,
         runs=names,

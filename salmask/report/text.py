@@ -1,7 +1,7 @@
 """Numbers and tables as a person reads them, on the page and in a terminal."""
 
 DASH = "–"
-_PERCENT = ("_top1", "_top5", "_mean_per_class")
+_PERCENT = ("_top1", "_top5", "_mean_per_class", "_ap", "_ap50", "_ap75", "_ap_s", "_ap_m", "_ap_l")
 
 
 def aligned(lines: list[list[str]]) -> str:

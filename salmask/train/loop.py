@@ -6,12 +6,10 @@ an interrupted run ends in the same bytes as one that was left alone.
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from salmask import encoder_file
@@ -27,6 +25,7 @@ from salmask.saliency.store import SaliencyStore
 from salmask.train import checkpoint
 from salmask.train.batches import make_batch
 from salmask.train.learner import Learner
+from salmask.train.stopping import StopSignal
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     DataGoneError when the folder of images vanishes, with a checkpoint saved in `job.work`;
     NonFiniteLossError when the loss leaves the numbers.
     """
-    with _StopSignal() as stop:
+    with StopSignal() as stop:
         return _pretrain(config, inputs, job, stop)
 
 
-def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: "_StopSignal") -> dict[str, float]:
+def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: StopSignal) -> dict[str, float]:
     seed, device = job.seed, job.device
     rows = manifests.load(inputs.data)
     schedule = Schedule(seed, rows.ids("train"), config.train.batch, config.train.epochs)
@@ -142,21 +141,3 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
         return
     rows = ({k: f"{v:.8g}" for k, v in row.items()} for row in history)
     write_rows(path, rows, history[0])
-
-
-class _StopSignal:
-    """Turns SIGTERM and SIGUSR2 into a number that the loop reads between two steps: the signal's,
-    or 0. The higher one wins, which is SIGTERM on Linux."""
-
-    asked = 0
-
-    def __enter__(self) -> "_StopSignal":
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGUSR2)}
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = max(self.asked, number)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -43,6 +43,7 @@ def params(**runs: dict) -> dict:
         "transfer": {},
         "tables": {},
         "sweeps": {},
+        "detect": {},
     }
 
 

@@ -32,7 +32,7 @@ def _hold(save: Callable[..., Path]) -> Callable[..., Path]:
     @functools.wraps(save)
     def saved(folder: Path, step: int, state: dict[str, Any]) -> Path:
         path = save(folder, step, state)
-        handler: Any = signal.getsignal(signal.SIGTERM)  # a method of the loop's _StopSignal
+        handler: Any = signal.getsignal(signal.SIGTERM)  # a method of the loop's StopSignal
         while Path("hold").read_text() == str(step) and not handler.__self__.asked:
             time.sleep(0.02)
         return path

@@ -33,6 +33,8 @@ VOC_CLASSES = (
 )  # fmt: skip
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
 _TOLD = 10  # problems that a message lists
+_LARGEST = 1 << 16  # px; of a side
+_ODD = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
 def voc(
@@ -44,7 +46,8 @@ def voc(
     Raises UserError when the list of the split is missing or empty, and when nothing is usable.
     """
     listed = folder / "ImageSets" / "Main" / f"{split}.txt"
-    names = [line.split()[0] for line in _text(listed).splitlines() if line.strip()]
+    lines = _text(listed).splitlines()
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
     if not names:
         raise UserError(f"{listed} names no image")
     taken = _Taken(tuple(classes), bad)
@@ -54,7 +57,7 @@ def voc(
             root = ElementTree.fromstring(_text(described))
             size = (_number(root, "size/height"), _number(root, "size/width"))
             objects = list(_voc_objects(root))
-        except (UserError, ElementTree.ParseError, ValueError) as error:
+        except (UserError, ElementTree.ParseError, ValueError, OverflowError) as error:
             taken.problem(f"{described}: {error}")
             continue
         files = [folder / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
@@ -62,9 +65,10 @@ def voc(
     return taken.annotations("voc", listed)
 
 
-def coco(file: Path, images: Path, masks: bool = False, bad: Bad = "skip") -> Annotations:
+def coco(file: Path, images: Path, masks: bool | None = False, bad: Bad = "skip") -> Annotations:
     """A file in COCO's format and the folder of its images. Crowds are `ignored`. Ids of any kind;
-    classes in the order of their category ids. masks: read them, and skip objects without.
+    classes in the order of their category ids. masks: read them, and skip objects without; None:
+    where all objects have some.
 
     Raises UserError when the file is missing or is no such file, and when nothing is usable.
     """
@@ -72,23 +76,27 @@ def coco(file: Path, images: Path, masks: bool = False, bad: Bad = "skip") -> An
         told = json.loads(_text(file))
         ids = {c["id"]: str(c["name"]) for c in sorted(told["categories"], key=lambda c: c["id"])}
         listed = {image["id"]: image for image in told["images"]}
-        entries = [(int(a["id"]), a["image_id"], a) for a in told["annotations"]]
+        entries = [(int(a["id"]), a["image_id"], dict(a)) for a in told["annotations"]]
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is no JSON: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (*_ODD, RecursionError) as error:
         raise UserError(f"{file} is not in COCO's format: {error!r} is missing or odd") from None
+    if masks is None:
+        masks = bool(entries) and all(entry.get("segmentation") for _, _, entry in entries)
+    if len(set(ids.values())) < len(ids):
+        raise UserError(f"{file}: several categories have one name")
     taken = _Taken(tuple(ids.values()), bad)
     by_image: dict[Any, list[_Object]] = defaultdict(list)
     for number, image_id, entry in entries:
         try:
             image = listed[image_id]
             by_image[image_id].append(_coco_object(entry, ids, image, masks))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except _ODD as error:
             taken.problem(f"{file}: annotation {number}: {_reason(error)}")
     for image_id, image in listed.items():
         try:
             place, size = images / image["file_name"], (int(image["height"]), int(image["width"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except _ODD as error:
             taken.problem(f"{file}: image {image_id}: {_reason(error)}")
             continue
         taken.picture(place, size, by_image[image_id], masks)
@@ -227,19 +235,47 @@ def _coco_object(
 
 
 def _mask(told: Any, height: int, width: int) -> Rle:
-    """Polygons, runs as numbers or runs as text -> a compressed mask. Raises ValueError."""
+    """Polygons, runs as numbers or runs as text -> a compressed mask. Raises ValueError: what does
+    not fit would be drawn from memory that is not the mask's."""
+    if not (0 < height < _LARGEST and 0 < width < _LARGEST):
+        raise ValueError(f"its image is of {width}x{height} px")
     if isinstance(told, list):
         # four numbers would be taken for a box there, and odd ones read beyond the end
         if not told or any(len(points) < 6 or len(points) % 2 for points in told):
             raise ValueError("its segmentation holds no polygon, or one of fewer than 3 points")
+        across = [float(x) for points in told for x in points[::2]]
+        down = [float(y) for points in told for y in points[1::2]]
+        if not all(-width < x < 2 * width for x in across) or not all(
+            -height < y < 2 * height for y in down
+        ):
+            raise ValueError("its segmentation has points that are far from the image")
         return dict(coco_masks.merge(coco_masks.frPyObjects(told, height, width)))
     if list(told["size"]) != [height, width]:
         raise ValueError(f"its mask is of size {told['size']}, the image of {[height, width]}")
-    if isinstance(told["counts"], list):
-        if sum(told["counts"]) != height * width:
-            raise ValueError("the runs of its mask do not add up to the image")
-        return dict(coco_masks.frPyObjects(told, height, width))
-    return {"size": [height, width], "counts": told["counts"].encode()}
+    runs = told["counts"] if isinstance(told["counts"], list) else _runs(told["counts"])
+    if any(not isinstance(run, int) or run < 0 for run in runs) or sum(runs) != height * width:
+        raise ValueError("the runs of its mask do not add up to the image")
+    return dict(coco_masks.frPyObjects({"size": [height, width], "counts": runs}, height, width))
+
+
+def _runs(text: str) -> list[int]:
+    """COCO's compressed text: 5 bits a letter, the lowest first; from the third on, differences to
+    the run before the last."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text.encode("ascii"):
+        bits = letter - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 40:
+            raise ValueError("its mask is no compressed text")
+        if not bits & 32:
+            value -= (bits & 16 and 1) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the text of its mask is cut off")
+    return runs
 
 
 def _reason(error: Exception) -> str:

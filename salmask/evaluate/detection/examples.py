@@ -13,8 +13,10 @@ from pycocotools import mask as coco_masks
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.data.content import ImageError
+from salmask.data.content import ImageError, gone
 from salmask.data.images import decode, resample
+from salmask.distributed import own
+from salmask.errors import DataGoneError
 from salmask.evaluate.detection.objects import Annotations, Picture
 from salmask.randomness import Draws, epoch_order
 
@@ -57,9 +59,11 @@ def training_batches(
     masks: bool,
     workers: int,
 ) -> Iterator[list[Example]]:
-    """The batches of iterations `start` to `end`. Each epoch visits all pictures once, in an order
-    of its own; how one looks depends on (seed, epoch, picture) alone."""
-    items = _Training(pictures, looks, seed, batch, masks)
+    """This process's part of the batches of iterations `start` to `end`; batch: images of all
+    processes. Each epoch visits all pictures once, in an order of its own; how one looks, and the
+    `key` of its further random numbers, depend on (seed, epoch, picture) alone."""
+    part = own(torch.arange(batch)).tolist()
+    items = _Training(pictures, looks, seed, batch, part, masks)
     return iter(DataLoader(items, batch_size=None, sampler=range(start, end), num_workers=workers))
 
 
@@ -98,13 +102,16 @@ def example(picture: Picture, size: tuple[int, int], flip: bool, masks: bool) ->
 
 
 def read(picture: Picture) -> Image.Image:
-    """The image; a gray one, told once, where it broke or changed since it was listed."""
+    """The image; a gray one, told once, where it broke or changed since it was listed. Raises
+    DataGoneError when its whole folder is gone."""
     try:
         image = decode(picture.file)
         if image.size == (picture.width, picture.height):
             return image
         said = f"it is {image.size[0]}x{image.size[1]} px, not {picture.width}x{picture.height}"
     except ImageError as error:
+        if told := gone(picture.file.parent):
+            raise DataGoneError(told) from None
         said = str(error)
     _tell(picture.file, said)
     return Image.new("RGB", (picture.width, picture.height), _GRAY)
@@ -116,17 +123,23 @@ def _tell(file: Path, said: str) -> None:
 
 
 class _Training(Dataset[list[Example]]):
-    """An iteration -> its batch."""
+    """An iteration -> this process's part of its batch."""
 
     def __init__(
-        self, pictures: Sequence[Picture], looks: Looks, seed: int, batch: int, masks: bool
+        self,
+        pictures: Sequence[Picture],
+        looks: Looks,
+        seed: int,
+        batch: int,
+        part: Sequence[int],
+        masks: bool,
     ) -> None:
         self.pictures, self.looks, self.seed = pictures, looks, seed
-        self.batch, self.masks = batch, masks
+        self.batch, self.part, self.masks = batch, part, masks
         self.ordered: tuple[int, Tensor] | None = None  # of the epoch that was last asked for
 
     def __getitem__(self, iteration: int) -> list[Example]:
-        places = range(iteration * self.batch, (iteration + 1) * self.batch)
+        places = [iteration * self.batch + place for place in self.part]
         return [self._one(*divmod(place, len(self.pictures))) for place in places]
 
     def _one(self, epoch: int, place: int) -> Example:
@@ -139,7 +152,8 @@ class _Training(Dataset[list[Example]]):
         drawn = int(draws.uniform("short side")[0] * len(looks.short_sides))
         size = resized(picture.height, picture.width, looks.short_sides[drawn], looks.long_side)
         flip = bool(draws.uniform("flip")[0] < looks.flip)
-        return example(picture, size, flip, self.masks)
+        image, target = example(picture, size, flip, self.masks)
+        return image, target | {"key": draws.key[0]}
 
 
 class _Testing(Dataset[Tensor]):

@@ -6,27 +6,53 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from salmask.errors import NonFiniteLossError
+from salmask.devices import Precision, autocast
+from salmask.distributed import average, from_first, highest, parallel, rank, world
+from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
 from salmask.evaluate.detection.examples import Example, Looks, training_batches
-from salmask.evaluate.detection.model import Detector, Losses, Targets
+from salmask.evaluate.detection.model import Detector, Targets
 from salmask.evaluate.detection.objects import Picture
 from salmask.evaluate.detection.recipes import Recipe
 from salmask.job import Job
-from salmask.norms import GroupedBatchNorm
 from salmask.progress import progress
-from salmask.randomness import Draws
 from salmask.train import checkpoint
+from salmask.train.stopping import StopSignal
 
 
 def train(
-    detector: Detector, pictures: Sequence[Picture], recipe: Recipe, looks: Looks, job: Job
+    detector: Detector,
+    pictures: Sequence[Picture],
+    recipe: Recipe,
+    looks: Looks,
+    job: Job,
+    precision: Precision = "auto",
 ) -> None:
-    """Trains in place, in float32, going on from the newest checkpoint in `job.work` if there is
-    one. Raises NonFiniteLossError when the loss leaves the numbers."""
+    """Trains in place, going on from the newest checkpoint in `job.work` if there is one; several
+    processes share each batch, all call this together, and the first one writes.
+
+    Raises NonFiniteLossError when the loss leaves the numbers, InterruptedRunError after SIGTERM or
+    SIGUSR2, with a checkpoint saved, UserError for a batch that cannot be shared evenly.
+    """
+    if recipe.batch % world():
+        raise UserError(f"batch {recipe.batch} cannot be shared evenly by {world()} processes")
+    with StopSignal() as stop:
+        _train(detector, pictures, recipe, looks, job, precision, stop)
+
+
+def _train(
+    detector: Detector,
+    pictures: Sequence[Picture],
+    recipe: Recipe,
+    looks: Looks,
+    job: Job,
+    precision: Precision,
+    stop: StopSignal,
+) -> None:
     optimizer = _optimizer(detector, recipe)
     iteration = 0
-    state = checkpoint.load_newest(job.work, job.fingerprint)
+    state = from_first(lambda: checkpoint.load_newest(job.work, job.fingerprint))
     if state is not None:
         detector.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -41,50 +67,49 @@ def train(
         masks=detector.heads.has_mask(),
         workers=job.workers,
     )
-    detector.train()
+    forward = parallel(detector.train(), job.device)
     saved_at = time.monotonic()
     with progress("detection", recipe.iterations, "iterations", done=iteration) as bar:
         for batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(iteration)
-            images, targets = on_device(batch, job.device)
-            losses = losses_of(detector, images, targets, job.seed, iteration)
-            loss = torch.stack(list(losses.values())).sum()
-            if not math.isfinite(loss.item()):
-                told = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+            with autocast(job.device, precision):
+                losses: dict[str, Tensor] = forward(*on_device(batch, job.device))
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            seen = torch.stack([value.detach() for value in losses.values()])
+            average([seen])
+            loss = seen.sum().item()  # the step's one synchronisation
+            if not math.isfinite(loss):
+                named = zip(losses, seen.tolist(), strict=True)
+                told = ", ".join(f"{name} {value:.3g}" for name, value in named)
                 raise NonFiniteLossError(
                     f"the loss left the numbers at iteration {iteration} ({told}): try a smaller "
                     "`lr`, a longer `warmup`, or `scale_lr` for a small batch"
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
             optimizer.step()
+            average(_statistics(detector))
             iteration += 1
-            bar.advance(1, f"loss {loss.item():.3f}")
-            due = time.monotonic() - saved_at > 60 * job.checkpoint_minutes
-            if due or iteration == recipe.iterations:
-                told_state = {
-                    "fingerprint": job.fingerprint,
-                    "iteration": iteration,
-                    "model": detector.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                checkpoint.save(job.work, iteration, told_state)
+            bar.advance(1, f"loss {loss:.3f}")
+            asked = highest(stop.asked)  # a signal that comes from here on is the next step's
+            due = highest(int(time.monotonic() - saved_at > 60 * job.checkpoint_minutes))
+            if due or asked or iteration == recipe.iterations:
+                if rank() == 0:
+                    told_state = {
+                        "fingerprint": job.fingerprint,
+                        "iteration": iteration,
+                        "model": detector.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    }
+                    checkpoint.save(job.work, iteration, told_state)
                 saved_at = time.monotonic()
-
-
-def losses_of(
-    detector: Detector, images: list[Tensor], targets: Targets, seed: int, iteration: int
-) -> Losses:
-    """The losses of a batch. Which anchors and regions they are taken on is drawn from (seed,
-    iteration); torch's own generators are left as they were."""
-    device = images[0].device
-    words = Draws.of(seed, iteration, torch.zeros(1, dtype=torch.int64)).fork("regions").key
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(words))
-        losses = detector(images, targets)
-    assert isinstance(losses, dict)
-    return losses
+            if asked and iteration < recipe.iterations:
+                from_first(lambda: None)  # nobody leaves before the checkpoint is written
+                raise InterruptedRunError(
+                    f"asked to stop at iteration {iteration} of {recipe.iterations}; a checkpoint "
+                    "is saved",
+                    asked,
+                )
 
 
 def on_device(batch: list[Example], device: torch.device) -> tuple[list[Tensor], Targets]:
@@ -94,12 +119,21 @@ def on_device(batch: list[Example], device: torch.device) -> tuple[list[Tensor],
     return images, targets
 
 
+def _statistics(detector: Detector) -> list[Tensor]:
+    """What batch norms of each process's own part remember; with `sync` all remember the same."""
+    if detector.norm == "sync":
+        return []
+    norms = [layer for layer in detector.modules() if isinstance(layer, _BatchNorm)]
+    return [some for layer in norms for some in (layer.running_mean, layer.running_var)
+            if some is not None]  # fmt: skip
+
+
 def _optimizer(detector: Detector, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD; batch norms do not decay (as in detectron2, which the papers used)."""
     norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for layer in detector.modules():
-        some = norms if isinstance(layer, GroupedBatchNorm) else others
+        some = norms if isinstance(layer, _BatchNorm) else others
         some += _learning(layer)
     groups = [
         {"params": others, "weight_decay": recipe.weight_decay},

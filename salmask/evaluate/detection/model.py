@@ -4,6 +4,9 @@ parts around an encoder of ours.
 As in MoCo's protocol (He et al. 2020): stem to layer3 make the features, layer4 and a further norm
 are the box head, everything learns, batch norm too. The boxes' loss is torchvision's, smooth L1
 with beta 1/9, where detectron2 has L1.
+
+Processes that share a batch pad it to one size, count its statistics and weigh its losses as one
+process would. In half precision only the convolutions are: boxes keep their digits.
 """
 
 import copy
@@ -12,6 +15,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
@@ -26,13 +30,13 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.resnet import ResNet
 from torchvision.ops import RoIAlign
 
-from salmask.data.views import normalise
+from salmask.distributed import highest, share
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
-from salmask.filters import high_pass
-from salmask.norms import GroupedBatchNorm, group_norms
+from salmask.evaluate.detection.sampling import everything, thinned
+from salmask.norms import group_norms, own_norms
 
-Norm = Literal["sync", "frozen"]
+Norm = Literal["sync", "local", "frozen"]
 Targets = list[dict[str, Tensor]]
 Losses = dict[str, Tensor]
 
@@ -40,14 +44,27 @@ ANCHORS = (32, 64, 128, 256, 512)  # px
 RATIOS = (0.5, 1.0, 2.0)
 _POOLED = 14  # cells a side that RoIAlign hands to layer4
 _MASK_CHANNELS = 256
+_ANCHORS_DRAWN = 256  # of each image, half of them on objects at most
+_POSITIVE = 0.25  # of an image's regions, at most
 _STRIDES = {"imagenet": 16, "small2": 8, "small": 4}  # of layer3, by the encoder's stem
+
+
+def trunk_of(network: nn.Module, arch: str) -> ResNet:
+    """The network. Raises UserError for one that no detector can be built around."""
+    if not isinstance(network, ResNet):
+        raise UserError(
+            f"encoder.arch: {arch} has no layer1 to layer4, which detection is built around; it "
+            "takes residual networks (resnet50, resnext50_32x4d, ...)"
+        )
+    return network
 
 
 class Detector(nn.Module):
     """Images (3,H,W) float32 in [0,1] of any sizes -> losses in training, else detections.
 
     Training: forward(images, targets), targets with boxes (n,4) float32 in px, labels (n,) int64
-    from 1 on, and masks (n,H,W) uint8 where it has a mask head; gives losses by name. Evaluation:
+    from 1 on, a key () int64 that its random numbers come from, and masks (n,H,W) uint8 where it
+    has a mask head; gives losses by name, of which the mean over processes counts. Evaluation:
     forward(images) gives for each image boxes, labels, scores and, with a mask head, masks
     (n,1,14,14), probabilities over the box.
     """
@@ -65,19 +82,15 @@ class Detector(nn.Module):
         seed: int = 0,
     ) -> None:
         """classes: without the background. masks: whether there is a mask head. freeze_encoder:
-        stem to layer3 stay as they are. norm: `sync` learns on the whole batch's statistics;
-        `frozen` keeps the encoder's as they are. anchors: sides in px. regions: of an image that
+        stem to layer3 stay as they are. norm: `sync` learns on the whole batch's statistics, of
+        all processes; `local` on those of each process's part; `frozen` keeps the encoder's as they
+        are. anchors: sides in px. regions: of an image that
         the heads learn on. seed: of the new layers' weights. Raises UserError for an encoder that
         is no ResNet."""
         super().__init__()
-        network = encoder.network
-        if not isinstance(network, ResNet):
-            raise UserError(
-                f"encoder.arch: {encoder.config.arch} has no layer1 to layer4, which detection is "
-                "built around; it takes residual networks (resnet50, resnext50_32x4d, ...)"
-            )
+        network = trunk_of(encoder.network, encoder.config.arch)
         network = copy.deepcopy(network).requires_grad_(True)  # the encoder stays as it is
-        self.filter = encoder.spec.filter
+        self.spec = encoder.spec
         self.stride = _STRIDES[encoder.config.stem]
         self.freeze_encoder, self.norm = freeze_encoder, norm
         stem = (network.conv1, network.bn1, network.relu, network.maxpool)
@@ -86,9 +99,9 @@ class Detector(nn.Module):
         wide, wider = first.conv1.in_channels, first.downsample[0].out_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.rpn = _proposals(wide, anchors)
+            self.rpn = _Proposals(wide, anchors)
             self.heads = _Heads(network.layer4, wider, classes + 1, self.stride, regions, masks)
-        group_norms(self, 0)
+        (own_norms if norm == "local" else group_norms)(self)
         _set_trainable(self)
 
     def train(self, mode: bool = True) -> "Detector":
@@ -103,25 +116,23 @@ class Detector(nn.Module):
 
     def prepared(self, images: list[Tensor]) -> ImageList:
         """Normalised and filtered as the encoder's input is, each at its own size, then padded
-        with zeros to one size that the trunk's stride divides."""
-        shown = []
-        for image in images:
-            one = normalise(image[None])
-            if self.filter is not None:
-                one = high_pass(one, self.filter["kernel"], self.filter["sigma"])
-            shown.append(one[0])
+        with zeros to one size that the trunk's stride divides; in training one for all processes.
+        """
+        shown = [self.spec.prepared(image[None])[0] for image in images]
         sizes = [(image.shape[1], image.shape[2]) for image in shown]
         # anchors lie at whole strides: a map that ends in part of a cell would move them
         tall, wide = (
             -(-max(side) // self.stride) * self.stride for side in zip(*sizes, strict=True)
         )
+        if self.training:
+            tall, wide = highest(tall), highest(wide)
         padded = [F.pad(i, (0, wide - i.shape[2], 0, tall - i.shape[1])) for i in shown]
         batch = torch.stack(padded).contiguous(memory_format=torch.channels_last)
         return ImageList(batch, sizes)
 
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> Losses | Targets:
         batch = self.prepared(images)
-        features = {"0": self.trunk(batch.tensors)}
+        features = {"0": self.trunk(batch.tensors).float()}
         proposals, losses = self.rpn(batch, features, targets)
         found, more = self.heads(features, proposals, batch.image_sizes, targets)
         return losses | more if self.training else found
@@ -146,17 +157,18 @@ class _Heads(RoIHeads):
             nn.init.zeros_(layer.bias)
         super().__init__(
             RoIAlign(_POOLED, 1 / stride, sampling_ratio=0, aligned=True),
-            nn.Sequential(layer4, GroupedBatchNorm(channels)),
+            nn.Sequential(layer4, nn.BatchNorm2d(channels)),
             predictor,
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=regions,
-            positive_fraction=0.25,
+            positive_fraction=_POSITIVE,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
             score_thresh=0.05,
             nms_thresh=0.5,
             detections_per_img=100,
         )
+        self.regions = regions
         if masks:
             self.mask_predictor = MaskRCNNPredictor(channels, _MASK_CHANNELS, classes)
             nn.init.normal_(self.mask_predictor.mask_fcn_logits.weight, std=0.001)
@@ -177,22 +189,45 @@ class _Heads(RoIHeads):
         if self.training:
             proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
         regions = self._regions(features, proposals)
-        scores, moves = self.box_predictor(regions.mean(dim=(2, 3)))
+        scores, moves = (out.float() for out in self.box_predictor(regions.mean(dim=(2, 3))))
         if not self.training:
             return self._detections(features, scores, moves, proposals, image_shapes), {}
         assert targets is not None
         of_class, of_box = fastrcnn_loss(scores, moves, labels, wanted)
-        losses = {"class": of_class, "box": of_box}
+        part = share(scores.new_tensor(len(scores)))
+        losses = {"class": part * of_class, "box": part * of_box}
         if self.has_mask():
             shown = [some > 0 for some in labels]  # masks are learned where there is an object
-            losses["mask"] = maskrcnn_loss(
-                self.mask_predictor(regions[torch.cat(shown)]),
+            losses["mask"] = share(torch.cat(shown).sum()) * maskrcnn_loss(
+                self.mask_predictor(regions[torch.cat(shown)]).float(),
                 [some[chosen] for some, chosen in zip(proposals, shown, strict=True)],
                 [target["masks"] for target in targets],
                 [target["labels"] for target in targets],
                 [some[chosen] for some, chosen in zip(matched, shown, strict=True)],
             )
         return [], losses
+
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: Targets | None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], tuple[Tensor, ...]]:
+        """As torchvision's, drawn by each image's key: regions, the objects they match, their
+        labels, and where these objects lie."""
+        assert targets is not None
+        boxes = [target["boxes"] for target in targets]
+        proposals = self.add_gt_proposals(proposals, boxes)
+        names = [target["labels"] for target in targets]
+        matched, labels = self.assign_targets_to_proposals(proposals, boxes, names)
+        kept = [
+            torch.where(thinned(some, target["key"], "regions", self.regions, _POSITIVE) >= 0)[0]
+            for some, target in zip(labels, targets, strict=True)
+        ]
+        proposals, matched, labels = (
+            [some[places] for some, places in zip(each, kept, strict=True)]
+            for each in (proposals, matched, labels)
+        )
+        there = [some if len(some) else some.new_zeros(1, 4) for some in boxes]
+        wanted = [some[places] for some, places in zip(there, matched, strict=True)]
+        return proposals, matched, labels, self.box_coder.encode(wanted, proposals)
 
     def _detections(
         self,
@@ -207,7 +242,7 @@ class _Heads(RoIHeads):
         found = [dict(zip(names, one, strict=True)) for one in zip(*kept, strict=True)]
         if self.has_mask():
             logits = self.mask_predictor(self._regions(features, [one["boxes"] for one in found]))
-            masks = maskrcnn_inference(logits, [one["labels"] for one in found])
+            masks = maskrcnn_inference(logits.float(), [one["labels"] for one in found])
             found = [one | {"masks": mask} for one, mask in zip(found, masks, strict=True)]
         return found
 
@@ -216,25 +251,60 @@ class _Heads(RoIHeads):
         return self.box_head(self.box_roi_pool(features["0"], boxes))
 
 
-def _proposals(channels: int, anchors: tuple[int, ...]) -> RegionProposalNetwork:
-    return RegionProposalNetwork(
-        AnchorGenerator((anchors,), (RATIOS,)),
-        RPNHead(channels, len(anchors) * len(RATIOS)),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": 12000, "testing": 6000},
-        post_nms_top_n={"training": 2000, "testing": 1000},
-        nms_thresh=0.7,
-    )
+class _Proposals(RegionProposalNetwork):
+    """torchvision's, whose losses are taken on anchors drawn by each image's key."""
+
+    def __init__(self, channels: int, anchors: tuple[int, ...]) -> None:
+        super().__init__(
+            AnchorGenerator((anchors,), (RATIOS,)),
+            _Floats(channels, len(anchors) * len(RATIOS)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=_ANCHORS_DRAWN,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": 12000, "testing": 6000},
+            post_nms_top_n={"training": 2000, "testing": 1000},
+            nms_thresh=0.7,
+        )
+        self.fg_bg_sampler = everything
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: Targets
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        drawn = [
+            thinned(some, target["key"], "anchors", _ANCHORS_DRAWN, 0.5)
+            for some, target in zip(labels, targets, strict=True)
+        ]
+        return drawn, boxes
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        of_objects, of_boxes = super().compute_loss(
+            objectness, pred_bbox_deltas, labels, regression_targets
+        )
+        part = share((torch.cat(labels) >= 0).sum())
+        return part * of_objects, part * of_boxes
+
+
+class _Floats(RPNHead):
+    """Boxes are made of what it finds: in half precision they would lie 4 px apart."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objects, moves = super().forward(x)
+        return [some.float() for some in objects], [some.float() for some in moves]
 
 
 def _encoder_norms(detector: Detector) -> list[nn.Module]:
     """Those that came with the encoder: all but the box head's further one, which is new."""
     parts = (detector.trunk, detector.heads.box_head[0])
     return [layer for part in parts for layer in part.modules()
-            if isinstance(layer, GroupedBatchNorm)]  # fmt: skip
+            if isinstance(layer, _BatchNorm)]  # fmt: skip
 
 
 def _set_trainable(detector: Detector) -> None:

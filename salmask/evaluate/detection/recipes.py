@@ -2,6 +2,9 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from typing import Any
+
+from salmask.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,26 @@ RECIPES = {
     "mscn_voc": replace(_VOC, lr=0.085, warmup_factor=0.333),
     "mscn_coco": replace(_COCO, lr=0.05, warmup_factor=0.333),
 }
+
+# What may take the place of a recipe's own.
+CHANGES = ("iterations", "milestones", "batch", "lr", "warmup", "warmup_factor", "short_sides")
+
+
+def adapted(name: str, scale_lr: bool = False, **changes: Any) -> Recipe:
+    """The recipe with the changes that are not None. scale_lr: its rate times batch / its own.
+    Raises UserError for what does not fit."""
+    if name not in RECIPES:
+        raise UserError(f"recipe: no `{name}` here; choose from {', '.join(RECIPES)}")
+    published = RECIPES[name]
+    recipe = replace(published, **{key: v for key, v in changes.items() if v is not None})
+    if min(recipe.batch, recipe.iterations, *recipe.short_sides) < 1:
+        raise UserError("batch, iterations and short_sides must be positive")
+    steps = list(recipe.milestones)
+    if steps != sorted(set(steps)) or recipe.iterations <= max(steps, default=0):
+        raise UserError(
+            f"milestones {steps} must grow and lie below the {recipe.iterations} iterations: "
+            "give both"
+        )
+    if scale_lr:
+        recipe = replace(recipe, lr=recipe.lr * recipe.batch / published.batch)
+    return recipe

@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from salmask.devices import place
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from salmask.config import Share
+from salmask.devices import Precision, place
+from salmask.distributed import rank
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.detection import coco, voc
@@ -13,11 +17,14 @@ from salmask.evaluate.detection.examples import Looks, trainable
 from salmask.evaluate.detection.learning import train
 from salmask.evaluate.detection.model import ANCHORS, Detector, Norm
 from salmask.evaluate.detection.objects import Annotations, Detections, Scores
-from salmask.evaluate.detection.recipes import RECIPES, Recipe
+from salmask.evaluate.detection.recipes import adapted
 from salmask.evaluate.detection.searching import search
 from salmask.evaluate.detection.showing import sheet
 from salmask.files import write_bytes, write_rows
 from salmask.job import Job
+
+CLASSES, SHEET = "classes.csv", "detections.png"
+Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # px
 
 
 @dataclass(frozen=True)
@@ -34,48 +41,49 @@ def run(
     sets: Sets,
     job: Job,
     *,
-    recipe: str = "voc",
+    recipe: str,
     masks: bool | None = None,
     freeze_encoder: bool = False,
     norm: Norm = "sync",
-    iterations: int | None = None,
-    milestones: tuple[int, ...] | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
+    iterations: PositiveInt | None = None,
+    milestones: tuple[PositiveInt, ...] | None = None,
+    batch: PositiveInt | None = None,
+    lr: PositiveFloat | None = None,
     scale_lr: bool = False,
-    warmup: int | None = None,
-    warmup_factor: float | None = None,
-    short_sides: tuple[int, ...] | None = None,
-    test_short_side: int = 800,
-    long_side: int = 1333,
-    flip: float = 0.5,
+    warmup: NonNegativeInt | None = None,
+    warmup_factor: Share | None = None,
+    short_sides: Sides | None = None,
+    test_short_side: PositiveInt = 800,
+    long_side: PositiveInt = 1333,
+    flip: Share = 0.5,
     difficult: bool = True,
-    anchors: tuple[int, ...] = ANCHORS,
-    regions: int = 512,
-    pictures: int = 8,
+    anchors: Sides = ANCHORS,
+    regions: PositiveInt = 512,
+    pictures: PositiveInt = 8,
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """AP in percent: `detect_<dataset>_box_ap`, `_box_ap50`, `_box_ap75`; on COCO's format also
     `_box_ap_s`, `_m`, `_l` and, with masks, all six as `_mask_...`.
 
     Trains with `encoders["trained"]`, which stays as it is. recipe: one of RECIPES; iterations to
-    short_sides take the place of its own where given. scale_lr: times batch / the recipe's batch.
+    short_sides take the place of its own where given. batch: images of all processes. scale_lr: the
+    recipe's rate times batch / its batch.
     masks: whether there is a mask head (None: where all annotations have masks). difficult: learn
     VOC's difficult objects too. regions: of an image that the heads learn on. pictures: how many to
-    draw. Writes to `job.out` each class's results as detect_<dataset>_classes.csv and
-    detect_<dataset>.png. Raises UserError for what does not fit.
+    draw. precision: `auto` is bfloat16 on CUDA. Writes to `job.out` each class's results, CLASSES,
+    and the drawn ones, SHEET. Several processes call this together; the first one writes and tells,
+    the others return nothing. Raises UserError for what does not fit.
     """
-    chosen = _chosen(
+    chosen = adapted(
         recipe,
-        {
-            "iterations": iterations,
-            "milestones": milestones,
-            "batch": batch,
-            "lr": lr,
-            "warmup": warmup,
-            "warmup_factor": warmup_factor,
-            "short_sides": short_sides,
-        },
         scale_lr,
+        iterations=iterations,
+        milestones=milestones,
+        batch=batch,
+        lr=lr,
+        warmup=warmup,
+        warmup_factor=warmup_factor,
+        short_sides=short_sides,
     )
     masks = _checked(sets, masks)
     detector = Detector(
@@ -92,11 +100,14 @@ def run(
     learned = trainable(sets.train, difficult)
     if not learned:
         raise UserError(f"no image to train on in {sets.name} shows an object that counts")
-    train(detector, learned, chosen, Looks(chosen.short_sides, long_side, flip), job)
-    found = search(detector, sets.test.pictures, test_short_side, long_side, job)
+    looks = Looks(chosen.short_sides, long_side, flip)
+    train(detector, learned, chosen, looks, job, precision)
+    found = search(detector, sets.test.pictures, test_short_side, long_side, job, precision)
+    if rank():
+        return {}
     scores = scored(sets.test, found, masks)
-    write_rows(job.out / f"detect_{sets.name}_classes.csv", *_table(sets.test, scores))
-    write_bytes(job.out / f"detect_{sets.name}.png", sheet(sets.test, found, pictures))
+    write_rows(job.out / CLASSES, *_table(sets.test, scores))
+    write_bytes(job.out / SHEET, sheet(sets.test, found, pictures))
     return {
         f"detect_{sets.name}_{kind}_{name}": value
         for kind, some in scores.items()
@@ -116,28 +127,9 @@ def scored(
     return scores
 
 
-def _chosen(name: str, given: Mapping[str, Any], scale_lr: bool) -> Recipe:
-    """The recipe with what was given in place of its own."""
-    if name not in RECIPES:
-        raise UserError(f"there is no recipe `{name}`; choose {', '.join(RECIPES)}")
-    published = RECIPES[name]
-    changes = {key: value for key, value in given.items() if value is not None}
-    recipe = replace(published, **changes)
-    if min(recipe.batch, recipe.iterations, *recipe.short_sides) < 1:
-        raise UserError("batch, iterations and short_sides must be positive")
-    if recipe.iterations <= max(recipe.milestones, default=0):
-        raise UserError(
-            f"milestones {list(recipe.milestones)} lie beyond the {recipe.iterations} iterations: "
-            "give both"
-        )
-    if scale_lr:
-        recipe = replace(recipe, lr=recipe.lr * recipe.batch / published.batch)
-    return recipe
-
-
 def _checked(sets: Sets, masks: bool | None) -> bool:
     """Whether there are to be masks. Raises UserError for sets that do not belong together."""
-    if not re.fullmatch(r"\w+", sets.name):
+    if not re.fullmatch(r"[\w-]+", sets.name):
         raise UserError(f"a dataset's name goes into metrics' names: letters only, not {sets.name}")
     if (sets.train.classes, sets.train.rule) != (sets.test.classes, sets.test.rule):
         raise UserError(f"the classes or formats of {sets.name}'s train and test sets differ")

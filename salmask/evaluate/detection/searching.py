@@ -8,6 +8,8 @@ from pycocotools import mask as coco_masks
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from salmask.devices import Precision, autocast
+from salmask.distributed import everybodys, own
 from salmask.evaluate.detection.examples import whole_images
 from salmask.evaluate.detection.model import Detector
 from salmask.evaluate.detection.objects import Detections, Picture, Rle
@@ -17,18 +19,26 @@ from salmask.progress import progress
 
 @torch.inference_mode()
 def search(
-    detector: Detector, pictures: Sequence[Picture], short_side: int, long_side: int, job: Job
+    detector: Detector,
+    pictures: Sequence[Picture],
+    short_side: int,
+    long_side: int,
+    job: Job,
+    precision: Precision = "auto",
 ) -> list[Detections]:
-    """The detections of each picture, in order, one image at a time."""
+    """The detections of each picture, in order, one image at a time. Several processes search a
+    part each, and all get everything."""
     detector.eval()
     found = []
-    images = whole_images(pictures, short_side, long_side, job.workers)
-    with progress("detections", len(pictures)) as bar:
-        for picture, image in zip(pictures, images, strict=True):
-            [seen] = detector([image.to(job.device).float() / 255])
+    mine = [pictures[place] for place in own(torch.arange(len(pictures))).tolist()]
+    images = whole_images(mine, short_side, long_side, job.workers)
+    with progress("detections", len(mine)) as bar:
+        for picture, image in zip(mine, images, strict=True):
+            with autocast(job.device, precision):
+                [seen] = detector([image.to(job.device).float() / 255])
             found.append(_stored(seen, image.shape[1:], picture))
             bar.advance(1)
-    return found
+    return everybodys(found)
 
 
 def _stored(seen: dict[str, Tensor], size: Sequence[int], picture: Picture) -> Detections:

@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
@@ -192,6 +194,16 @@ def test_coco_boxes_crowds_and_masks_of_every_kind(coco_file, tmp_path):
         (entry(8, 17, 44, [1, 1, 5, 5], []), "holds no polygon"),
         (entry(8, 17, 44, [1, 1, 5, 5], {"size": [9, 9], "counts": [81]}), "its mask is of size"),
         (entry(8, 17, 44, [1, 1, 5, 5], {"size": [30, 40], "counts": [81]}), "do not add up"),
+        (entry(8, 17, 44, [1, 1, 5, 5], {"size": [30, 40], "counts": [-5, 1205]}), "do not add up"),
+        (entry(8, 17, 44, [1, 1, 5, 5], {"size": [30, 40], "counts": 7}), "annotation 8"),
+        (entry(8, 17, 44, [1, 1, 5, 5], {"size": [30, 40], "counts": "000"}), "do not add up"),
+        (entry(8, 17, 44, [1, 1, 5, 5], {"size": [30, 40], "counts": "~"}), "no compressed text"),
+        (entry(8, 17, 44, [1, 1, 5, 5], {"size": [30, 40], "counts": "PP"}), "is cut off"),
+        (entry(8, 17, 44, [1, 1, 5, 5], {"counts": "0"}), "'size' is not there"),
+        (entry(8, 17, 44, [1, 1, 5, 5], [[1e9, 1, 5, 5, 1, 9]]), "far from the image"),
+        (entry(8, 17, 44, [1, 1, 5, 5], [[1, 1, 5, float("nan"), 1, 9]]), "far from the image"),
+        (entry(8, 17, 44, [1, 1, 5, 5], [["a", 1, 5, 5, 1, 9]]), "could not convert"),
+        (entry(8, 17, 44, None, SQUARE), "annotation 8"),
         (entry(8, 17, 44, [1, 1, 0, 5], SQUARE), "(1, 1, 1, 6) of a tree is empty"),
         (entry(8, 17, 44, [1, 1, float("nan"), 5], SQUARE), "is not in numbers"),
     ],
@@ -204,6 +216,47 @@ def test_a_wrong_object_is_listed_and_skipped(coco_file, tmp_path, wrong, reason
     assert len(found.pictures[1].masks) == 1
     with pytest.raises(UserError, match="there are problems in"):
         coco(file, tmp_path, masks=True, bad="stop")
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_compressed_text_is_read_as_cocos_own_code_does(height, width, seed, share):
+    drawn = np.random.default_rng(seed).random((height, width)) < share
+    wanted = rle.encode(np.asfortranarray(drawn, dtype=np.uint8))
+    told = {"size": [height, width], "counts": wanted["counts"].decode()}
+    assert annotations._mask(told, height, width) == wanted
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 1 << 40) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.sampled_from(
+        ["id", "image_id", "bbox", "size", "counts", "name", "file_name", "height", "width"]
+    ), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.sampled_from(["images", "annotations", "categories"]), st.data())
+def test_whatever_stands_in_a_file_is_used_or_told(tmp_path_factory, part, data):
+    """Anything at any place of a sound file: never another error, never a mask of another size."""
+    folder = tmp_path_factory.mktemp("odd")
+    Image.new("RGB", (40, 30)).save(folder / "y.png")
+    told = {
+        "images": [{"id": 17, "file_name": "y.png", "width": 40, "height": 30}],
+        "categories": [{"id": 44, "name": "tree"}],
+        "annotations": [entry(1, 17, 44, [5, 5, 10, 10], SQUARE, area=3.0, iscrowd=0)],
+    }
+    key = data.draw(st.sampled_from([None, *told[part][0]]))
+    if key is None:
+        told[part] = data.draw(ODD)
+    else:
+        told[part][0][key] = data.draw(ODD)
+    (folder / "odd.json").write_text(json.dumps(told))
+    try:
+        found = coco(folder / "odd.json", folder, masks=True)
+    except UserError:
+        return
+    for mask in (mask for picture in found.pictures for mask in picture.masks):
+        assert rle.decode(mask).shape == (30, 40)
 
 
 def test_a_missing_image_is_listed_and_a_long_list_is_cut(coco_file, tmp_path):
@@ -220,6 +273,12 @@ def test_a_missing_image_is_listed_and_a_long_list_is_cut(coco_file, tmp_path):
     ("text", "reason"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is not in COCO's format"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, '
+            '{"id": 2, "name": "a"}]}',
+            "several categories have one name",
+        ),
         ("[]", "is not in COCO's format"),
         ('{"images": [], "annotations": []}', "'categories'"),
         ('{"images": [], "annotations": [], "categories": []}', "no image is usable"),

@@ -1,6 +1,8 @@
 import csv
 import dataclasses
 import io
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from drawn_scenes import TINY, drawn, encoder, with_ignored
 from PIL import Image
 
-from salmask.errors import NonFiniteLossError, UserError
+from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.evaluate.detection import learning, run, showing
 from salmask.evaluate.detection.model import Detector
 from salmask.evaluate.detection.objects import Detections
@@ -17,6 +19,7 @@ from salmask.evaluate.detection.run import Sets
 from salmask.train import checkpoint
 
 SHORT = TINY | {
+    "recipe": "voc",
     "iterations": 4,
     "milestones": (3,),
     "batch": 2,
@@ -69,17 +72,40 @@ def test_an_interrupted_training_ends_in_the_same_bytes(sets, job, tmp_path, mon
     torch.rand(7)  # another process has drawn other numbers
     assert score(sets, broken) == wanted
     assert equal(newest(whole), newest(broken)) and newest(whole)["iteration"] == 4
-    for name in ("detect_toy_classes.csv", "detect_toy.png"):
+    for name in ("classes.csv", "detections.png"):
         assert (whole.out / name).read_bytes() == (broken.out / name).read_bytes()
-    monkeypatch.setattr(learning, "losses_of", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(learning, "on_device", lambda *a: pytest.fail("trained again"))
     assert score(sets, broken) == wanted
+
+
+def test_a_signal_stops_it_at_a_checkpoint_and_it_goes_on(sets, job, tmp_path, monkeypatch):
+    whole = dataclasses.replace(job, work=tmp_path / "whole", out=tmp_path / "a")
+    wanted, moved = score(sets, whole), learning.on_device
+
+    def asks(batch, device):
+        signal.raise_signal(signal.SIGTERM)
+        return moved(batch, device)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learning, "on_device", asks)
+        with pytest.raises(InterruptedRunError, match="at iteration 1 of 4; a checkpoint is saved"):
+            score(sets, job)
+    assert newest(job)["iteration"] == 1
+    assert score(sets, job) == wanted
+    assert equal(newest(whole), newest(job))
+
+
+def test_a_folder_that_vanishes_stops_it(sets, job):
+    shutil.rmtree(sets.train.pictures[0].file.parent)
+    with pytest.raises(DataGoneError, match="is not there: mount it"):
+        score(sets, job)
 
 
 def test_metrics_and_files(sets, job):
     found = score(sets, job)
     names = {"ap", "ap50", "ap75", "ap_s"} | ({"ap_m"} if "detect_toy_box_ap_m" in found else set())
     assert set(found) == {f"detect_toy_{kind}_{n}" for kind in ("box", "mask") for n in names}
-    with (job.out / "detect_toy_classes.csv").open() as stream:
+    with (job.out / "classes.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(r["kind"], r["class"], r["objects"]) for r in rows] == [
         (kind, name, "3") for kind in ("box", "mask") for name in ("red", "blue")
@@ -105,7 +131,7 @@ def test_a_detector_that_finds_nothing_scores_0(sets, job, monkeypatch):
     monkeypatch.setattr(Detector, "train", blind)
     found = score(sets, job, iterations=1, milestones=())
     assert found and set(found.values()) == {0.0}
-    sheet = Image.open(job.out / "detect_toy.png")
+    sheet = Image.open(job.out / "detections.png")
     assert sheet.size[0] == 824
 
 
@@ -152,8 +178,8 @@ def test_norms_do_not_decay(sets, job):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"recipe": "fast"}, "there is no recipe `fast`; choose voc"),
-        ({"iterations": 2}, "milestones .* lie beyond the 2 iterations"),
+        ({"recipe": "fast"}, "no `fast` here; choose from voc"),
+        ({"iterations": 2}, r"milestones \[3\] must grow and lie below the 2 iterations"),
         ({"batch": 0}, "must be positive"),
     ],
 )

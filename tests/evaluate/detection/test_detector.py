@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from drawn_scenes import detector, drawn, encoder, noise
@@ -12,15 +14,24 @@ from salmask.encoder_file import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate.detection import model
 from salmask.evaluate.detection.examples import example
-from salmask.evaluate.detection.learning import losses_of, on_device
+from salmask.evaluate.detection.learning import on_device
 from salmask.evaluate.detection.model import Detector
 from salmask.filters import high_pass
+from salmask.norms import GroupedBatchNorm
+from salmask.randomness import Draws
 
 
 @pytest.fixture
 def batch(tmp_path):
     pictures = drawn(tmp_path / "drawn", 4).pictures[:3]
-    return on_device([example(p, (64, 80), False, True) for p in pictures], torch.device("cpu"))
+    examples = [example(p, (64, 80), False, True) for p in pictures]
+    return on_device(keyed(examples, 0), torch.device("cpu"))
+
+
+def keyed(examples, seed):
+    keys = Draws.of(seed, 0, torch.arange(len(examples))).key
+    both = zip(examples, keys, strict=True)
+    return [(image, target | {"key": key}) for (image, target), key in both]
 
 
 def test_the_trunk_is_the_encoder_up_to_layer3_and_layer4_the_head():
@@ -41,7 +52,7 @@ def test_the_encoder_that_is_given_stays_as_it_is(batch):
     whole = encoder().requires_grad_(False)
     before = {name: value.clone() for name, value in whole.state_dict().items()}
     found = Detector(whole, 2, regions=8).train()
-    losses = losses_of(found, *batch, 0, 0)
+    losses = found(*batch)
     sum(losses.values()).backward()
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
     assert not any(p.requires_grad for p in whole.parameters())
@@ -85,6 +96,9 @@ def test_the_input_is_normalised_and_filtered_at_its_own_size():
     images = noise((40, 48), (32, 32))
     plain = Detector(encoder(), 2).prepared(images).tensors
     filtered = Detector(encoder(blur=wanted), 2).prepared(images).tensors
+    theirs = encoder()
+    theirs.spec = replace(theirs.spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert torch.equal(Detector(theirs, 2).prepared(images).tensors[0], 2 * images[0] - 1)
     assert torch.equal(plain[0], normalise(images[0][None])[0])
     for index, image in enumerate(images):
         high, wide = image.shape[1:]
@@ -98,7 +112,7 @@ def test_the_loss_falls_on_a_fixed_batch(batch, masks):
     optimizer = torch.optim.SGD(found.parameters(), 0.05, 0.9)
     history = []
     for _ in range(20):
-        losses = losses_of(found, *batch, 0, 0)
+        losses = found(*batch)
         history.append({name: value.item() for name, value in losses.items()})
         optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -124,7 +138,7 @@ def test_masks_are_learned_from_the_features_of_regions_that_show_objects(batch,
 
     monkeypatch.setattr(model, "maskrcnn_loss", kept)
     images, targets = batch
-    losses_of(found, images, targets, 0, 0)
+    found(images, targets)
     assert min(len(some) for some in seen["regions"]) > 0
     for regions, matched, target in zip(seen["regions"], seen["matched"], targets, strict=True):
         assert (box_iou(regions, target["boxes"][matched]).diagonal() >= 0.5).all()
@@ -134,16 +148,21 @@ def test_masks_are_learned_from_the_features_of_regions_that_show_objects(batch,
         assert torch.allclose(found.heads.mask_predictor(pooled), seen["logits"], atol=1e-5)
 
 
-def test_what_the_losses_are_taken_on_is_drawn_from_seed_and_iteration(batch):
+def test_what_the_losses_are_taken_on_is_drawn_by_each_images_key(batch):
     found = detector().train()
+    found.trunk.eval()
+    found.heads.box_head.eval()  # or an image's losses would depend on the others'
     before = torch.random.get_rng_state()
 
-    def loss(seed, iteration):
-        return torch.stack(list(losses_of(found, *batch, seed, iteration).values())).tolist()
+    def losses(*places, seed=0):
+        both = keyed([(batch[0][i], batch[1][i]) for i in range(3)], seed)
+        images, targets = zip(*[both[i] for i in places], strict=True)
+        return list(found(list(images), list(targets)).values())
 
-    assert loss(0, 3) == loss(0, 3)
-    assert loss(0, 3) != loss(0, 4)
-    assert loss(0, 3) != loss(1, 3)
+    assert torch.equal(torch.stack(losses(0, 1)), torch.stack(losses(0, 1)))
+    assert not torch.allclose(torch.stack(losses(0, 1)), torch.stack(losses(0, 1, seed=1)))
+    alone = [torch.stack(losses(place)) for place in (0, 1)]
+    torch.testing.assert_close(torch.stack(losses(1, 0)), torch.stack(alone).mean(dim=0))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -151,7 +170,7 @@ def step(found, batch):
     """The names of the tensors that a step of training changed."""
     before = {name: value.clone() for name, value in found.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in found.parameters() if p.requires_grad], 0.1)
-    sum(losses_of(found.train(), *batch, 0, 0).values()).backward()
+    sum(found.train()(*batch).values()).backward()
     optimizer.step()
     return {n for n, value in found.state_dict().items() if not torch.equal(value, before[n])}
 
@@ -168,6 +187,18 @@ def test_a_frozen_encoder_does_not_change_but_its_layer4_does(batch):
     assert "heads.box_head.0.0.bn1.running_mean" in changed
 
 
+def test_boxes_keep_their_digits_in_half_precision(batch):
+    found = detector(masks=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = found.train()(*batch)
+        [seen] = found.eval()(batch[0][:1])
+    for name, value in (losses | seen).items():
+        assert value.dtype == (torch.int64 if name == "labels" else torch.float32), name
+    edges = seen["boxes"].flatten()
+    assert not torch.equal(edges, edges.bfloat16().float())
+    assert found.trunk(found.prepared(batch[0]).tensors).dtype == torch.float32
+
+
 def test_frozen_norms_do_not_change_but_the_new_one_does(batch):
     found = detector(norm="frozen")
     changed = step(found, batch)
@@ -180,6 +211,15 @@ def test_frozen_norms_do_not_change_but_the_new_one_does(batch):
     assert {name for name in changed & own if not name.startswith("heads.box_head.1.")} == set()
     assert "heads.box_head.1.running_mean" in changed and "heads.box_head.1.weight" in changed
     assert "trunk.0.weight" in changed and "heads.box_head.0.0.conv1.weight" in changed
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("sync", GroupedBatchNorm), ("local", nn.BatchNorm2d)])
+def test_norms_are_of_the_whole_batch_or_of_each_processs_part(norm, kind):
+    norms = [
+        m for m in detector(norm=norm).modules() if isinstance(m, nn.BatchNorm2d | GroupedBatchNorm)
+    ]
+    assert len(norms) > 10 and {type(layer) for layer in norms} == {kind}
+    assert all(layer.group == 0 for layer in norms if norm == "sync")
 
 
 def test_limits_at_test_are_the_published_ones():

@@ -1,0 +1,45 @@
+"""Detection with one run's encoder as the trunk, trained on one set of `detect:`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from salmask import encoder_file
+from salmask.config import Params
+from salmask.distributed import rank
+from salmask.evaluate.detection import sources, stored
+from salmask.evaluate.detection.run import run
+from salmask.job import Job
+from salmask.provenance import recipe
+from slurm import launch
+from stages.common import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN, readable_errors
+from stages.evaluation import tell
+
+
+def work(job: Job, options: dict[str, Any], data: Path, encoder: Path) -> None:
+    """Trains and scores; several processes share it."""
+    sets = stored.load(data)
+    metrics = run({"trained": encoder_file.load(encoder, job.device)}, sets, job, **options)
+    if rank() == 0:
+        tell(job, metrics)
+
+
+@click.command()
+@click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
+@click.option("--dataset", required=True, help="A name under `detect` in params.yaml.")
+@readable_errors
+def main(name: str, dataset: str) -> None:
+    """Writes metrics.json, classes.csv, detections.png to artifacts/evaluate/<run>/detect-<set>."""
+    params, key = Params.read(), f"detect.{dataset}"
+    _, options = sources.configured(params.choice(key), f"{params.source}: {key}")
+    seed, data, encoder = params.seed(), DETECT / dataset, PRETRAIN / name
+    files = [data / file for file in stored.FILES] + [encoder / file for file in ENCODER_FILES]
+    made_by = recipe("detect", f"{name}-{dataset}", params.reads, files, Path.cwd())
+    arguments = {"options": options, "data": data.resolve(), "encoder": encoder.resolve()}
+    out = (EVALUATE / name / f"detect-{dataset}").resolve()
+    launch.run(made_by, seed, work, arguments, out)
+
+
+if __name__ == "__main__":
+    main()
