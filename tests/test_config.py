@@ -329,7 +329,12 @@ def test_a_mistake_in_the_section_of_saliency_is_told(entry, told):
 
 def test_the_folders_of_what_was_chosen_for_each_run():
     chosen = {"linear": ["b"], "variance": ["a"], "variance_through": ["b", "a"]}
-    values = {"runs": {"a": {}, "b": {}}, "transfer": {}, "evaluate": {"chosen": chosen}}
+    values = {
+        "runs": {"a": {}, "b": {}},
+        "transfer": {},
+        "detect": {},
+        "evaluate": {"chosen": chosen},
+    }
     found = Params(values).chosen()
     assert found == {"a": ["variance", "variance-b", "variance-a"], "b": ["linear"]}
     imported = Params(values | {"runs": {"a": {}}, "imports": {"b": {}}})
