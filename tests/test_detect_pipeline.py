@@ -5,7 +5,6 @@ import csv
 import json
 
 import pytest
-import yaml
 from pipeline import TINY, Project
 from test_imports_pipeline import checkpoint
 from test_pipeline import check_params
@@ -57,14 +56,3 @@ def test_a_foreign_encoder_detects_and_is_followed_to_the_images(tmp_path):
     metrics_file = "artifacts/evaluate/theirs/detect-scenes/metrics.json"
     told = project.run("salmask", "lineage", metrics_file)
     assert "everything matches" in told and "detect_data scenes" in told
-
-    assert "recipe: no `slow`" in project_says(project, params, recipe="slow")
-    project_says(project, params, first=30_000, code=0)
-    assert project.repro("detect") == ["detect_data@scenes", "detect@theirs-scenes"]
-
-
-def project_says(project: Project, params: dict, code: int = 2, **options) -> str:
-    """What `salmask check` says of other options of the set."""
-    changed = params | {"detect": {"scenes": SCENES | options}}
-    (project.folder / "params.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
-    return project.run("salmask", "check", code=code, PYTHONPATH=str(project.folder))
