@@ -57,6 +57,14 @@ class Block:
         """The runs that evaluations were chosen for, in order."""
         return [run for run in self.rows if any(run in cells for cells in self.apart.values())]
 
+    def headlines(self) -> list[str]:
+        """The metrics apart that are worth a line; of the variances, that of raw pooled features."""
+        return [n for n in self.apart if "variance" not in n or n.endswith("_pooled")]
+
+    def details(self) -> list[str]:
+        """The other metrics apart."""
+        return [name for name in self.apart if name not in self.headlines()]
+
     def has_untrained(self, column: int) -> bool:
         return any(cells[column].untrained is not None for cells in self.rows.values())
 
@@ -191,7 +199,8 @@ def _rows_apart(block: Block) -> list[list[str]]:
         return []
     runs = block.runs_apart()
     lines = [[block.split, *runs]]
-    for name, cells in block.apart.items():
+    for name in block.headlines():  # the others are in results.json, and folded up on the page
+        cells = block.apart[name]
         values = [cells[run].value if run in cells else None for run in runs]
         lines.append([name, *(metric(value, name) for value in values)])
     return lines
