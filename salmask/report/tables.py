@@ -58,7 +58,7 @@ class Block:
         return [run for run in self.rows if any(run in cells for cells in self.apart.values())]
 
     def headlines(self) -> list[str]:
-        """The metrics apart that are worth a line; of the variances, that of raw pooled features."""
+        """The metrics apart that are worth a line: of variances, that of raw pooled features."""
         return [n for n in self.apart if "variance" not in n or n.endswith("_pooled")]
 
     def details(self) -> list[str]:
