@@ -203,6 +203,7 @@ def test_published_numbers_are_the_defaults() -> None:
         "share_view": False,
         "kernel": 11,
         "sigma": 5.0,
+        "filtered": True,
         "focal": 0.4,
         "channel": 0.7,
         "focal_keep": 200.0,

@@ -139,7 +139,7 @@ def test_pretraining_on_two_nodes_ends_in_the_same_bytes_however_it_is_interrupt
     tmp_path: Path, cluster
 ):
     params = copy.deepcopy(TINY)
-    params["train"] |= {"epochs": 20, "images": "stream"}
+    params["train"] |= {"epochs": 10, "images": "stream"}
     params["runs"] = {"blur": {"mask": {"name": "blur"}}}
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project", params)

@@ -345,7 +345,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(framework, job, make_manifest, tmp
     last = loop.pretrain(config, inputs, job)
     assert steps == 6  # each step once
 
-    files = {"encoder.safetensors", "encoder.json", "history.csv"}
+    files = {"encoder.safetensors", "encoder.json", "history.csv", "projector.safetensors"}
     files |= {"masker.safetensors"} if mask == "adios" else set()
     assert {path.name for path in job.out.iterdir()} == files
     for name in files:
