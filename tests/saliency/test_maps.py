@@ -391,25 +391,3 @@ def test_views_are_shared_evenly_among_usable_images(marks, count):
     assert len({tuple(box) for box in boxes.tolist()}) == count  # of one image too, all differ
     again = maps.sample_views(SimpleNamespace(sizes=sizes), usable, count)
     assert torch.equal(ids, again[0]) and torch.equal(boxes, again[1])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu_finds_the_maps_of_a_cpu(compute, manifest, job, trunk, tmp_path):
-    exact = replace(CONFIG, precision="float32")
-    here = SaliencyStore.open(compute("cpu", manifest, exact))
-    there = tmp_path / "gpu" / "saliency.zarr"
-    plan = maps.plan(manifest, exact, SPEC)
-    on_gpu = replace(job, device=torch.device("cuda"))
-    moved = Trunk(SPEC)
-    moved.load_state_dict(trunk.state_dict())
-    moved.to("cuda")
-    assert maps.fill(there, plan, manifest, moved, exact, on_gpu)
-    maps.finish(there, plan, manifest, moved, exact, on_gpu)
-    other = SaliencyStore.open(there)
-    ids, same, cells = torch.arange(len(manifest)), 0, 0
-    for level in exact.levels:
-        a, b = (some.activation(ids, level).float() for some in (here, other))
-        assert ((a - b).abs() <= 1e-3 * a.abs().clamp(min=1)).all()
-        same += (foreground(a) == foreground(b)).sum()
-        cells += a.numel()
-    assert same >= 0.999 * cells
