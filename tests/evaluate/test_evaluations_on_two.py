@@ -183,9 +183,9 @@ def test_two_processes_score_what_one_does(root: Path, name: str) -> None:
 
 
 def test_features_are_those_of_one_process_to_the_bit(root: Path) -> None:
-    one = torch.load(root / "one/knn/features-0.pt")
+    one = torch.load(root / "one/knn/features-0.pt", weights_only=True)
     for rank in range(2):
-        two = torch.load(root / f"two/knn/features-{rank}.pt")
+        two = torch.load(root / f"two/knn/features-{rank}.pt", weights_only=True)
         for split, count in COUNTS.items():
             assert len(one[split]) == count and torch.equal(one[split], two[split])
 
