@@ -17,7 +17,7 @@ from salmask import doctor as doctors
 from salmask import export as exports
 from salmask import lineage as lineages
 from salmask.backbones import build_encoder
-from salmask.config import Choice, Params, SaliencyConfig, ViewConfig, bind, pick
+from salmask.config import CHOSEN, Choice, Params, SaliencyConfig, ViewConfig, bind, pick
 from salmask.config import check as check_value
 from salmask.data import fetch as fetches
 from salmask.data import manifest
@@ -304,11 +304,13 @@ def _validate_evaluations(params: Params) -> None:
     for name in params.section("detect", dict[str, Any]):
         detection.configured(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
     everywhere, chosen = params.section("evaluate.protocols", list[str]), params.chosen()
-    for run, folders in chosen.items():
-        if twice := set(everywhere) & set(folders):
+    for protocol in CHOSEN:
+        params.raw(f"evaluate.chosen.{protocol}")  # DVC looks for each, even if it names nothing
+        if protocol in everywhere:
             raise UserError(
-                f"{params.source}: evaluate.chosen.{min(twice)}: {min(twice)} of {run} is made "
-                "already, since evaluate.protocols names it for every run"
+                f"{params.source}: evaluate.protocols: {protocol} has a stage of its own: list the "
+                f"runs that it is for under evaluate.chosen.{protocol} (a suite may say it here, "
+                "for all)"
             )
     for name, folders in chosen.items():
         if any(folder.startswith("detect-") for folder in folders):

@@ -172,6 +172,9 @@ class Chosen:
     variance_through: tuple[str, ...] = ()
 
 
+CHOSEN = tuple(field.name for field in fields(Chosen))
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One pretraining run: the common sections with the run's own entries laid over them."""

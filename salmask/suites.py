@@ -11,13 +11,12 @@ import itertools
 import re
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from salmask.config import Chosen, Params, merge
+from salmask.config import CHOSEN, Params, merge
 from salmask.errors import UserError
 
 FOLDER = "suites"
@@ -163,16 +162,23 @@ def _slug(value: Any) -> str:
 
 
 def _chosen_by_run(values: dict[str, Any]) -> dict[str, Any]:
-    """A grid or setting under evaluate.chosen stands for its runs; what is not there, for none."""
+    """A grid or setting under evaluate.chosen stands for its runs; what is not there, for none.
+
+    A protocol of `evaluate.protocols` that has a stage of its own is chosen for all that there is.
+    """
     evaluate = values.get("evaluate") or {}
-    asked = evaluate.get("chosen") or {}
-    chosen = {**{field.name: [] for field in fields(Chosen)}, **asked}
+    everywhere = evaluate.get("protocols") or []
+    chosen = {name: [] for name in CHOSEN} | (evaluate.get("chosen") or {})
+    everything = [*values["runs"], *(values.get("imports") or {})]
     several = members(values["sweeps"])
     named = {
-        protocol: [run for name in runs or [] for run in several.get(name, [name])]
+        protocol: everything
+        if protocol in everywhere
+        else [run for name in runs or [] for run in several.get(name, [name])]
         for protocol, runs in chosen.items()
     }
-    return {**values, "evaluate": {**evaluate, "chosen": named}}
+    common = [protocol for protocol in everywhere if protocol not in CHOSEN]
+    return {**values, "evaluate": {**evaluate, "protocols": common, "chosen": named}}
 
 
 def members(sweeps: Mapping[str, Any]) -> dict[str, list[str]]:

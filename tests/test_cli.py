@@ -46,7 +46,7 @@ SCENES = {"name": "demo", "root": "x", "recipe": "voc"}
 
 def chosen(**runs: list[str]) -> dict[str, Any]:
     """The evaluations of TINY with some chosen for some runs."""
-    return TINY["evaluate"] | {"chosen": runs}
+    return TINY["evaluate"] | {"chosen": TINY["evaluate"]["chosen"] | runs}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,11 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         (
             {"evaluate": chosen(linear=["plain"]) | {"protocols": ["knn", "linear"]}},
-            "linear of plain is made already",
+            "linear has a stage of its own: list the runs that it is for under",
+        ),
+        (
+            {"evaluate": TINY["evaluate"] | {"chosen": {"linear": []}}},
+            "`evaluate.chosen.finetune` is missing",
         ),
         (
             {"evaluate": chosen(finetune=["plain"]) | {"finetune": {"share": 1}}},

@@ -12,7 +12,7 @@ from pipeline import ROOT, TINY
 
 from salmask import suites
 from salmask.cli import validate
-from salmask.config import Chosen, Params
+from salmask.config import CHOSEN, Params
 from salmask.errors import UserError
 
 COMMON = {"mask": {"name": "blur"}, "runs": {"plain": {}, "other": {"train": {"epochs": 2}}}}
@@ -60,7 +60,16 @@ def test_what_dvc_looks_for_is_there_even_if_empty(tmp_path: Path) -> None:
     values = suites.load(project(tmp_path, a=COMMON), "a").values
     for key in ("tables", "sweeps", "imports", "transfer", "detect"):
         assert values[key] == {}
-    assert set(values["evaluate"]["chosen"]) == set(Chosen.__dataclass_fields__)
+    assert set(values["evaluate"]["chosen"]) == set(CHOSEN)
+
+
+def test_a_protocol_with_a_stage_of_its_own_is_chosen_for_everything(tmp_path: Path) -> None:
+    evaluate = {"protocols": ["knn", "linear"], "chosen": {"finetune": ["plain"]}}
+    told = COMMON | {"evaluate": evaluate, "imports": {"moco": {"path": "x", "arch": "resnet50"}}}
+    found = suites.load(project(tmp_path, a=told), "a").values["evaluate"]
+    assert found["protocols"] == ["knn"]
+    assert found["chosen"]["linear"] == [*COMMON["runs"], "moco"]
+    assert found["chosen"]["finetune"] == ["plain"] and found["chosen"]["detect"] == []
 
 
 @pytest.mark.parametrize(
