@@ -1,0 +1,117 @@
+"""The same photographs' saliency as different devices compute it, beside float64.
+
+    python -m benchmarks.saliency_devices --photos FOLDER [--count 500] [--localizer NAME]
+        [-o KEY=VALUE ...] [--save FILE.safetensors] [--beside FILE.safetensors ...]
+
+Kinds: this CPU in float32, with and without oneDNN (other kernels, which add in another order), and
+in bfloat16; where there is a GPU, that in float32 and bfloat16. --save keeps this machine's float32
+maps (the GPU's, if any), for --beside on another. A row: the largest difference of stored maps,
+whose mean is 1 (relative where a cell is above 1, as float16 keeps no more), and the share of cells
+that are foreground in both or in neither.
+"""
+
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.backends import cudnn, mkldnn
+
+from salmask.config import Choice, bind, pick
+from salmask.data.images import decode, resample
+from salmask.devices import Precision, autocast, place
+from salmask.saliency import localizers, store
+from salmask.saliency.localizers import Trunk
+from salmask.saliency.scda import activation_map, foreground
+
+Maps = dict[str, Tensor]  # level in px -> (N,U,V) float16
+_BATCH = 8
+_SHARE = 0.999  # of cells on which all devices should agree
+_FURTHEST = 1e-3
+
+
+@torch.inference_mode()
+def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype, onednn: bool) -> Maps:
+    """What a store would hold of images (N,3,S,S) uint8 per level."""
+    there = torch.device(device)
+    held = torch.float64 if kind == torch.float64 else torch.float32
+    precision: Precision = "bfloat16" if kind == torch.bfloat16 else "float32"
+    place(trunk, there).to(held)
+    raw: dict[int, Tensor] = {}
+    for level, images in pixels.items():
+        found = []
+        for part in images.split(_BATCH):
+            ready = (part.to(there).to(held) / 255).contiguous(memory_format=torch.channels_last)
+            with (
+                autocast(there, precision),
+                cudnn.flags(enabled=True, allow_tf32=False),
+                mkldnn.flags(enabled=onednn),
+            ):
+                found.append(activation_map(trunk(ready)).cpu())
+        raw[int(level)] = torch.cat(found)
+    known = torch.ones(len(images), 32, dtype=torch.uint8)
+    return {str(level): maps for level, maps in store.scaled(raw, known).activation.items()}
+
+
+def compared(a: Maps, b: Maps) -> tuple[float, float]:
+    """The largest difference, and the share of cells that are foreground in both or in neither."""
+    furthest, alike = 0.0, []
+    for level in a:
+        x, y = a[level].float(), b[level].float()
+        furthest = max(furthest, ((x - y).abs() / x.abs().clamp(min=1)).max().item())
+        alike.append((foreground(x) == foreground(y)).flatten())
+    return furthest, torch.cat(alike).float().mean().item()
+
+
+@click.command()
+@click.option("--photos", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--count", default=500, show_default=True)
+@click.option("--levels", default="224,320,448", show_default=True)
+@click.option("--localizer", default="lite0", show_default=True)
+@click.option("-o", "--option", "options", multiple=True, help="KEY=VALUE of the localizer.")
+@click.option("--save", type=click.Path(path_type=Path))
+@click.option("--beside", multiple=True, type=click.Path(exists=True, path_type=Path))
+def main(
+    photos: Path,
+    count: int,
+    levels: str,
+    localizer: str,
+    options: tuple[str, ...],
+    save: Path | None,
+    beside: tuple[Path, ...],
+) -> None:
+    """Prints a table, each row beside this CPU's float32."""
+    chosen = Choice(localizer, dict(option.split("=", 1) for option in options))
+    find = pick(localizers.LOCALIZERS, chosen, "--localizer")
+    spec, tensors = find(**bind(find, chosen, "-o"))
+    trunk = Trunk(spec)
+    trunk.layers.load_state_dict(tensors)
+    trunk.eval()
+    sides = [int(side) for side in levels.split(",")]
+    files = sorted(photos.rglob("*.jpg"))[:count]
+    images = [decode(path, max(sides)) for path in files]
+    pixels = {str(n): torch.stack([resample(image, (n, n)) for image in images]) for n in sides}
+    kinds = {
+        "CPU, float32": ("cpu", torch.float32, True),
+        "CPU, float32, without oneDNN": ("cpu", torch.float32, False),
+        "CPU, float64": ("cpu", torch.float64, True),
+        "CPU, bfloat16": ("cpu", torch.bfloat16, True),
+    }
+    if torch.cuda.is_available():
+        kinds["GPU, float32"] = ("cuda", torch.float32, True)
+        kinds["GPU, bfloat16"] = ("cuda", torch.bfloat16, True)
+    found = {name: computed(trunk, pixels, *kind) for name, kind in kinds.items()}
+    if save:
+        save_file(found.get("GPU, float32", found["CPU, float32"]), save)
+    found |= {path.name: load_file(path) for path in beside}
+    first, *others = found
+    print(f"{localizer}, {len(files)} images at {levels} px, beside {first} "
+          f"(goal: {_FURTHEST}, {_SHARE:.1%})")  # fmt: skip
+    for name in others:
+        furthest, share = compared(found[first], found[name])
+        print(f"{name}: {furthest:.1e}, equal foreground {share:.4%}")
+
+
+if __name__ == "__main__":
+    main()
