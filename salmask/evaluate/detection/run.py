@@ -14,7 +14,7 @@ from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.detection import coco, voc
 from salmask.evaluate.detection.examples import Looks, trainable
-from salmask.evaluate.detection.learning import train
+from salmask.evaluate.detection.learning import settle, train
 from salmask.evaluate.detection.model import ANCHORS, Detector, Norm
 from salmask.evaluate.detection.objects import Annotations, Detections, Scores
 from salmask.evaluate.detection.recipes import adapted
@@ -45,6 +45,7 @@ def run(
     masks: bool | None = None,
     freeze_encoder: bool = False,
     norm: Norm = "sync",
+    precise_norm: NonNegativeInt = 200,
     iterations: PositiveInt | None = None,
     milestones: tuple[PositiveInt, ...] | None = None,
     batch: PositiveInt | None = None,
@@ -68,6 +69,8 @@ def run(
     Trains with `encoders["trained"]`, which stays as it is. recipe: one of RECIPES; iterations to
     short_sides take the place of its own where given. batch: images of all processes. scale_lr: the
     recipe's rate times batch / its batch.
+    precise_norm: batches of training images that batch norms take their statistics from before the
+    tests, 0 to keep the running averages.
     masks: whether there is a mask head (None: where all annotations have masks). difficult: learn
     VOC's difficult objects too. regions: of an image that the heads learn on. pictures: how many to
     draw. precision: `auto` is bfloat16 on CUDA. Writes to `job.out` each class's results, CLASSES,
@@ -102,6 +105,7 @@ def run(
         raise UserError(f"no image to train on in {sets.name} shows an object that counts")
     looks = Looks(chosen.short_sides, long_side, flip)
     train(detector, learned, chosen, looks, job, precision)
+    settle(detector, learned, chosen, looks, job, precision, precise_norm)
     found = search(detector, sets.test.pictures, test_short_side, long_side, job, precision)
     if rank():
         return {}

@@ -14,8 +14,9 @@ from salmask.distributed import average, parallel, rank, world
 from salmask.errors import UserError
 from salmask.evaluate.detection import run
 from salmask.evaluate.detection.examples import Looks, trainable, training_batches
-from salmask.evaluate.detection.learning import on_device
+from salmask.evaluate.detection.learning import on_device, settle
 from salmask.evaluate.detection.model import Detector
+from salmask.evaluate.detection.recipes import adapted
 from salmask.evaluate.detection.run import Sets
 from salmask.evaluate.detection.searching import search
 from salmask.job import Job
@@ -25,7 +26,7 @@ OPTIONS = {"anchors": (16, 32), "regions": 400, "masks": True}  # more than ther
 LOOKS = Looks((32, 48, 64), 200)
 SHORT = {"recipe": "voc", "iterations": 3, "milestones": (2,), "batch": 4, "warmup": 2, "lr": 0.01,
          "short_sides": (32, 48), "test_short_side": 48, "regions": 16,
-         "anchors": (16, 32)}  # fmt: skip
+         "anchors": (16, 32), "precise_norm": 2}  # fmt: skip
 
 
 def gradients(pictures: Any, norm: Any) -> dict[str, torch.Tensor]:
@@ -43,6 +44,14 @@ def gradients(pictures: Any, norm: Any) -> dict[str, torch.Tensor]:
     return found | {n: b for n, b in detector.named_buffers() if "running" in n}
 
 
+def settled(pictures: Any, job: Job) -> dict[str, torch.Tensor]:
+    """The statistics after precise batch norm on two batches of 4."""
+    detector = Detector(encoder(), 2, **OPTIONS)
+    recipe = adapted("voc", iterations=1, milestones=(), batch=4)
+    settle(detector, pictures, recipe, LOOKS, job, "float32", 2)
+    return {n: b for n, b in detector.named_buffers() if "running" in n}
+
+
 def everything(folder: Path, out: Path) -> dict[str, Any]:
     scene = drawn(folder / f"drawn {world()} {rank()}", 6)
     pictures = trainable(scene)
@@ -56,6 +65,7 @@ def everything(folder: Path, out: Path) -> dict[str, Any]:
     return {
         "sync": gradients(pictures, "sync"),
         "frozen": gradients(pictures, "frozen"),
+        "settled": settled(pictures, job),
         "found": [[seen.boxes.tolist(), seen.scores.tolist(), seen.masks] for seen in found],
         "metrics": run.run({"trained": encoder()}, Sets("toy", scene, scene), job, **SHORT),
         "local": run.run(
@@ -85,6 +95,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
     both = [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(2)]
     return folder, [everything(folder, folder / "one"), *both]
+
+
+def test_precise_statistics_are_those_of_one_process(seen):
+    alone, *both = (found["settled"] for found in seen[1])
+    for found in both:
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["sync", "frozen"])
