@@ -101,6 +101,12 @@ def validation_splits(manifest: Manifest) -> dict[str, str]:
     }
 
 
+def labelled_splits(manifest: Manifest) -> dict[str, str]:
+    """Those `validation_splits` in which an image has a label."""
+    splits = validation_splits(manifest)
+    return {name: prefix for name, prefix in splits.items() if len(labelled_ids(manifest, name))}
+
+
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Share of equal entries, in percent: (n,), (n,) int64."""
     return 100.0 * (predicted == labels).float().mean().item()

@@ -26,8 +26,8 @@ from salmask.evaluate import classifier
 from salmask.evaluate.classifier import Course, History
 from salmask.evaluate.features import (
     extract,
+    labelled_splits,
     top,
-    validation_splits,
     width,
 )
 from salmask.evaluate.subsets import balanced, labelled_ids
@@ -124,7 +124,7 @@ def run(
         )
         classifier.write_history(job, history)
         model.eval()
-        for split, prefix in validation_splits(manifest).items():
+        for split, prefix in labelled_splits(manifest).items():
             held = extract(encoder, manifest, split, job)
             with torch.inference_mode():
                 logits = head(held.features)

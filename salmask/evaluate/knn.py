@@ -6,7 +6,7 @@ from torch import Tensor
 
 from salmask.data.manifest import Manifest
 from salmask.encoder_file import Encoder
-from salmask.evaluate.features import Labelled, accuracy, extract, validation_splits
+from salmask.evaluate.features import Labelled, accuracy, extract, labelled_splits
 from salmask.job import Job
 
 _CHUNK = 2048  # queries at a time: bounds memory
@@ -52,7 +52,7 @@ def run(
     for name, encoder in encoders.items():
         train = extract(encoder, manifest, "train", job)
         share = 1.0 if name == "trained" else 1.0 / (len(encoders) - 1)
-        for split, prefix in validation_splits(manifest).items():
+        for split, prefix in labelled_splits(manifest).items():
             query = extract(encoder, manifest, split, job)
             for neighbours in k:
                 found = predict(train, query.features, neighbours, temperature)

@@ -16,7 +16,7 @@ from salmask.evaluate.features import (
     accuracy,
     extract,
     extract_rows,
-    validation_splits,
+    labelled_splits,
     width,
 )
 from salmask.evaluate.subsets import hold_out, labelled_ids
@@ -140,7 +140,7 @@ def run(
     (model,) = trained(ids, rates, "linear")
     metrics = {}
     name = "linear" if preset == "moco" else f"linear_{preset}"
-    for split, prefix in validation_splits(manifest).items():
+    for split, prefix in labelled_splits(manifest).items():
         held = extract(encoder, manifest, split, job)
         with torch.inference_mode():
             found = model(held.features).argmax(dim=1)

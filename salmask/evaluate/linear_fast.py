@@ -19,7 +19,7 @@ from salmask.evaluate.features import (
     extract,
     extract_rows,
     extract_views,
-    validation_splits,
+    labelled_splits,
 )
 from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
@@ -76,7 +76,7 @@ def run(
     model = fit(learned_from(everything), classes, grid[0], iterations, start=start)
     metrics = {}
     name = f"linear_fast_{views}views" if views else "linear_fast"
-    for split, prefix in validation_splits(manifest).items():
+    for split, prefix in labelled_splits(manifest).items():
         held = extract(encoder, manifest, split, job)
         with torch.inference_mode():
             found = model(standard(held.features)).argmax(dim=1)
