@@ -52,8 +52,9 @@ class Manifest:
         return list(dict.fromkeys(self.splits.tolist()))
 
     def labelled(self) -> bool:
-        """Whether evaluations with labels make sense: at least two classes are in use."""
-        return len(set(self.labels[self.labels >= 0].tolist())) > 1
+        """Whether evaluations with labels make sense: training images show at least two classes."""
+        labels = self.labels[self.ids("train")]
+        return len(labels[labels >= 0].unique()) > 1
 
 
 def load(folder: Path) -> Manifest:

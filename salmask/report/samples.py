@@ -59,7 +59,7 @@ def validation_split(manifest: Manifest) -> str:
 def groups(manifest: Manifest, split: str) -> list[tuple[str, list[int]]]:
     """Some rows of a split, by class where there are classes: (class name or "", rows)."""
     ids = manifest.ids(split)
-    if not manifest.labelled():
+    if not manifest.labelled() or not (manifest.labels[ids] >= 0).any():
         rows = evenly(ids, _CLASSES * _PER_CLASS).tolist()
         return [("", rows[i : i + _PER_CLASS]) for i in range(0, len(rows), _PER_CLASS)]
     classes = evenly(manifest.labels[ids][manifest.labels[ids] >= 0].unique(), _CLASSES)

@@ -1,5 +1,6 @@
 """What the report draws, on tiny made-up projects."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def test_the_overlap_with_true_masks_is_that_of_cells(built, tmp_path: Path) -> 
     assert known is not None and known.images == 3
     assert known.saliency == pytest.approx(100 * (odd * 0.5 + (3 - odd)) / 3)
     assert known.everything == pytest.approx(100 * (odd * 0.25 + (3 - odd) * 0.5) / 3)
+
+
+def test_a_split_without_labels_is_shown_without_classes(built) -> None:
+    project, _, _ = built
+    rows = manifest.load(project / "artifacts/data")
+    assert all(name for name, _ in samples.groups(rows, "val"))
+    unknown = torch.from_numpy(rows.splits == "val")
+    rows = dataclasses.replace(rows, labels=rows.labels.masked_fill(unknown, -1))
+    lines = samples.groups(rows, "val")
+    assert {name for name, _ in lines} == {""}
+    assert [row for _, shown in lines for row in shown] == rows.ids("val").tolist()
+    assert all(name for name, _ in samples.groups(rows, "train"))
 
 
 def test_a_query_is_not_its_own_neighbour_and_classes_are_judged(built) -> None:
