@@ -25,6 +25,7 @@ from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 
+L2 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _HELD_OUT = 0.1  # of each class: on these a penalty is chosen
 
 
@@ -33,7 +34,7 @@ def run(
     manifest: Manifest,
     job: Job,
     *,
-    l2: PositiveFloat | tuple[PositiveFloat, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    l2: PositiveFloat | tuple[PositiveFloat, ...] = L2,
     views: NonNegativeInt = 0,
     iterations: int = 300,
     images: Literal["stream", "resident"] = "stream",

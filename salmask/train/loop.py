@@ -7,7 +7,7 @@ an interrupted run ends in the same bytes as one that was left alone.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 from salmask import encoder_file
 from salmask.config import RunConfig
 from salmask.data import manifest as manifests
-from salmask.data.loader import Crops, Schedule, branches, pairs
+from salmask.data.loader import Schedule, branches, pairs
 from salmask.distributed import from_first, highest, rank
-from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
+from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.progress import progress
@@ -25,7 +25,7 @@ from salmask.saliency.store import SaliencyStore
 from salmask.train import checkpoint
 from salmask.train.batches import make_batch
 from salmask.train.learner import Learner
-from salmask.train.stopping import StopSignal
+from salmask.train.stopping import StopSignal, saving
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: StopSignal) -> 
         branches=branches(learner.mask.extra_views),
     )
     with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar:
-        for crops in _saving(batches, save):
+        for crops in saving(batches, save):
             seen = learner.step(make_batch(crops, config, seed, store), step)
             step += 1
             if not math.isfinite(seen["loss"]):
@@ -124,15 +124,6 @@ def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: StopSignal) -> 
         if learner.adversary:
             encoder_file.save_masker(learner.adversary.masker, job.out)
     return history[-1]
-
-
-def _saving(batches: Iterator[Crops], save: Callable[[], None]) -> Iterator[Crops]:
-    """The batches; `save` is called when they end because the images are gone."""
-    try:
-        yield from batches
-    except DataGoneError:
-        save()
-        raise
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:

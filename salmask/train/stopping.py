@@ -1,7 +1,13 @@
-"""A signal that asks a training to stop, for it to hear between two steps."""
+"""What ends a training early: a signal, heard between two steps, or images that vanish."""
 
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
+
+from salmask.errors import DataGoneError
+
+T = TypeVar("T")
 
 
 class StopSignal:
@@ -20,3 +26,12 @@ class StopSignal:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def saving(batches: Iterator[T], save: Callable[[], None]) -> Iterator[T]:
+    """The batches; `save` is called when they end because the images are gone."""
+    try:
+        yield from batches
+    except DataGoneError:
+        save()
+        raise

@@ -18,7 +18,7 @@ from salmask.evaluate.detection.recipes import Recipe
 from salmask.job import Job
 from salmask.progress import progress
 from salmask.train import checkpoint
-from salmask.train.stopping import StopSignal
+from salmask.train.stopping import StopSignal, saving
 
 
 def train(
@@ -33,7 +33,8 @@ def train(
     processes share each batch, all call this together, and the first one writes.
 
     Raises NonFiniteLossError when the loss leaves the numbers, InterruptedRunError after SIGTERM or
-    SIGUSR2, with a checkpoint saved, UserError for a batch that cannot be shared evenly.
+    SIGUSR2 and DataGoneError when the images' folder vanishes, with a checkpoint saved, UserError
+    for a batch that cannot be shared evenly.
     """
     if recipe.batch % world():
         raise UserError(f"batch {recipe.batch} cannot be shared evenly by {world()} processes")
@@ -59,9 +60,20 @@ def _train(
         iteration = state["iteration"]
     batches = _batches(detector, pictures, recipe, looks, job, iteration, recipe.iterations)
     forward = parallel(detector.train(), job.device)
+
+    def save() -> None:
+        if rank() == 0:
+            told_state = {
+                "fingerprint": job.fingerprint,
+                "iteration": iteration,
+                "model": detector.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            checkpoint.save(job.work, iteration, told_state)
+
     saved_at = time.monotonic()
     with progress("detection", recipe.iterations, "iterations", done=iteration) as bar:
-        for batch in batches:
+        for batch in saving(batches, save):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(iteration)
             with autocast(job.device, precision):
@@ -85,14 +97,7 @@ def _train(
             asked = highest(stop.asked)  # a signal that comes from here on is the next step's
             due = highest(int(time.monotonic() - saved_at > 60 * job.checkpoint_minutes))
             if due or asked or iteration == recipe.iterations:
-                if rank() == 0:
-                    told_state = {
-                        "fingerprint": job.fingerprint,
-                        "iteration": iteration,
-                        "model": detector.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    }
-                    checkpoint.save(job.work, iteration, told_state)
+                save()
                 saved_at = time.monotonic()
             if asked and iteration < recipe.iterations:
                 from_first(lambda: None)  # nobody leaves before the checkpoint is written

@@ -1,7 +1,6 @@
 import csv
 import dataclasses
 import io
-import shutil
 import signal
 
 import numpy as np
@@ -98,10 +97,21 @@ def test_a_signal_stops_it_at_a_checkpoint_and_it_goes_on(sets, job, tmp_path, m
     assert equal(newest(whole), newest(job))
 
 
-def test_a_folder_that_vanishes_stops_it(sets, job):
-    shutil.rmtree(sets.train.pictures[0].file.parent)
-    with pytest.raises(DataGoneError, match="is not there: mount it"):
-        score(sets, job)
+def test_a_folder_that_vanishes_stops_it_at_a_checkpoint(sets, job, tmp_path, monkeypatch):
+    wanted = score(sets, dataclasses.replace(job, work=tmp_path / "whole"))
+    folder, moved = sets.train.pictures[0].file.parent, learning.on_device
+
+    def loses_them(batch, device):
+        folder.rename(tmp_path / "elsewhere")
+        return moved(batch, device)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learning, "on_device", loses_them)
+        with pytest.raises(DataGoneError, match="is not there: mount it"):
+            score(sets, job)
+    assert newest(job)["iteration"] == 1
+    (tmp_path / "elsewhere").rename(folder)
+    assert score(sets, job) == wanted
 
 
 def test_metrics_and_files(sets, job):
