@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +11,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salmask.devices import Precision, autocast
 from salmask.distributed import average, from_first, highest, parallel, rank, world
 from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
-from salmask.evaluate.detection.examples import Example, Looks, training_batches
+from salmask.evaluate.detection.examples import Example
 from salmask.evaluate.detection.model import Detector, Targets
-from salmask.evaluate.detection.objects import Picture
 from salmask.evaluate.detection.recipes import Recipe
 from salmask.job import Job
 from salmask.progress import progress
 from salmask.train import checkpoint
 from salmask.train.stopping import StopSignal, saving
 
+Batches = Callable[[int, int], Iterator[list[Example]]]  # those of iterations from, to
+
 
 def train(
     detector: Detector,
-    pictures: Sequence[Picture],
+    batches: Batches,
     recipe: Recipe,
-    looks: Looks,
     job: Job,
     precision: Precision = "auto",
 ) -> None:
@@ -39,14 +39,13 @@ def train(
     if recipe.batch % world():
         raise UserError(f"batch {recipe.batch} cannot be shared evenly by {world()} processes")
     with StopSignal() as stop:
-        _train(detector, pictures, recipe, looks, job, precision, stop)
+        _train(detector, batches, recipe, job, precision, stop)
 
 
 def _train(
     detector: Detector,
-    pictures: Sequence[Picture],
+    batches: Batches,
     recipe: Recipe,
-    looks: Looks,
     job: Job,
     precision: Precision,
     stop: StopSignal,
@@ -58,7 +57,6 @@ def _train(
         detector.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         iteration = state["iteration"]
-    batches = _batches(detector, pictures, recipe, looks, job, iteration, recipe.iterations)
     forward = parallel(detector.train(), job.device)
 
     def save() -> None:
@@ -73,7 +71,7 @@ def _train(
 
     saved_at = time.monotonic()
     with progress("detection", recipe.iterations, "iterations", done=iteration) as bar:
-        for batch in saving(batches, save):
+        for batch in saving(batches(iteration, recipe.iterations), save):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(iteration)
             with autocast(job.device, precision):
@@ -110,58 +108,29 @@ def _train(
 
 @torch.no_grad()
 def settle(
-    detector: Detector,
-    pictures: Sequence[Picture],
-    recipe: Recipe,
-    looks: Looks,
-    job: Job,
-    precision: Precision,
-    batches: int,
+    detector: Detector, batches: Batches, after: int, count: int, job: Job, precision: Precision
 ) -> None:
-    """Precise batch norm: makes running statistics the plain mean over so many further batches of
-    training images, on which nothing learns; in place.
+    """Precise batch norm: makes running statistics the plain mean over the `count` batches that
+    come after so many iterations, on which nothing learns; in place.
 
     As MoCo's detection configurations have it (He et al. 2020, code: 200 batches). Norms that are
     frozen stay as they are. All processes call this together.
     """
     norms = [m for m in detector.train().modules() if isinstance(m, _BatchNorm) and m.training]
-    if not norms or not batches:
+    if not norms or not count:
         return
     rates = [layer.momentum for layer in norms]
     for layer in norms:
         layer.reset_running_stats()
         layer.momentum = None  # each batch counts alike
-    start, end = recipe.iterations, recipe.iterations + batches
-    further = _batches(detector, pictures, recipe, looks, job, start, end)
-    with progress("detection: batch norm", batches, "batches") as bar:
-        for batch in further:
+    with progress("detection: batch norm", count, "batches") as bar:
+        for batch in batches(after, after + count):
             with autocast(job.device, precision):
                 detector(*on_device(batch, job.device))
             bar.advance(1)
     average(_statistics(detector))
     for layer, rate in zip(norms, rates, strict=True):
         layer.momentum = rate
-
-
-def _batches(
-    detector: Detector,
-    pictures: Sequence[Picture],
-    recipe: Recipe,
-    looks: Looks,
-    job: Job,
-    start: int,
-    end: int,
-) -> Iterator[list[Example]]:
-    return training_batches(
-        pictures,
-        looks,
-        seed=job.seed,
-        batch=recipe.batch,
-        start=start,
-        end=end,
-        masks=detector.heads.has_mask(),
-        workers=job.workers,
-    )
 
 
 def on_device(batch: list[Example], device: torch.device) -> tuple[list[Tensor], Targets]:

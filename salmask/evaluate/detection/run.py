@@ -1,7 +1,7 @@
 """The detection protocol: an encoder as the trunk of Faster or Mask R-CNN, trained and scored."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from salmask.distributed import rank
 from salmask.encoder_file import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.detection import coco, voc
-from salmask.evaluate.detection.examples import Looks, trainable
+from salmask.evaluate.detection.examples import Example, Looks, trainable, training_batches
 from salmask.evaluate.detection.learning import settle, train
 from salmask.evaluate.detection.model import ANCHORS, Detector, Norm
 from salmask.evaluate.detection.objects import Annotations, Detections, Scores
@@ -104,8 +104,21 @@ def run(
     if not learned:
         raise UserError(f"no image to train on in {sets.name} shows an object that counts")
     looks = Looks(chosen.short_sides, long_side, flip)
-    train(detector, learned, chosen, looks, job, precision)
-    settle(detector, learned, chosen, looks, job, precision, precise_norm)
+
+    def batches(start: int, end: int) -> Iterator[list[Example]]:
+        return training_batches(
+            learned,
+            looks,
+            seed=job.seed,
+            batch=chosen.batch,
+            start=start,
+            end=end,
+            masks=masks,
+            workers=job.workers,
+        )
+
+    train(detector, batches, chosen, job, precision)
+    settle(detector, batches, chosen.iterations, precise_norm, job, precision)
     found = search(detector, sets.test.pictures, test_short_side, long_side, job, precision)
     if rank():
         return {}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from salmask.evaluate.detection import run
 from salmask.evaluate.detection.examples import Looks, trainable, training_batches
 from salmask.evaluate.detection.learning import on_device, settle
 from salmask.evaluate.detection.model import Detector
-from salmask.evaluate.detection.recipes import adapted
 from salmask.evaluate.detection.run import Sets
 from salmask.evaluate.detection.searching import search
 from salmask.job import Job
@@ -29,12 +29,16 @@ SHORT = {"recipe": "voc", "iterations": 3, "milestones": (2,), "batch": 4, "warm
          "anchors": (16, 32), "precise_norm": 2}  # fmt: skip
 
 
+def batches(pictures: Any, start: int, end: int) -> Any:
+    return training_batches(
+        pictures, LOOKS, seed=1, batch=4, start=start, end=end, masks=True, workers=0
+    )
+
+
 def gradients(pictures: Any, norm: Any) -> dict[str, torch.Tensor]:
     """Of one batch of 4, averaged over processes by DDP; with the losses, averaged too."""
     detector = Detector(encoder(), 2, norm=norm, **OPTIONS).train()
-    [batch] = training_batches(
-        pictures, LOOKS, seed=1, batch=4, start=0, end=1, masks=True, workers=0
-    )
+    [batch] = batches(pictures, 0, 1)
     shared = parallel(detector, CPU)  # it averages for as long as it lives
     losses = shared(*on_device(batch, CPU))
     sum(losses.values()).backward()
@@ -47,8 +51,7 @@ def gradients(pictures: Any, norm: Any) -> dict[str, torch.Tensor]:
 def settled(pictures: Any, job: Job) -> dict[str, torch.Tensor]:
     """The statistics after precise batch norm on two batches of 4."""
     detector = Detector(encoder(), 2, **OPTIONS)
-    recipe = adapted("voc", iterations=1, milestones=(), batch=4)
-    settle(detector, pictures, recipe, LOOKS, job, "float32", 2)
+    settle(detector, partial(batches, pictures), 1, 2, job, "float32")
     return {n: b for n, b in detector.named_buffers() if "running" in n}
 
 
@@ -100,7 +103,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
 def test_precise_statistics_are_those_of_one_process(seen):
     alone, *both = (found["settled"] for found in seen[1])
     for found in both:
-        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)  # sums in float32
 
 
 @pytest.mark.parametrize("norm", ["sync", "frozen"])

@@ -1,5 +1,7 @@
 """Before the tests, batch norms take their statistics from whole batches of training images."""
 
+from functools import partial
+
 import pytest
 import torch
 from drawn_scenes import detector, drawn
@@ -7,11 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask.evaluate.detection.examples import Looks, trainable, training_batches
 from salmask.evaluate.detection.learning import on_device, settle
-from salmask.evaluate.detection.recipes import adapted
 
-RECIPE = adapted("voc", iterations=3, milestones=(), batch=2)
 LOOKS = Looks((48, 64), 200)
-BATCHES = 3
+AFTER, COUNT = 3, 4  # iterations, batches
 
 
 def norms(model):
@@ -23,27 +23,26 @@ def state(model):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return trainable(drawn(tmp_path / "drawn", 5))
+def batches(tmp_path):
+    pictures = trainable(drawn(tmp_path / "drawn", 5))
+    of = partial(training_batches, pictures, LOOKS, seed=0, batch=2, masks=False, workers=0)
+    return lambda start, end: of(start=start, end=end)
 
 
-def test_statistics_are_the_mean_over_the_batches_that_come_next(pictures, job):
+def test_statistics_are_the_mean_over_the_batches_that_come_next(batches, job):
     model, watched = detector(), detector().train()
     before = state(model)
-    settle(model, pictures, RECIPE, LOOKS, job, "float32", BATCHES)
+    settle(model, batches, AFTER, COUNT, job, "float32")
     inputs = {name: [] for name in norms(watched)}
     for name, layer in norms(watched).items():
         layer.register_forward_pre_hook(lambda _, given, name=name: inputs[name].append(given[0]))
-    following = training_batches(
-        pictures, LOOKS, seed=job.seed, batch=2, start=3, end=3 + BATCHES, masks=False, workers=0
-    )
     with torch.no_grad():
-        for batch in following:
+        for batch in batches(AFTER, AFTER + COUNT):
             watched(*on_device(batch, job.device))
     assert len(inputs) > 10
     for name, layer in norms(model).items():
         seen = [x.transpose(0, 1).flatten(1) for x in inputs[name]]
-        assert len(seen) == BATCHES and layer.momentum == 0.1
+        assert len(seen) == COUNT and layer.momentum == 0.1
         mean = torch.stack([x.mean(dim=1) for x in seen]).mean(dim=0)
         variance = torch.stack([x.var(dim=1) for x in seen]).mean(dim=0)
         torch.testing.assert_close(layer.running_mean, mean, atol=1e-5, rtol=1e-4)
@@ -60,16 +59,16 @@ def test_statistics_are_the_mean_over_the_batches_that_come_next(pictures, job):
         ({"freeze_encoder": True}, ("trunk.",)),
     ],
 )
-def test_what_is_frozen_stays(pictures, job, options, stay):
+def test_what_is_frozen_stays(batches, job, options, stay):
     model = detector(**options)
     before = state(model)
-    settle(model, pictures, RECIPE, LOOKS, job, "float32", BATCHES)
+    settle(model, batches, AFTER, COUNT, job, "float32")
     changed = {name for name, value in state(model).items() if not torch.equal(before[name], value)}
     assert changed and not any(name.startswith(stay) for name in changed)
 
 
-def test_no_batches_keep_the_running_averages(pictures, job):
+def test_no_batches_keep_the_running_averages(batches, job):
     model = detector()
     before = state(model)
-    settle(model, pictures, RECIPE, LOOKS, job, "float32", 0)
+    settle(model, batches, AFTER, 0, job, "float32")
     assert all(torch.equal(before[name], value) for name, value in state(model).items())
