@@ -3,11 +3,12 @@
     python -m benchmarks.saliency_devices --photos FOLDER [--count 100] [--localizer NAME]
         [-o KEY=VALUE ...] [--save FILE.safetensors] [--beside FILE.safetensors ...]
 
-Kinds: this CPU in float32, with and without oneDNN (other kernels, which add in another order), and
-in bfloat16; where there is a GPU, that in float32 and bfloat16. --save keeps this machine's float32
-maps (the GPU's, if any), for --beside on another. A row: the largest difference of stored maps,
-whose mean is 1 (relative where a cell is above 1, as float16 keeps no more), and the share of cells
-that are foreground in both or in neither.
+Kinds: this CPU in float32, float64 and bfloat16; a GPU, if any, in float32 and bfloat16.
+--save keeps this machine's float32 maps (the GPU's, if any), for --beside on another; with
+ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 they are those of a CPU without wide registers,
+whose kernels are others. A row: the largest difference of stored maps, whose mean is 1 (relative
+where a cell is above 1, as float16 keeps no more), and the share of cells that are foreground in
+both or in neither.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ import click
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.backends import cudnn, mkldnn
+from torch.backends import cudnn
 
 from salmask.config import Choice, bind, pick
 from salmask.data.images import decode, resample
@@ -32,7 +33,7 @@ _FURTHEST = 1e-3
 
 
 @torch.inference_mode()
-def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype, onednn: bool) -> Maps:
+def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype) -> Maps:
     """What a store would hold of images (N,3,S,S) uint8 per level."""
     there = torch.device(device)
     held = torch.float64 if kind == torch.float64 else torch.float32
@@ -43,11 +44,7 @@ def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype, onednn:
         found = []
         for part in images.split(_BATCH):
             ready = (part.to(there).to(held) / 255).contiguous(memory_format=torch.channels_last)
-            with (
-                autocast(there, precision),
-                cudnn.flags(enabled=True, allow_tf32=False),
-                mkldnn.flags(enabled=onednn),
-            ):
+            with autocast(there, precision), cudnn.flags(enabled=True, allow_tf32=False):
                 found.append(activation_map(trunk(ready)).cpu())
         raw[int(level)] = torch.cat(found)
     known = torch.ones(len(images), 32, dtype=torch.uint8)
@@ -93,14 +90,13 @@ def main(
     images = [decode(path, max(sides)) for path in files]
     pixels = {str(n): torch.stack([resample(image, (n, n)) for image in images]) for n in sides}
     kinds = {
-        "CPU, float32, without oneDNN": ("cpu", torch.float32, False),
-        "CPU, float64": ("cpu", torch.float64, True),
-        "CPU, bfloat16": ("cpu", torch.bfloat16, True),
+        "CPU, float64": ("cpu", torch.float64),
+        "CPU, bfloat16": ("cpu", torch.bfloat16),
     }
     if torch.cuda.is_available():
-        kinds["GPU, float32"] = ("cuda", torch.float32, True)
-        kinds["GPU, bfloat16"] = ("cuda", torch.bfloat16, True)
-    first = computed(trunk, pixels, "cpu", torch.float32, True)
+        kinds["GPU, float32"] = ("cuda", torch.float32)
+        kinds["GPU, bfloat16"] = ("cuda", torch.bfloat16)
+    first = computed(trunk, pixels, "cpu", torch.float32)
     kept = first
     print(f"{localizer}, {len(files)} images at {levels} px, beside this CPU's float32 "
           f"(goal: {_FURTHEST}, {_SHARE:.1%})", flush=True)  # fmt: skip
