@@ -50,12 +50,13 @@ PerView = float | tuple[float, float]  # one number for both views, or [query, k
 class SaliencyConfig:
     """levels: sides in px at which whole images are scored; the first is the views' own.
     correction: views that teach a store how a view's own map differs, 0 for none. precision:
-    `auto` is bfloat16 on CUDA. shard_rows: images per unit of work. batch: images per forward,
-    part of the result (its size changes rounding)."""
+    in float32 every kind of device finds the same foreground; `auto` is bfloat16 on CUDA.
+    shard_rows: images per unit of work. batch: images per forward, part of the result (its size
+    changes rounding)."""
 
     levels: tuple[PositiveInt, ...] = (224, 320, 448)
     correction: NonNegativeInt = 1024
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     shard_rows: PositiveInt = 1024
     batch: PositiveInt = 32
 

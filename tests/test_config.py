@@ -293,7 +293,7 @@ def test_schedules_that_can_be_run_are_accepted(train):
 
 def test_the_section_of_saliency_has_defaults():
     found = params(saliency={}).section("saliency", SaliencyConfig)
-    assert (found.levels, found.correction, found.precision) == ((224, 320, 448), 1024, "auto")
+    assert (found.levels, found.correction, found.precision) == ((224, 320, 448), 1024, "float32")
     assert (found.shard_rows, found.batch) == (1024, 32)
 
 
