@@ -1,9 +1,9 @@
-"""The same photographs' saliency as different devices compute it, beside float64.
+"""The same photographs' saliency as different devices compute it, beside float32 on a CPU.
 
     python -m benchmarks.saliency_devices --photos FOLDER [--count 100] [--localizer NAME]
         [-o KEY=VALUE ...] [--save FILE.safetensors] [--beside FILE.safetensors ...]
 
-Kinds: this CPU in float32, float64 and bfloat16; a GPU, if any, in float32 and bfloat16.
+Kinds: this CPU in float32, bfloat16 and (the network) float64; a GPU, if any, in the first two.
 --save keeps this machine's float32 maps (the GPU's, if any), for --beside on another; with
 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 they are those of a CPU without wide registers,
 whose kernels are others. A row: the largest difference of stored maps, whose mean is 1 (relative

@@ -50,7 +50,7 @@ PerView = float | tuple[float, float]  # one number for both views, or [query, k
 class SaliencyConfig:
     """levels: sides in px at which whole images are scored; the first is the views' own.
     correction: views that teach a store how a view's own map differs, 0 for none. precision:
-    in float32 every kind of device finds the same foreground; `auto` is bfloat16 on CUDA.
+    maps in float32 depend least on the device; `auto` is bfloat16 on CUDA.
     shard_rows: images per unit of work. batch: images per forward, part of the result (its size
     changes rounding)."""
 
