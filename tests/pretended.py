@@ -1,0 +1,177 @@
+"""A device that is not there: `pretended`. Its tensors lie in ordinary memory and the CPU computes
+on them, but they say that they are elsewhere, and refuse what a GPU's tensors refuse: to meet the
+CPU's in one operation, and to become NumPy arrays.
+
+    python tests/pretended.py "pretrain --run blur" "knn --run blur"
+
+runs stages on it, in one process and the current folder; or on the device in SALMASK_DEVICE.
+"""
+
+import contextlib
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import DispatchKey  # type: ignore[attr-defined]
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
+
+NAME = "pretended"
+aten = torch.ops.aten
+MOVES = (aten._to_copy.default, aten.copy_.default)
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+
+class Away(Tensor):
+    """A tensor that says that it is on the pretended device; `here` is the CPU's that it wraps."""
+
+    here: Tensor
+
+    @staticmethod
+    def __new__(cls, here: Tensor) -> "Away":
+        assert type(here) is Tensor
+        made: Away = Tensor._make_subclass(  # type: ignore[attr-defined]
+            cls, here, dispatch_device=True, device_for_backend_keys=torch.device(NAME, 0)
+        )
+        made.here = here
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return compute(func, args, kwargs or {})
+
+    # what torch does in C++ for tensors of its own only
+    def tolist(self) -> Any:
+        return self.here.tolist()
+
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        return Away(self.here.new_tensor(data, **options))
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"a tensor on the device `{NAME}` cannot become an array")
+
+    __array__ = numpy
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a file's tensors are loaded to the CPU
+        return self.here.detach().__reduce_ex__(protocol)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.here.item() if self.dim() == 0 else repr(self), spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            made = Away(self.here.detach().clone(memory_format=torch.preserve_format))
+            parameter = isinstance(self, nn.Parameter)
+            memo[id(self)] = nn.Parameter(made, self.requires_grad) if parameter else made
+        return memo[id(self)]
+
+
+def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation on the CPU, whose results are where a GPU's would be. Raises RuntimeError when
+    its tensors are apart."""
+    if func is torch.ops.prim.device.default:
+        return torch.device(NAME, 0)
+    if _is_composite(func):  # in inference mode they arrive whole
+        with Pretence():
+            return func.decompose(*args, **kwargs)
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    away = any(isinstance(t, Away) for t in tensors)
+    if away and func not in MOVES and not (func in INDEXING and isinstance(args[0], Away)):
+        apart = [tuple(t.shape) for t in tensors if not isinstance(t, Away) and t.dim()]
+        if apart:
+            raise RuntimeError(f"{func} of tensors on {NAME} and, of shapes {apart}, on the CPU")
+    if func is aten.copy_.default:
+        away = isinstance(args[0], Away)
+    if kwargs.get("device") is not None:
+        away = torch.device(kwargs["device"]).type == NAME
+        kwargs = kwargs | ({"device": torch.device("cpu")} if away else {})
+    mine = {id(_here(t)): t for t in tensors}
+    found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return mine.get(id(leaf)) if id(leaf) in mine else Away(leaf) if away else leaf
+
+    return tree_map(place, found)
+
+
+def _here(leaf: Any) -> Any:
+    return leaf.here if isinstance(leaf, Away) else leaf
+
+
+def _is_composite(func: Any) -> bool:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key  # type: ignore[attr-defined]
+    return has(func.name(), DispatchKey.CompositeImplicitAutograd)
+
+
+class Pretence(TorchDispatchMode):
+    """Operations that name the device, while it is entered."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return compute(func, args, kwargs or {})
+
+
+class Backend(_DummyBackendModule):
+    """What torch asks of a device's module."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+def _moving(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.tensor and torch.as_tensor, which go past dispatch, by way of the CPU."""
+
+    def made(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+        out = data if isinstance(data, Away) else make(data, **options)
+        return out if device is None else out.to(device)
+
+    return made
+
+
+def _swapping(apply: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Module.to, which else keeps the class of the CPU's parameters."""
+
+    def applied(*arguments: Any, **options: Any) -> nn.Module:
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            return apply(*arguments, **options)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+
+    return applied
+
+
+@contextlib.contextmanager
+def pretence() -> Iterator[None]:
+    """Registers the device, for good, and computes on it."""
+    _setup_privateuseone_for_python_backend(NAME, Backend())
+    nn.Module._apply = _swapping(nn.Module._apply)  # type: ignore[method-assign]
+    torch.tensor, torch.as_tensor = _moving(torch.tensor), _moving(torch.as_tensor)
+    with Pretence():
+        yield
+
+
+def main() -> None:
+    device = os.environ.setdefault("SALMASK_DEVICE", NAME)
+    sys.path.insert(0, str(Path.cwd()))
+    with pretence() if device == NAME else contextlib.nullcontext():
+        for command in sys.argv[1:]:
+            stage, *arguments = shlex.split(command)
+            importlib.import_module(f"stages.{stage}").main(arguments, standalone_mode=False)
+
+
+if __name__ == "__main__":
+    main()
