@@ -43,7 +43,7 @@ def bare(trunk: Trunk, config: SaliencyConfig, batches: int, device: torch.devic
 @click.option("--photos", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--count", default=512, show_default=True, help="Images; more than there are repeat.")
 @click.option("--levels", default="224,320,448", show_default=True)
-@click.option("--precision", default="auto", show_default=True)
+@click.option("--precision", default="float32", show_default=True)
 @click.option("--workers", default=2, show_default=True, help="Processes that decode.")
 @click.option("--rounds", default=3, show_default=True)
 def main(photos: Path, count: int, levels: str, precision: str, workers: int, rounds: int) -> None:

@@ -12,40 +12,25 @@ import click
 import torch
 from PIL import Image
 
-from salmask import costs, encoder_file, frameworks, importing, provenance, suites
+from salmask import costs, encoder_file, importing, provenance, suites
 from salmask import doctor as doctors
 from salmask import export as exports
 from salmask import lineage as lineages
-from salmask.backbones import build_encoder
-from salmask.config import CHOSEN, Choice, Params, SaliencyConfig, ViewConfig, bind, pick
+from salmask.checking import entry, validate
+from salmask.config import Params, ViewConfig
 from salmask.config import check as check_value
 from salmask.data import fetch as fetches
 from salmask.data import manifest
 from salmask.data import watch as watches
 from salmask.data.content import ImageError, content
 from salmask.data.images import decode, resample
-from salmask.data.sources import configured
 from salmask.errors import UserError
-from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
-from salmask.evaluate.detection import sources as detection
-from salmask.evaluate.detection.model import trunk_of
-from salmask.masks import strategies
-from salmask.report import comparison
 from salmask.report import gallery as sheet
 from salmask.saliency import localizers
 from salmask.saliency.scda import activation_map
-from salmask.shapes import Wiring
 from slurm import doctor as cluster_doctors
 from slurm import profile
 
-_EVALUATIONS: dict[str, Callable[..., Any]] = {
-    "knn": knn.run,
-    "linear_fast": linear_fast.run,
-    "linear": linear.run,
-    "finetune": finetune.run,
-    "transfer": transfer.run,
-    "variance": variance.run,
-}
 _GALLERY_LEVEL = 224  # px at which pictures are scored for smaller views too
 
 
@@ -137,13 +122,16 @@ def suite(name: str | None) -> None:
 @main.command()
 @_readable_errors
 def check() -> None:
-    """Checks all of params.yaml, every run and import included, before hours are spent on it."""
+    """Checks what params.yaml says, every run and import included, before hours are spent on it.
+
+    Data and the localizer's weights are for `salmask doctor`.
+    """
     root = provenance.find_root()
     params = Params.read(root / "params.yaml")
     validate(params)
     with contextlib.chdir(root):  # where stages run: paths may be relative to it
         for name in params.import_names():
-            importing.read(*_import(params, name))
+            importing.read(*entry(params, name))
     click.echo("params.yaml is sound")
 
 
@@ -261,78 +249,6 @@ def _opened(path: Path) -> Image.Image:
         return decode(path)
     except Exception as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from None
-
-
-def validate(params: Params) -> None:
-    """Reads every section as the stages will. Raises UserError at the first that does not fit."""
-    configured(params.choice("data"), f"{params.source}: data")
-    localizer = params.choice("localizer")
-    bind(
-        pick(localizers.LOCALIZERS, localizer, "localizer"),
-        localizer,
-        f"{params.source}: localizer",
-    )
-    params.section("saliency", SaliencyConfig)
-    suites.refuse_grids(params)
-    wirings: dict[str, Wiring] = {}  # of the frameworks that were built: many runs share one
-    for name in params.run_names():
-        run = params.run(name)
-        parts = (run.framework, run.encoder, run.train.batch)
-        try:
-            with torch.device("meta"):  # runs framework's and mask's checks, without their memory
-                if repr(parts) not in wirings:
-                    wirings[repr(parts)] = frameworks.build(*parts, steps=1).wiring
-                strategies.build(run.mask, wirings[repr(parts)], run.view)
-        except UserError as error:
-            raise UserError(f"{params.source}: runs.{name}: {error}") from None
-        params.run_seed(name)
-    params.raw("imports")  # DVC looks for it, even if it names nothing
-    for name in params.import_names():
-        importing.check(*_import(params, name))
-    _validate_evaluations(params)
-    comparison.declared(params)
-
-
-def _import(params: Params, name: str) -> tuple[importing.Import, str]:
-    key = f"imports.{name}"
-    return params.section(key, importing.Import), f"{params.source}: {key}"
-
-
-def _validate_evaluations(params: Params) -> None:
-    for name in params.section("transfer", dict[str, Any]):
-        configured(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
-    for name in params.section("detect", dict[str, Any]):
-        detection.configured(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
-    everywhere, chosen = params.section("evaluate.protocols", list[str]), params.chosen()
-    for protocol in CHOSEN:
-        params.raw(f"evaluate.chosen.{protocol}")  # DVC looks for each, even if it names nothing
-        if protocol in everywhere:
-            raise UserError(
-                f"{params.source}: evaluate.protocols: {protocol} has a stage of its own: list the "
-                f"runs that it is for under evaluate.chosen.{protocol} (a suite may say it here, "
-                "for all)"
-            )
-    for name, folders in chosen.items():
-        if any(folder.startswith("detect-") for folder in folders):
-            _validate_trunk(params, name)
-    asked = {*everywhere, *(f.partition("-")[0] for own in chosen.values() for f in own)}
-    for protocol in sorted(asked - {"detect"}):  # whose options stand with its images
-        key = f"evaluate.{protocol}"
-        choice = Choice(protocol, params.section(key, dict[str, Any]))
-        bind(pick(_EVALUATIONS, choice, f"{params.source}: evaluate"), choice, key)
-
-
-def _validate_trunk(params: Params, name: str) -> None:
-    """Whether a detector can be built around the encoder of a run or import."""
-    if name in params.import_names():
-        encoder = _import(params, name)[0].encoder
-    else:
-        encoder = params.run(name).encoder
-    try:
-        with torch.device("meta"):
-            trunk_of(build_encoder(encoder), encoder.arch)
-    except UserError as error:
-        raise UserError(f"{params.source}: evaluate.chosen.detect: {name}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 plain params.yaml that `salmask suite` makes of one.
 
 `extends: NAME` (or a list, later ones winning) lays a suite over others; a run or table that is
-null is taken out. Under `runs:`, a dotted key with a list of values (`mask.ratio: [0.05, 0.15]`) or
+null is taken out. Under `runs:`, a dotted key with a list of values (`train.lr: [0.01, 0.03]`) or
 a list of seeds is an axis of a grid, which becomes one run for every combination.
 """
 
@@ -90,7 +90,7 @@ def expand(runs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[st
 
     The latter holds, per grid, the swept keys (seeds apart) and per setting of these the runs that
     repeat it over seeds: {grid: {keys: [...], settings: {setting: [run, ...]}}}. A run is called
-    after its grid and, for every axis, the key's last part and the value: blur-ratio-0p15-seed-1.
+    after its grid and, for every axis, the key's last part and the value: blur-lr-0p03-seed-1.
     """
     found: dict[str, Any] = {}
     sweeps: dict[str, Any] = {}

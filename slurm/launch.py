@@ -97,11 +97,12 @@ def _here(
 def _by_a_job(order: worker.Order) -> bool:
     """Has a job do the work, and waits for it unless that is not wanted; whether it did.
 
-    A job that ran out of memory is followed by another as long as each saves more than was there.
+    A job that ran out of memory is followed by another as long as each saves more than was there,
+    `max_requeues` times at most.
     """
     folder, recipe, label = order.folder, order.recipe, label_of(order.recipe)
-    apart = False
-    for _ in range(2 + order.chosen.max_requeues):
+    apart, further = False, order.chosen.max_requeues
+    while True:
         before = _saved(folder)
         job = _submit_or_attach(order)
         if os.environ.get("SALMASK_SUBMIT_ONLY"):
@@ -110,16 +111,16 @@ def _by_a_job(order: worker.Order) -> bool:
             if not job or follow.wait(folder, job, recipe, order.chosen.executor):
                 return True
         except OutOfMemoryError as error:
-            if _saved(folder) == before:
+            if not further or _saved(folder) == before:
                 raise
+            further -= 1
             print(f"{error.message}\n{label}: it got further, so another goes on", flush=True)
             continue
         if apart:
-            break
+            raise JobFailedError(f"{label}: its jobs ended again and again without a result")
         # The last two of an array can miss each other's end, where files show up late.
         print(f"{label}: all shares are done; another job puts them together", flush=True)
         apart = True
-    raise JobFailedError(f"{label}: its jobs ended again and again without a result")
 
 
 def _saved(folder: Path) -> set[tuple[str, int]]:

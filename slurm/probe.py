@@ -31,7 +31,7 @@ _NO_RUNS, _NO_PROJECT, _NO_PYTHON, _NO_IMPORT = 1, 2, 4, 8
 
 
 def script(chosen: Profile, stage: str, setup: list[str], command: str, srun: bool = True) -> str:
-    """What sbatch is given for a stage's job, as submitit writes it from what launch.py says."""
+    """What sbatch is given for a stage's job, as submitit writes it from submission.py."""
     import submitit
 
     executor = submitit.SlurmExecutor(folder=runs_folder(Path.cwd()) / "doctor")

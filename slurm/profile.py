@@ -25,8 +25,8 @@ RESERVED = ("array", "comment", "error", "job-name", "open-mode", "output", "req
 class Profile:
     """executor: `local` runs the work in the waiting process, `local-jobs` in processes of its own
     on the same machine, `slurm` in a job. cpus: processor cores of each task; all by default, or
-    one in a job. checkpoint_minutes: the longest stretch of training that a kill can cost. All
-    others are for jobs, and explained in clusters/example-gpu.yaml."""
+    one in a job. checkpoint_minutes: the longest stretch of pretraining or detection that a kill
+    can cost. All others are for jobs, and explained in clusters/example-gpu.yaml."""
 
     executor: Literal["local", "local-jobs", "slurm"] = "local"
     cpus: PositiveInt | None = None

@@ -22,7 +22,7 @@ LAYERS = [
     ["salmask.importing", "salmask.export"],
     ["salmask.train"],
     ["salmask.evaluate", "salmask.report"],
-    ["salmask.doctor", "salmask.costs"],
+    ["salmask.doctor", "salmask.costs", "salmask.checking"],
     ["slurm"],
     ["salmask.cli"],
     ["stages"],

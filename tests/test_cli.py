@@ -97,6 +97,26 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
             "evaluate.chosen.detect: plain: encoder.arch: mobilenet_v3_small has no layer1",
         ),
         ({"transfer": {"pets": {"name": "petz"}}}, "no `petz` here; choose from demo, imagefolder"),
+        (
+            {"mascs": {"name": "blur"}},
+            "params.yaml: `mascs` is read by nothing (what is: seed, data",
+        ),
+        (
+            {"evaluate": TINY["evaluate"] | {"knn20": {}}},
+            "params.yaml: evaluate: `knn20` is read by nothing (what is: protocols, chosen, knn",
+        ),
+        (
+            {"evaluate": TINY["evaluate"] | {"linear": {"rate": 1.0}}},  # chosen by no run, and yet
+            "evaluate.linear (name: linear): rate: no such key, got 1.0",
+        ),
+        (
+            {"evaluate": chosen(finetune=["plain"]) | {"finetune": {"shares": [5]}}},
+            "evaluate.finetune: preset mixmask has no rates for 5% of the labels",
+        ),
+        (
+            {"runs": {"a": {"mask": {"name": "adios"}}}, "evaluate": chosen(variance=["a"])},
+            "evaluate.variance: the mask of run a (adios) learns",
+        ),
     ],
 )
 def test_check_names_what_does_not_fit(project: Path, edit: dict[str, object], told: str) -> None:

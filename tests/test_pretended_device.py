@@ -36,7 +36,7 @@ TESTED = (
 
 
 def tiny_runs() -> dict[str, Any]:
-    """Of every framework, and every mask, a training of two steps."""
+    """Of each framework, and each kind of mask, a training of two steps."""
     runs = {name: copy.deepcopy(METHODS[name]) for name in RUNS}
     for run in runs.values():
         run.get("train", {}).pop("epochs", None)

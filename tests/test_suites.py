@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import ROOT, TINY
 
 from salmask import suites
-from salmask.cli import validate
+from salmask.checking import validate
 from salmask.config import CHOSEN, Params
 from salmask.errors import UserError
 

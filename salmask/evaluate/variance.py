@@ -153,6 +153,15 @@ def _crops(
     )
 
 
+def refuse_learned(config: RunConfig, masked: bool) -> None:
+    """Raises UserError where views should wear a mask that learns."""
+    if masked and config.mask.name in strategies.LEARNED:
+        raise UserError(
+            f"evaluate.variance: the mask of run {config.name} ({config.mask.name}) learns, and "
+            "its masks are not measured here: take the run out, or set `masked: false`"
+        )
+
+
 @torch.no_grad()
 def _features(
     encoder: Encoder,
@@ -164,11 +173,7 @@ def _features(
 ) -> Iterator[Tensor]:
     """Pooled features (B,V,D) of the images of each batch, in all their views."""
     config = augmentation.config
-    if masked and config.mask.name in strategies.LEARNED:
-        raise UserError(
-            f"evaluate.variance: the mask of run {config.name} ({config.mask.name}) learns, and "
-            "its masks are not measured here: take the run out, or set `masked: false`"
-        )
+    refuse_learned(config, masked)
     mask = strategies.function_of(config.mask) if masked else None
     wanted = strategies.input_filter(config.mask, config.view.size)
     store = None

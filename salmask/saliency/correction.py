@@ -1,7 +1,7 @@
 """Brings a crop of cached maps closer to the map that the view itself would have.
 
 In the view, context beyond its rim is gone, the network's padding begins there, and things stand
-at another scale. What that does to a map is much the same for all images, so a few hundred views
+at another scale. What that does to a map is much the same for all images, so a thousand views
 with maps of their own teach it to a small network, fitted once per store.
 """
 
