@@ -33,6 +33,7 @@ from salmask.job import Job
 from salmask.provenance import FILE_NAME, Recipe, file_digest, record
 from slurm.profile import Profile
 
+FIRST_WORDS = "controller.log"  # in jobs/: what a job of this machine says before it has a log
 _SILENT_SECONDS = 2.0  # one that ends takes about that long
 
 Work = Callable[..., None]

@@ -9,7 +9,7 @@ from salmask.files import write_bytes
 from salmask.provenance import Recipe
 from slurm import machine, scheduler
 from slurm.errors import JobFailedError, OutOfMemoryError
-from slurm.folder import is_done, label_of
+from slurm.folder import FIRST_WORDS, is_done, label_of
 from slurm.scheduler import Status
 
 SETTLING_SECONDS = 90  # how long a job may be about to end
@@ -149,6 +149,8 @@ def report(folder: Path, job: str, label: str, status: Status, seen: Status) -> 
         facts.append(told.reason)
     if log.is_file():
         tail = ["the end of its log:", *_tail(log), f"all of it: {log}"]
+    elif said := _tail(folder / "jobs" / FIRST_WORDS):
+        tail = ["it left no log, but said at its start:", *said]
     else:
         tail = [f"it left no log: is {log.parent} visible from its node?"]
     if other := _other_failure(log):
@@ -160,7 +162,7 @@ def report(folder: Path, job: str, label: str, status: Status, seen: Status) -> 
 
 
 def _tail(log: Path) -> list[str]:
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     return [f"    {line}" for line in [x for x in lines if not _NOISE.match(x)][-_TAIL:]]
 
 

@@ -12,7 +12,7 @@ import submitit
 
 from slurm import scheduler, worker
 from slurm.errors import JobFailedError
-from slurm.folder import label_of
+from slurm.folder import FIRST_WORDS, label_of
 from slurm.worker import Order
 
 _YEAR = 365 * 24 * 60
@@ -81,7 +81,7 @@ def _start_here(order: Order) -> str:
         setup=chosen.setup,
     )
     there = dict(os.environ) | chosen.environment
-    with _environment(there), _detached(order.folder / "jobs" / "controller.log"):
+    with _environment(there), _detached(order.folder / "jobs" / FIRST_WORDS):
         return str(executor.submit(worker.main, replace(order, shared=None)).job_id)
 
 
@@ -93,7 +93,7 @@ def _detached(log: Path) -> Iterator[None]:
     ours = {number: os.dup(number) for number in (1, 2)}
     sys.stdout.flush()
     sys.stderr.flush()
-    with log.open("ab") as stream:
+    with log.open("wb") as stream:
         for number in ours:
             os.dup2(stream.fileno(), number)
     try:

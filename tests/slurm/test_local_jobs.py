@@ -39,8 +39,10 @@ def test_a_job_outlives_who_waits_for_it_and_is_found_again(desk):
 
 
 def test_cancel_stops_it_and_the_next_one_goes_on(desk):
+    desk.profile(executor="local-jobs", partition=None, setup=["export TOY=1", "true"])
     waiting = desk.toy("stopped", "--ticks", "200")
     until(lambda: desk.count("stopped") > 10)
+    assert list(machine.live(desk.run("stopped").name)) == [desk.job("stopped")]  # shell and all
     assert "is cancelled" in desk.ask("cancel", "stopped")
     said = finished(waiting, 1)
     assert "was RUNNING and is gone" in said and "stopped: asked to stop" in said
@@ -48,6 +50,12 @@ def test_cancel_stops_it_and_the_next_one_goes_on(desk):
     finished(desk.toy("stopped", "--ticks", "200"))
     start, again = desk.starts("stopped")
     assert start == 0 and again > 10
+
+
+def test_a_line_of_setup_that_fails_is_reported(desk):
+    desk.profile(executor="local-jobs", partition=None, setup=["echo no such module >&2; false"])
+    said = finished(desk.toy("unset"), 1)
+    assert "no such module" in said, said
 
 
 def test_deaths_are_reported(desk):
