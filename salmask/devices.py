@@ -7,14 +7,26 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from salmask.errors import UserError
+
 Module = TypeVar("Module", bound=nn.Module)
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def pick_device() -> torch.device:
-    """The device named in SALMASK_DEVICE, else the first CUDA device, else the CPU."""
-    name = os.environ.get("SALMASK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    """The device named in SALMASK_DEVICE, else the first CUDA device, else the CPU.
+
+    Raises UserError for a name that means nothing here.
+    """
+    there = torch.cuda.is_available()
+    name = os.environ.get("SALMASK_DEVICE") or ("cuda" if there else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"SALMASK_DEVICE: {name} is no device; `cpu` and `cuda` are") from None
+    if device.type == "cuda" and not there:
+        raise UserError(f"SALMASK_DEVICE: {name}: torch {torch.__version__} finds no GPU here")
+    return device
 
 
 def place(module: Module, device: torch.device) -> Module:

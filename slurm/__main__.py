@@ -77,7 +77,7 @@ def cancel(run: str | None, every: bool) -> None:
     found = {
         job: folder
         for folder in folders
-        if (fingerprint := _fingerprint(folder))
+        if "executor" in story(folder) and (fingerprint := _fingerprint(folder))
         for job, status in _jobs(folder).live(fingerprint).items()
         if job == story(folder).get("job") or Path(status.log).is_relative_to(folder)
     }

@@ -121,7 +121,7 @@ def locked(
     share it too.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with (folder / name).open("a") as stream:
+    with (folder / name).open("a+") as stream:  # NFS shares no lock of what cannot be read
         if not _taken(stream.fileno(), kind, _SILENT_SECONDS):
             print(f"another process works in {folder}; waiting for it", flush=True)
             if minutes is None:

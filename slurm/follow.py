@@ -1,5 +1,6 @@
 """Waits for a job: shows its log, and notices its end, whatever that is."""
 
+import contextlib
 import re
 import sys
 import time
@@ -118,7 +119,8 @@ def _show_new(log: Path, before: str) -> None:
         for line in new.decode(errors="replace").splitlines():
             if not _NOISE.match(line):
                 print(before + line, flush=True)
-        write_bytes(shown, str(start + len(new)).encode())
+        with contextlib.suppress(FileNotFoundError):  # another who waits here was faster
+            write_bytes(shown, str(start + len(new)).encode())
 
 
 def _kind_of_end(folder: Path, job: str, status: Status) -> type[JobFailedError]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from salmask.devices import pick_device
+from salmask.errors import UserError
 from salmask.files import write_json
 from salmask.provenance import Recipe
 from slurm import follow, profile, submission, worker
@@ -53,7 +54,7 @@ def run(
     label = label_of(recipe)
     folder = runs_folder(Path.cwd()) / label
     with full_disk_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _made(folder)
         when = "finished earlier"
         if chosen.executor != "local" and not is_done(folder):
             when = "finished"
@@ -69,6 +70,16 @@ def run(
                 raise JobFailedError(f"{label}: its result changed while it was waited for")
             with full_disk_named(publish):
                 publish_files(folder, publish)
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"the runs' folder {folder.parent} cannot be used ({error.strerror}: "
+            f"{error.filename}): set SALMASK_RUNS to one that you may write in"
+        ) from None
 
 
 def _here(

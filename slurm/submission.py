@@ -36,7 +36,11 @@ def _sbatch(order: Order, count: int) -> str:
         wckey="",
         stderr_to_stdout=True,
         setup=worker.setup(order.chosen),
-        srun_args=["--open-mode=append", "--kill-on-bad-exit=1"],
+        srun_args=[
+            "--open-mode=append",
+            "--kill-on-bad-exit=1",
+            f"--cpus-per-task={order.chosen.cores()}",  # srun takes it from nowhere since 22.05
+        ],
     )
     if count == 1:
         orders = [replace(order, shared=None)]

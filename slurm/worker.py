@@ -124,7 +124,7 @@ def _share(order: Order, shared: Shared) -> bool:
 
 def _job(order: Order) -> Job:
     torch.set_num_threads(order.chosen.cores())
-    return job_in(order.folder, order.recipe, order.seed, _device(), order.chosen)
+    return job_in(order.folder, order.recipe, order.seed, _device(order.chosen), order.chosen)
 
 
 def _begin(order: Order, job: Job) -> None:
@@ -169,9 +169,16 @@ def _first_alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _device() -> torch.device:
-    """This task's: its own GPU of the node's, whether it sees one or all of them."""
+def _device(chosen: Profile) -> torch.device:
+    """This task's: its own GPU of the node's, whether it sees one or all of them. Raises UserError
+    where there should be one."""
     device = pick_device()
+    if chosen.gpus and device.type != "cuda" and not os.environ.get("SALMASK_DEVICE"):
+        raise UserError(
+            f"the profile gives this job a GPU (gpus: {chosen.gpus}) and torch {torch.__version__} "
+            "finds none: is it a build for CPUs, or for a newer driver? SALMASK_DEVICE=cpu, under "
+            "`environment`, goes on without"
+        )
     if device.type == "cuda" and device.index is None:
         local = JobEnvironment().local_rank % torch.cuda.device_count()
         device = torch.device("cuda", local)

@@ -1,6 +1,7 @@
 """What is killed goes on, and ends in the bytes of what was left alone."""
 
 import copy
+import os
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def start(project: Project, stage: str, *arguments: str, **env: str) -> subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -89,6 +91,18 @@ def test_a_stop_signal_saves_and_says_so(project: Project, tmp_path: Path) -> No
     process = start(project, "pretrain", "--run", "blur", SALMASK_RUNS=str(tmp_path))
     wait_for(lambda: reached(tmp_path) >= 1, process)
     process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 143, said
+    assert "the same command goes on from there" in said and "Traceback" not in said
+
+
+def test_a_stop_that_reaches_the_workers_too_saves_and_says_so(
+    project: Project, tmp_path: Path
+) -> None:
+    """As scancel's does, or that of whoever stops the whole group: workers decode for this run."""
+    process = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
+    wait_for(lambda: reached(tmp_path) >= 1, process)
+    os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[0]
     assert process.returncode == 143, said
     assert "the same command goes on from there" in said and "Traceback" not in said

@@ -4,7 +4,7 @@
 crops there. Both crop the same boxes; their interpolation differs, so it is part of the recipe.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from salmask.config import ViewConfig
 from salmask.data import views
 from salmask.data.images import centre, resample
 from salmask.data.manifest import Manifest, read_image
+from salmask.data.workers import go_on
 from salmask.distributed import own
 from salmask.progress import progress
 from salmask.randomness import Draws, epoch_order
@@ -42,13 +43,16 @@ class Crops:
     flips: dict[str, Tensor]
 
     def to(self, device: torch.device) -> "Crops":
-        def move(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: part.to(device, non_blocking=True) for name, part in parts.items()}
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
-        ids = self.ids.to(device, non_blocking=True)
-        return Crops(
-            self.epoch, self.step, ids, move(self.crops), move(self.boxes), move(self.flips)
-        )
+    def pin_memory(self) -> "Crops":
+        """In memory that a GPU reads by itself; the loader calls this."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "Crops":
+        parts = (self.crops, self.boxes, self.flips)
+        moved = ({name: move(part) for name, part in named.items()} for named in parts)
+        return Crops(self.epoch, self.step, move(self.ids), *moved)
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ def pairs(
         sampler=_Tickets(schedule, *start),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=go_on,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
@@ -245,6 +250,7 @@ def centred(
         _Centred(manifest, ids, size, shorter),
         batch_size=batch,
         num_workers=workers,
+        worker_init_fn=go_on,
         pin_memory=device.type == "cuda",
     )
     for images in loader:

@@ -16,6 +16,7 @@ from salmask.config import SaliencyConfig
 from salmask.data.images import resample
 from salmask.data.manifest import Manifest, verified_image
 from salmask.data.views import crop_boxes
+from salmask.data.workers import go_on
 from salmask.devices import autocast
 from salmask.errors import UserError
 from salmask.job import Job
@@ -61,6 +62,7 @@ def _batches(
         batch_sampler=batches,
         collate_fn=_together,
         num_workers=job.workers if batches else 0,
+        worker_init_fn=go_on,
         pin_memory=job.device.type == "cuda",
     )
 
@@ -200,8 +202,9 @@ def _activation(
 ) -> Tensor:
     """(n,3,S,S) uint8, n up to a batch -> (n,U,V) float32 on the device."""
     count = len(pixels)
-    padded = torch.cat([pixels, pixels.new_zeros(config.batch - count, *pixels.shape[1:])])
-    images = padded.to(device, non_blocking=True).float() / 255
+    if missing := config.batch - count:  # pinned memory stays pinned where nothing is
+        pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+    images = pixels.to(device, non_blocking=True).float() / 255
     # TensorFloat-32 would make float32 another number on a GPU than on a CPU.
     with autocast(device, config.precision), cudnn.flags(enabled=True, allow_tf32=False):
         return activation_map(trunk(images.contiguous(memory_format=torch.channels_last)))[:count]

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import functional as reference
 
 from salmask.config import ViewConfig
@@ -126,6 +127,16 @@ def test_training_goes_on_where_it_was(ramps, images, start):
 def test_worker_processes_change_nothing(ramps):
     alone, helped = (batches(ramps, "stream", workers=workers, epochs=1) for workers in (0, 2))
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_a_gpu_reads_every_part_of_a_batch_from_pinned_memory(ramps, monkeypatch):
+    """As the loader pins: by the batch's own method, or not at all."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda part: asked.append(part) or part)
+    crops = pin_memory(batches(ramps, "stream", epochs=1)[0])
+    kinds = (crops.crops, crops.boxes, crops.flips)
+    held = [crops.ids, *(part for kind in kinds for part in kind.values())]
+    assert {id(part) for part in asked} == {id(part) for part in held}
 
 
 def test_stream_and_resident_see_the_same_boxes(ramps):

@@ -3,11 +3,15 @@
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
+import torch
 from desk import Desk, finished, until
 
-from slurm import machine
+from salmask.errors import UserError
+from slurm import machine, worker
+from slurm.profile import Profile
 from slurm.submission import _visible_gpus
 
 
@@ -73,6 +77,29 @@ def test_deaths_are_reported(desk):
     assert "was RUNNING and is gone" in said["killed"]
     assert "another task's" in said["second"]
     assert "ValueError: the second task is broken" in said["second"]
+
+
+def test_a_gpu_that_torch_does_not_find_is_missed(desk, monkeypatch):
+    monkeypatch.setattr(worker, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.delenv("SALMASK_DEVICE", raising=False)
+    with pytest.raises(UserError, match=r"\(gpus: 1\) and torch .* finds none"):
+        worker._device(Profile("local-jobs", gpus=1))
+    assert worker._device(Profile("local-jobs")).type == "cpu"
+    monkeypatch.setenv("SALMASK_DEVICE", "cpu")
+    assert worker._device(Profile("local-jobs", gpus=1)).type == "cpu"
+
+
+def test_cancel_passes_over_what_was_done_without_jobs(desk):
+    desk.profile(executor="local", partition=None)
+    finished(desk.toy("here"))
+    assert "no job is queued or runs" in desk.ask("cancel", "--all")
+
+
+def test_a_runs_folder_that_cannot_be_is_named(desk):
+    (desk.folder / "file").touch()
+    toy = str(Path(__file__).with_name("toy.py"))
+    said = finished(desk.start(toy, "--name", "x", SALMASK_RUNS=str(desk.folder / "file")), 2)
+    assert "cannot be used" in said and "set SALMASK_RUNS" in said and "Traceback" not in said
 
 
 def test_gpus_are_those_that_the_caller_may_use(monkeypatch):

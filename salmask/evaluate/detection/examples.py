@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.content import ImageError, gone
 from salmask.data.images import decode, resample
+from salmask.data.workers import go_on
 from salmask.distributed import own
 from salmask.errors import DataGoneError
 from salmask.evaluate.detection.objects import Annotations, Picture
@@ -64,7 +65,10 @@ def training_batches(
     `key` of its further random numbers, depend on (seed, epoch, picture) alone."""
     part = own(torch.arange(batch)).tolist()
     items = _Training(pictures, looks, seed, batch, part, masks)
-    return iter(DataLoader(items, batch_size=None, sampler=range(start, end), num_workers=workers))
+    order = range(start, end)
+    return iter(
+        DataLoader(items, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=go_on)
+    )
 
 
 def whole_images(
@@ -72,7 +76,7 @@ def whole_images(
 ) -> Iterator[Tensor]:
     """Every picture's image (3,H,W) uint8 at the size that it is searched at, in order."""
     items = _Testing(pictures, short_side, long_side)
-    return iter(DataLoader(items, batch_size=None, num_workers=workers))
+    return iter(DataLoader(items, batch_size=None, num_workers=workers, worker_init_fn=go_on))
 
 
 def resized(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:

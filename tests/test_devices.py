@@ -1,0 +1,27 @@
+"""Which device is picked, and what is said where there is none such."""
+
+import pytest
+import torch
+
+from salmask import devices
+from salmask.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_the_cpu_where_there_is_nothing_else(monkeypatch):
+    monkeypatch.delenv("SALMASK_DEVICE", raising=False)
+    assert devices.pick_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("gpu", "gpu is no device"), ("cuda:1", "cuda:1: torch .* finds no GPU here")],
+)
+def test_what_is_not_there_is_refused(monkeypatch, name, told):
+    monkeypatch.setenv("SALMASK_DEVICE", name)
+    with pytest.raises(UserError, match=f"SALMASK_DEVICE: {told}"):
+        devices.pick_device()
