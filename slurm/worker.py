@@ -30,6 +30,7 @@ from slurm.folder import Shared, Work, finish, is_done, job_in, locked, make_pla
 from slurm.profile import Profile
 
 CODE = Path(__file__).parents[1]  # what this process runs
+_PATIENCE_SECONDS = 10.0  # of the other tasks, with the first
 _LOCK_MINUTES = 10.0  # for a writer on a node that Slurm has given up
 _MEETING = timedelta(minutes=20)
 _FAILED, _MISTAKE, _STOPPED = 1, 2, 143
@@ -227,12 +228,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _again(chosen: Profile) -> None:
-    """Has the first task put the job back into the queue, as SIGUSR2 asks; unless Slurm is ending
-    the job anyway. SIGTERM does not ask for that: it comes before a kill by scancel, by Slurm's own
-    requeue, and by srun when another task has failed, as it would again."""
+    """Puts the job back into the queue, as SIGUSR2 asks; unless Slurm is ending the job anyway.
+    SIGTERM does not ask for that: it comes before a kill by scancel, by Slurm's own requeue, and by
+    srun when another task has failed, as it would again.
+
+    The first task does it. Where it waits for the others to send something, it hears of nothing:
+    then another does, and none leaves before that, or it would take all tasks with it.
+    """
     if _rank():
-        _await_the_end()  # whoever leaves first takes all tasks with it
-        return
+        _await_the_end(_PATIENCE_SECONDS + _rank())
     job, restarts = JobEnvironment().job_id, int(os.environ.get("SLURM_RESTART_COUNT", 0))
     status = scheduler.ask(job, "")
     if status is None or status.state != "RUNNING":
@@ -242,12 +246,12 @@ def _again(chosen: Profile) -> None:
         return
     print("putting this job back into the queue", flush=True)
     if scheduler.requeue(job):
-        _await_the_end()
+        _await_the_end(60)
 
 
-def _await_the_end() -> None:
+def _await_the_end(seconds: float) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(60)
+    time.sleep(seconds)
 
 
 def _listen_no_more() -> None:

@@ -119,6 +119,18 @@ def test_a_requeued_job_goes_on_by_itself(desk, cluster, how):
     assert start == 0 and again > 10
 
 
+def test_another_task_puts_the_job_back_where_the_first_hears_nothing(desk, cluster):
+    desk.profile(tasks_per_node=2)
+    waiting = desk.toy("deaf", "--trouble", "deaf", "--stage", "pretrain")
+    until(lambda: list(desk.folder.glob("runs/*/work/starts")))
+    job = desk.job("deaf")
+    cluster.run("scancel", "--signal=USR2", job)
+    assert "is pending (BeginTime)" in finished(waiting)
+    assert desk.job("deaf") == job and cluster.job(job)["Restarts"] == "1"
+    assert "putting this job back" in (desk.run("deaf") / "jobs" / f"{job}_1_log.out").read_text()
+    assert (desk.folder / "published/deaf/starts.txt").read_text() == "deaf\n0\n"
+
+
 def test_a_job_without_memory_is_followed_by_another_that_goes_on(desk):
     said = finished(desk.toy("grown", "--trouble", "eats"))
     first, second = re.findall(r"submitted as job (\d+)", said)

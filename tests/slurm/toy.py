@@ -21,6 +21,10 @@ TICK, PIECES = 0.1, 7
 def work(job: Job, ticks: int, trouble: str) -> None:
     """Counts to `ticks` in job.work/count, in the first task; a second one is broken. trouble: what
     happens half-way."""
+    if trouble == "deaf" and not (job.work / "starts").exists():
+        wait_for_each_other(job)
+    if rank() and trouble == "deaf":
+        return
     if rank():
         raise ValueError("the second task is broken")
     if trouble == "eats at once":
@@ -49,6 +53,14 @@ def work(job: Job, ticks: int, trouble: str) -> None:
     (job.out / "pieces.txt").write_text("".join(f"{p.name} {p.read_text()}\n" for p in pieces))
     (job.out / "count.txt").write_text(f"{count}\n")
     (job.out / "starts.txt").write_text((job.work / "starts").read_text())
+
+
+def wait_for_each_other(job: Job) -> None:
+    """The first task as in a collective, where it hears no signal; the other does."""
+    if rank() == 0:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        (job.work / "starts").write_text("deaf\n")
+    time.sleep(600)
 
 
 def eat() -> None:
