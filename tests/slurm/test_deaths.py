@@ -122,7 +122,7 @@ def test_a_requeued_job_goes_on_by_itself(desk, cluster, how):
 def test_another_task_puts_the_job_back_where_the_first_hears_nothing(desk, cluster):
     desk.profile(tasks_per_node=2)
     waiting = desk.toy("deaf", "--trouble", "deaf", "--stage", "pretrain")
-    until(lambda: list(desk.folder.glob("runs/*/work/starts")))
+    until(lambda: list(desk.folder.glob("runs/*/*/starts")))
     job = desk.job("deaf")
     cluster.run("scancel", "--signal=USR2", job)
     assert "is pending (BeginTime)" in finished(waiting)
