@@ -21,7 +21,7 @@ TICK, PIECES = 0.1, 7
 def work(job: Job, ticks: int, trouble: str) -> None:
     """Counts to `ticks` in job.work/count, in the first task; a second one is broken. trouble: what
     happens half-way."""
-    if trouble == "deaf" and not (job.work / "starts").exists():
+    if trouble == "deaf" and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         wait_for_each_other(job)
     if rank() and trouble == "deaf":
         return
