@@ -36,17 +36,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from salmask import encoder_file
-from salmask.config import Params, RunConfig
 from salmask.data import manifest as manifests
-from salmask.data.images import centre
+from salmask.data.decode import centre
 from salmask.data.loader import centred
 from salmask.data.manifest import Manifest
 from salmask.data.views import normalise
 from salmask.devices import pick_device
+from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.masks.adios import Masker
+from salmask.params.run import RunConfig, read_run
+from salmask.params.yaml_file import Params
 from salmask.report import samples
 from salmask.report.sheets import Tile, grid_sheet
 from salmask.shapes import Wiring
@@ -218,7 +219,7 @@ def picture(scene: Scene, labels: Tensor, masks: Tensor, run: str) -> bytes:
 @readable_errors
 def main(name: str, split: str | None, png: Path | None) -> None:
     """Prints how well a run's masks fit the true objects, and what each mask covers."""
-    config, folder = Params.read().run(name), PRETRAIN / name
+    config, folder = read_run(Params.read(), name), PRETRAIN / name
     masker = encoder_file.load_masker(folder, config)
     if masker is None:
         raise UserError(f"runs.{name}: its mask is `{config.mask.name}`, which learns no masks")

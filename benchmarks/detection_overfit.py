@@ -19,13 +19,13 @@ import click
 import numpy as np
 import torch
 
-from salmask.backbones import build_encoder
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
-from salmask.evaluate.detection import annotations
-from salmask.evaluate.detection.objects import Annotations, Picture
-from salmask.evaluate.detection.run import Sets, run
+from salmask.detection import annotations
+from salmask.detection.objects import Annotations, Picture
+from salmask.detection.protocol import Sets, run
+from salmask.encoders.backbones import build_encoder
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.job import Job
+from salmask.params.encoder import EncoderConfig
 
 
 def chosen(everything: Annotations, count: int, side: int) -> Annotations:

@@ -16,10 +16,10 @@ from typing import Any
 import click
 import torch
 
-from salmask import encoder_file
 from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest
 from salmask.devices import pick_device
+from salmask.encoders import on_disk as encoder_file
 from salmask.evaluate import linear, linear_fast
 from salmask.evaluate.subsets import balanced, labelled_ids
 from salmask.job import Job

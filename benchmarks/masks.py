@@ -18,10 +18,14 @@ import torch
 from torch import nn
 
 from benchmarks.step import mask_for, random_crops
-from salmask.backbones import build_encoder
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.devices import pick_device, place
+from salmask.encoders.backbones import build_encoder
 from salmask.masks import strategies
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Wiring
 from salmask.train.batches import Batch, make_batch

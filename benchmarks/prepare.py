@@ -19,7 +19,8 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from salmask.data import preparation, sources
+from salmask.data import prepare as preparation
+from salmask.datasets import registry as sources
 
 _KINDS = 64
 

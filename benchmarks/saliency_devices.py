@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.backends import cudnn
 
-from salmask.config import Choice, bind, pick
-from salmask.data.images import decode, resample
+from salmask.data.decode import decode, resample
 from salmask.devices import Precision, autocast, place
+from salmask.params.values import Choice, bind, pick
 from salmask.saliency import localizers, store
 from salmask.saliency.localizers import Trunk
 from salmask.saliency.scda import activation_map, foreground

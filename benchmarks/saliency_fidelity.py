@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks import true_masks
 from benchmarks.views_and_maps import BORDER, Measured, ViewMaps, measure
-from salmask.config import Choice, bind, pick
 from salmask.devices import pick_device, place
+from salmask.params.values import Choice, bind, pick
 from salmask.saliency import correction, crops, localizers
 from salmask.saliency.scda import foreground
 

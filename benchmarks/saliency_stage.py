@@ -16,11 +16,12 @@ from statistics import median
 import click
 import torch
 
-from salmask.config import SaliencyConfig
-from salmask.data import manifest, preparation
-from salmask.data.preparation import Found, Listing
+from salmask.data import manifest
+from salmask.data import prepare as preparation
+from salmask.data.prepare import Found, Listing
 from salmask.devices import autocast, pick_device, place
 from salmask.job import Job
+from salmask.params.saliency import SaliencyConfig
 from salmask.saliency import localizers, maps
 from salmask.saliency.localizers import Trunk
 from salmask.saliency.scda import activation_map

@@ -16,12 +16,16 @@ import click
 import torch
 
 from salmask import frameworks
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.data.loader import Crops, branches
 from salmask.devices import autocast, pick_device, place
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.masks.strategies import Strategy
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Wiring
 from salmask.train.adversary import Adversary

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from benchmarks.views_and_maps import ViewMaps
-from salmask.data.images import decode, resample
+from salmask.data.decode import decode, resample
 
 
 def table(network: ViewMaps, pets: Path, levels: Sequence[int]) -> str:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from salmask.config import ViewConfig
-from salmask.data.images import decode, resample
+from salmask.data.decode import decode, resample
 from salmask.data.views import crop_boxes, photometry
 from salmask.devices import autocast
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.report import sheets
 from salmask.saliency.localizers import Trunk

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from salmask.data.demo import render
+from salmask.datasets.demo_images import render
 
 ROWS = (307, 68, 86, 179)  # of the demo's validation split
 SHRUNK = 3, 4

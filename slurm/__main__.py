@@ -10,10 +10,11 @@ from types import ModuleType
 
 import click
 
-from salmask.config import Params
 from salmask.errors import UserError
+from salmask.params.names import run_names
+from salmask.params.yaml_file import Params
 from slurm import follow
-from slurm.folder import is_done, runs_folder, story
+from slurm.folder import is_done, read_job_json, runs_folder
 from slurm.profile import chosen
 
 
@@ -49,7 +50,7 @@ def status() -> None:
 def logs(run: str, on: bool) -> None:
     """Prints the log of a run's last job. RUN: its folder, or a part of its name."""
     folder = _find(run)
-    job = story(folder).get("job")
+    job = read_job_json(folder).get("job")
     if not job:
         raise UserError(f"{folder.name} has no job: it ran where it was started")
     found = follow.logs_of(folder, job).values()
@@ -77,9 +78,9 @@ def cancel(run: str | None, every: bool) -> None:
     found = {
         job: folder
         for folder in folders
-        if "executor" in story(folder) and (fingerprint := _fingerprint(folder))
+        if "executor" in read_job_json(folder) and (fingerprint := _fingerprint(folder))
         for job, status in _jobs(folder).live(fingerprint).items()
-        if job == story(folder).get("job") or Path(status.log).is_relative_to(folder)
+        if job == read_job_json(folder).get("job") or Path(status.log).is_relative_to(folder)
     }
     for job, folder in found.items():
         _jobs(folder).cancel(job)
@@ -93,7 +94,7 @@ def submit() -> None:
     """Puts every pretraining of params.yaml on the cluster at once; `dvc repro` then collects."""
     if chosen().executor != "slurm":  # on one machine they would all run at the same time
         raise UserError("SALMASK_CLUSTER names no cluster: nothing to submit to")
-    names, failed = Params.read().run_names(), []
+    names, failed = run_names(Params.read()), []
     for name in names:
         command = [sys.executable, "-m", "stages.pretrain", "--run", name]
         done = subprocess.run(command, env=os.environ | {"SALMASK_SUBMIT_ONLY": "1"})
@@ -104,7 +105,7 @@ def submit() -> None:
 
 
 def _row(folder: Path) -> tuple[str, str, str, str, str]:
-    told = story(folder)
+    told = read_job_json(folder)
     job = str(told.get("job", ""))
     state, where = "stopped", str(told.get("host", ""))
     if job:
@@ -121,7 +122,7 @@ def _row(folder: Path) -> tuple[str, str, str, str, str]:
 
 def _jobs(folder: Path) -> ModuleType:
     """Who knows of a run's last job."""
-    return follow.JOBS[story(folder).get("executor", "slurm")]
+    return follow.JOBS[read_job_json(folder).get("executor", "slurm")]
 
 
 def _fingerprint(folder: Path) -> str:

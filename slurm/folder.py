@@ -146,7 +146,7 @@ def _taken(descriptor: int, kind: int, seconds: float) -> bool:
             time.sleep(min(0.2, seconds))
 
 
-def story(folder: Path) -> dict[str, Any]:
+def read_job_json(folder: Path) -> dict[str, Any]:
     """What job.json says; nothing if there is none."""
     try:
         told: dict[str, Any] = json.loads((folder / "job.json").read_text())

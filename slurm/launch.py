@@ -30,8 +30,8 @@ from slurm.folder import (
     make_places,
     now,
     publish_files,
+    read_job_json,
     runs_folder,
-    story,
 )
 
 
@@ -58,8 +58,8 @@ def run(
         when = "finished earlier"
         if chosen.executor != "local" and not is_done(folder):
             when = "finished"
-            order = worker.Order(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
-            if not _by_a_job(order):
+            spec = worker.JobSpec(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
+            if not _by_a_job(spec):
                 return
         with locked(folder):
             if is_done(folder):
@@ -105,21 +105,21 @@ def _here(
 # ---------------------------------------------------------------------------------------- jobs
 
 
-def _by_a_job(order: worker.Order) -> bool:
+def _by_a_job(spec: worker.JobSpec) -> bool:
     """Has a job do the work, and waits for it unless that is not wanted; whether it did.
 
     A job that ran out of memory is followed by another as long as each saves more than was there,
     `max_requeues` times at most.
     """
-    folder, recipe, label = order.folder, order.recipe, label_of(order.recipe)
-    apart, further = False, order.chosen.max_requeues
+    folder, recipe, label = spec.folder, spec.recipe, label_of(spec.recipe)
+    apart, further = False, spec.chosen.max_requeues
     while True:
         before = _saved(folder)
-        job = _submit_or_attach(order)
+        job = _submit_or_attach(spec)
         if os.environ.get("SALMASK_SUBMIT_ONLY"):
             return False
         try:
-            if not job or follow.wait(folder, job, recipe, order.chosen.executor):
+            if not job or follow.wait(folder, job, recipe, spec.chosen.executor):
                 return True
         except OutOfMemoryError as error:
             if not further or _saved(folder) == before:
@@ -144,9 +144,9 @@ def _saved(folder: Path) -> set[tuple[str, int]]:
     return found
 
 
-def _submit_or_attach(order: worker.Order) -> str | None:
+def _submit_or_attach(spec: worker.JobSpec) -> str | None:
     """The id of the one job that does this work; None if it was done meanwhile."""
-    folder, recipe, chosen = order.folder, order.recipe, order.chosen
+    folder, recipe, chosen = spec.folder, spec.recipe, spec.chosen
     label = label_of(recipe)
     with locked(folder, "launch.lock"):
         if is_done(folder):
@@ -154,10 +154,10 @@ def _submit_or_attach(order: worker.Order) -> str | None:
         if job := _living(folder, recipe.fingerprint, chosen.executor):
             print(f"{label}: job {job} is at it already; attached to it", flush=True)
         else:
-            job, count = submission.submit(order)
+            job, count = submission.submit(spec)
             of = f", {count} tasks," if count > 1 else ""
             print(f"{label}: submitted as job {job}{of} to {_where(chosen)}", flush=True)
-        if story(folder).get("job") != job:
+        if read_job_json(folder).get("job") != job:
             told: dict[str, Any] = {"recipe": vars(recipe), "job": job}
             told |= {"executor": chosen.executor}
             told |= {"host": socket.gethostname(), "git": git_head(), "submitted": now()}
@@ -173,7 +173,7 @@ def _where(chosen: profile.Profile) -> str:
 
 def _living(folder: Path, fingerprint: str, executor: str) -> str | None:
     """The run's job that is queued or runs, also when its launcher died before noting its id."""
-    noted = str(story(folder).get("job", ""))
+    noted = str(read_job_json(folder).get("job", ""))
     for _ in range(follow.SETTLING_SECONDS):
         found = {
             job: status

@@ -9,8 +9,8 @@ import yaml
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from salmask.config import STRICT, check
 from salmask.errors import UserError
+from salmask.params.values import STRICT, check
 
 CLUSTERS = Path(__file__).parent / "clusters"
 

@@ -13,45 +13,45 @@ import submitit
 from slurm import scheduler, worker
 from slurm.errors import JobFailedError
 from slurm.folder import FIRST_WORDS, label_of
-from slurm.worker import Order
+from slurm.worker import JobSpec
 
 _YEAR = 365 * 24 * 60
 
 
-def submit(order: Order) -> tuple[str, int]:
+def submit(spec: JobSpec) -> tuple[str, int]:
     """The job's id, and how many elements of an array share the work. Raises JobFailedError when
     sbatch refuses it."""
-    if order.chosen.executor == "local-jobs":
-        return _start_here(order), 1
-    count = order.chosen.shares(order.shared.pieces) if order.shared else 1
-    return _sbatch(order, count), count
+    if spec.chosen.executor == "local-jobs":
+        return _start_here(spec), 1
+    count = spec.chosen.shares(spec.shared.pieces) if spec.shared else 1
+    return _sbatch(spec, count), count
 
 
-def _sbatch(order: Order, count: int) -> str:
-    executor = submitit.SlurmExecutor(folder=order.folder / "jobs")
+def _sbatch(spec: JobSpec, count: int) -> str:
+    executor = submitit.SlurmExecutor(folder=spec.folder / "jobs")
     executor.update_parameters(
-        **order.chosen.sbatch(order.recipe.stage),
-        job_name=label_of(order.recipe),
-        comment=scheduler.mark(order.recipe.fingerprint),
+        **spec.chosen.sbatch(spec.recipe.stage),
+        job_name=label_of(spec.recipe),
+        comment=scheduler.mark(spec.recipe.fingerprint),
         wckey="",
         stderr_to_stdout=True,
-        setup=worker.setup(order.chosen),
+        setup=worker.setup(spec.chosen),
         srun_args=[
             "--open-mode=append",
             "--kill-on-bad-exit=1",
-            f"--cpus-per-task={order.chosen.cores()}",  # srun takes it from nowhere since 22.05
+            f"--cpus-per-task={spec.chosen.cores()}",  # srun takes it from nowhere since 22.05
         ],
     )
     if count == 1:
-        orders = [replace(order, shared=None)]
+        specs = [replace(spec, shared=None)]
     else:
-        orders = [replace(order, number=number, count=count) for number in range(count)]
+        specs = [replace(spec, number=number, count=count) for number in range(count)]
     with _environment(scheduler.outside()):
         try:
-            jobs = executor.map_array(worker.main, orders)
+            jobs = executor.map_array(worker.main, specs)
         except submitit.core.utils.FailedJobError as error:
             refused = str(error).strip()
-            raise JobFailedError(f"sbatch refused {label_of(order.recipe)}: {refused}") from None
+            raise JobFailedError(f"sbatch refused {label_of(spec.recipe)}: {refused}") from None
     return str(jobs[0].job_id).partition("_")[0]
 
 
@@ -68,13 +68,13 @@ def _environment(there: dict[str, str]) -> Iterator[None]:
         os.environ |= before
 
 
-def _start_here(order: Order) -> str:
-    chosen = order.chosen
-    _, tasks = chosen.tasks(order.recipe.stage)
+def _start_here(spec: JobSpec) -> str:
+    chosen = spec.chosen
+    _, tasks = chosen.tasks(spec.recipe.stage)
     gpus = min(chosen.gpus, tasks)
     # The executor itself, for AutoExecutor would take Slurm where there is an srun; and it hides
     # all GPUs that it is not told of.
-    executor = submitit.LocalExecutor(folder=order.folder / "jobs")
+    executor = submitit.LocalExecutor(folder=spec.folder / "jobs")
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
@@ -85,8 +85,8 @@ def _start_here(order: Order) -> str:
         setup=chosen.setup,
     )
     there = dict(os.environ) | chosen.environment
-    with _environment(there), _detached(order.folder / "jobs" / FIRST_WORDS):
-        return str(executor.submit(worker.main, replace(order, shared=None)).job_id)
+    with _environment(there), _detached(spec.folder / "jobs" / FIRST_WORDS):
+        return str(executor.submit(worker.main, replace(spec, shared=None)).job_id)
 
 
 @contextmanager

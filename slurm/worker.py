@@ -20,7 +20,7 @@ import torch.distributed as dist
 from submitit import JobEnvironment
 
 from salmask.devices import pick_device
-from salmask.distributed import from_first
+from salmask.distributed import broadcast_from_first
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.job import Job
 from salmask.provenance import Recipe, code_digest, tree_digest
@@ -37,7 +37,7 @@ _FAILED, _MISTAKE, _STOPPED = 1, 2, 143
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """What a job is asked for. folder: the run's. project: where its inputs lie. shared: how the
     job array to which it belongs, if to one, shares the work; as its `number` of `count`."""
 
@@ -64,7 +64,7 @@ def setup(chosen: Profile) -> list[str]:
     return lines
 
 
-def main(order: Order) -> None:
+def main(spec: JobSpec) -> None:
     """Does the work, or this job's share of it, unless it is done.
 
     Ends the process with a message instead of a traceback where a stage would; when it was asked
@@ -74,10 +74,10 @@ def main(order: Order) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
     try:
-        with full_disk_named(order.folder):
-            if not order.shared or _share(order, order.shared):
-                with _first_alone(order.folder):
-                    _work(order)
+        with full_disk_named(spec.folder):
+            if not spec.shared or _share(spec, spec.shared):
+                with _first_alone(spec.folder):
+                    _work(spec)
     except DataGoneError as error:
         _leave(f"stopped: {error}", _FAILED)
     except UserError as error:
@@ -87,56 +87,56 @@ def main(order: Order) -> None:
     except InterruptedRunError as error:
         _listen_no_more()
         if error.number == signal.SIGUSR2 and _in_slurm():
-            _again(order.chosen)
+            _again(spec.chosen)
         _leave(f"stopped: {error}", _STOPPED)
     except Exception:
         traceback.print_exc()
         _leave("the work failed: see above", _FAILED)
 
 
-def _work(order: Order) -> None:
-    job, folder = _job(order), order.folder
+def _work(spec: JobSpec) -> None:
+    job, folder = _job(spec), spec.folder
     if _rank() == 0 and not is_done(folder):
-        _begin(order, job)
+        _begin(spec, job)
     with _together(job.device):
-        if from_first(lambda: is_done(folder)):
+        if broadcast_from_first(lambda: is_done(folder)):
             print("this was done already", flush=True)
             return
-        order.work(job, **order.arguments)
+        spec.work(job, **spec.arguments)
         if _rank() == 0:
-            _check_unchanged(order)
-            finish(folder, job, order.recipe)
+            _check_unchanged(spec)
+            finish(folder, job, spec.recipe)
 
 
-def _share(order: Order, shared: Shared) -> bool:
+def _share(spec: JobSpec, shared: Shared) -> bool:
     """Does this job's share; whether all is there, so that the last one of an array ends the work.
 
     The jobs of an array keep others out of the folder, but not each other.
     """
-    own = locked(order.folder, f"lock.{order.number}", _LOCK_MINUTES)
-    with own, locked(order.folder, minutes=_LOCK_MINUTES, shared=True):
-        if is_done(order.folder):
+    own = locked(spec.folder, f"lock.{spec.number}", _LOCK_MINUTES)
+    with own, locked(spec.folder, minutes=_LOCK_MINUTES, shared=True):
+        if is_done(spec.folder):
             print("this was done already", flush=True)
             return False
-        job = _job(order)
-        _begin(order, job)
-        return shared.fill(job, order.number, order.count, **order.arguments)
+        job = _job(spec)
+        _begin(spec, job)
+        return shared.fill(job, spec.number, spec.count, **spec.arguments)
 
 
-def _job(order: Order) -> Job:
-    torch.set_num_threads(order.chosen.cores())
-    return job_in(order.folder, order.recipe, order.seed, _device(order.chosen), order.chosen)
+def _job(spec: JobSpec) -> Job:
+    torch.set_num_threads(spec.chosen.cores())
+    return job_in(spec.folder, spec.recipe, spec.seed, _device(spec.chosen), spec.chosen)
 
 
-def _begin(order: Order, job: Job) -> None:
-    (order.folder / "DONE").unlink(missing_ok=True)
-    _check_unchanged(order)
+def _begin(spec: JobSpec, job: Job) -> None:
+    (spec.folder / "DONE").unlink(missing_ok=True)
+    _check_unchanged(spec)
     make_places(job)
 
 
-def _check_unchanged(order: Order) -> None:
+def _check_unchanged(spec: JobSpec) -> None:
     """A job may start long after it was submitted: what decides its result must still be that."""
-    recipe, project = order.recipe, order.project
+    recipe, project = spec.recipe, spec.project
     advice = "this job's result would not be what was asked for; `dvc repro` submits another"
     if code_digest(f"stages.{recipe.stage}", CODE) != recipe.code:
         raise UserError(f"the code in {CODE} changed since this job was submitted: {advice}")

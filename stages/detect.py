@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
-from salmask import encoder_file
-from salmask.config import Params
+from salmask.detection import datasets as sources
+from salmask.detection import prepared_files as stored
+from salmask.detection.protocol import run
 from salmask.distributed import rank
-from salmask.evaluate.detection import sources, stored
-from salmask.evaluate.detection.run import run
+from salmask.encoders import on_disk as encoder_file
 from salmask.job import Job
+from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
 from slurm import launch
 from stages.common import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN, readable_errors

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from salmask.config import Params
+from salmask.detection import datasets as sources
+from salmask.detection import prepared_files as stored
+from salmask.detection.protocol import Sets
 from salmask.devices import pick_device
 from salmask.errors import UserError
-from salmask.evaluate.detection import sources, stored
-from salmask.evaluate.detection.run import Sets
 from salmask.files import write_json
+from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from stages.common import DETECT, readable_errors
 

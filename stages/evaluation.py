@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from salmask import encoder_file
-from salmask.config import Choice, Params, bind
 from salmask.data import manifest
 from salmask.distributed import rank
+from salmask.encoders import on_disk as encoder_file
 from salmask.files import write_json
 from salmask.job import Job
+from salmask.params.values import Choice, bind
+from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
 from slurm import launch
 from stages.common import DATA, ENCODER_FILES, EVALUATE, PRETRAIN, readable_errors

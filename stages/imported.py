@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from salmask import importing
-from salmask.config import Params
 from salmask.devices import pick_device
+from salmask.encoders import importing
 from salmask.files import write_json
+from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from stages.common import PRETRAIN, readable_errors
 

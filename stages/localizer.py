@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from salmask.config import Params, bind, pick
 from salmask.devices import pick_device
 from salmask.files import write_json
+from salmask.params.values import bind, pick
+from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.saliency import localizers
 from stages.common import LOCALIZER, readable_errors

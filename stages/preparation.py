@@ -5,11 +5,12 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from salmask.config import Params
-from salmask.data import manifest, preparation
-from salmask.data.sources import configured
+from salmask.data import manifest
+from salmask.data import prepare as preparation
+from salmask.datasets.registry import configured
 from salmask.devices import pick_device
 from salmask.files import write_json
+from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, code_digest, recipe, record, value_digest
 from slurm.launch import runs_folder
 

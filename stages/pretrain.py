@@ -5,11 +5,13 @@ from pathlib import Path
 
 import click
 
-from salmask.config import Params, RunConfig
 from salmask.errors import UserError
 from salmask.job import Job
+from salmask.params.overlay import run_seed
+from salmask.params.run import RunConfig, read_run
+from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
-from salmask.train import loop
+from salmask.train import pretrain as loop
 from slurm import launch
 from stages.common import (
     DATA,
@@ -33,7 +35,7 @@ def main(name: str) -> None:
     """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, projector.safetensors,
     history.csv."""
     params = Params.read()
-    config, seed = params.run(name), params.run_seed(name)
+    config, seed = read_run(params, name), run_seed(params, name)
     files = [*MANIFEST_FILES, LOCALIZER_SPEC, STORE]
     made_by = recipe("pretrain", name, params.reads, files, Path.cwd())
     if not LOCALIZER_SPEC.is_file():

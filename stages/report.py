@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
-from salmask.config import Params
 from salmask.devices import pick_device
 from salmask.files import write_json
+from salmask.params.names import chosen_evaluations, import_names, run_names
+from salmask.params.run import read_run
+from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.report import comparison, page, responses
 from stages.common import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE, readable_errors
@@ -17,10 +19,10 @@ from stages.common import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE, rea
 def main() -> None:
     """Writes artifacts/report: index.html and results.json."""
     params = Params.read()
-    runs = [params.run(name) for name in params.run_names()]
-    imported = params.import_names()
+    runs = [read_run(params, name) for name in run_names(params)]
+    imported = import_names(params)
     protocols, seed = params.section("evaluate.protocols", list[str]), params.seed()
-    chosen = params.chosen()
+    chosen = chosen_evaluations(params)
     places = page.Places(
         root=Path.cwd(),
         data=DATA.resolve(),

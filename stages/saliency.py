@@ -10,11 +10,12 @@ from typing import Any
 import click
 import torch
 
-from salmask.config import Params, SaliencyConfig
 from salmask.data import manifest
 from salmask.data.manifest import Manifest
 from salmask.files import write_rows
 from salmask.job import Job
+from salmask.params.saliency import SaliencyConfig
+from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, Recipe, environment, recipe
 from salmask.saliency import localizers, maps
 from salmask.saliency.localizers import Trunk

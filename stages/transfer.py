@@ -2,8 +2,8 @@
 
 import click
 
-from salmask.config import Params
 from salmask.evaluate import transfer
+from salmask.params.yaml_file import Params
 from stages.common import TRANSFER, readable_errors
 from stages.evaluation import score
 

@@ -2,9 +2,10 @@
 
 import click
 
-from salmask.config import Params
 from salmask.evaluate import variance
 from salmask.evaluate.variance import Augmentation
+from salmask.params.run import read_run
+from salmask.params.yaml_file import Params
 from stages.common import PRETRAIN, PROJECTOR, STORE, readable_errors
 from stages.evaluation import score
 
@@ -16,7 +17,7 @@ from stages.evaluation import score
 def main(name: str, through: str) -> None:
     """Writes artifacts/evaluate/<run>/variance/metrics.json, or variance-<through>/metrics.json."""
     params, encoder = Params.read(), PRETRAIN / (through or name)
-    augmentation = Augmentation(params.run(name), STORE.resolve(), encoder.resolve(), through)
+    augmentation = Augmentation(read_run(params, name), STORE.resolve(), encoder.resolve(), through)
     score(
         "variance",
         variance.run,

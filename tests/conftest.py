@@ -11,9 +11,10 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from salmask.data import manifest, preparation
+from salmask.data import manifest
+from salmask.data import prepare as preparation
 from salmask.data.manifest import Manifest
-from salmask.data.preparation import Found, Listing
+from salmask.data.prepare import Found, Listing
 from salmask.job import Job
 
 torch.set_num_threads(1)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from salmask import encoder_file
-from salmask.backbones import build_encoder
-from salmask.config import EncoderConfig
-from salmask.encoder_file import InputSpec
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.backbones import build_encoder
+from salmask.encoders.on_disk import InputSpec
+from salmask.params.encoder import EncoderConfig
 
 SMALL = EncoderConfig("resnet10", width=4, stem="small")
 FILTER = {"name": "high_pass", "kernel": 5, "sigma": 1.5}

@@ -34,8 +34,8 @@ FRAMEWORK = '''"""Alike: both views of an image should have the same features, w
 import torch
 from torch import Tensor, nn
 
-from salmask.backbones import build_encoder
-from salmask.config import EncoderConfig
+from salmask.encoders.backbones import build_encoder
+from salmask.params.yaml_file import EncoderConfig
 from salmask.losses import cosine
 from salmask.shapes import Views, Wiring
 
@@ -166,7 +166,7 @@ def test_a_data_set_is_a_function_and_its_entry(project: Project, tmp_path: Path
     before = sources(project)
     for index, name in enumerate(("cat-a1", "cat-b1", "dog-a1", "dog-a2", "dog-b1", "unnamed")):
         Image.new("RGB", (16, 12), (40 * index, 9, 9)).save(tmp_path / f"{name}.png")
-    path = project.folder / "salmask/data/sources.py"
+    path = project.folder / "salmask/datasets/registry.py"
     text = path.read_text()
     start = "\n\nSOURCES: dict[str, Callable[..., Any]] = {\n"
     assert text.count(start) == 1
@@ -177,4 +177,4 @@ def test_a_data_set_is_a_function_and_its_entry(project: Project, tmp_path: Path
     assert "pets: 5 images (3 train, 2 val), 2 classes" in said
     told = json.loads((project.folder / "artifacts/transfer/pets/dataset.json").read_text())
     assert told["classes"] == ["cat", "dog"] and told["root"] == str(tmp_path)
-    assert changed(before, sources(project)) == {"params.yaml", "salmask/data/sources.py"}
+    assert changed(before, sources(project)) == {"params.yaml", "salmask/datasets/registry.py"}

@@ -6,11 +6,11 @@ import torch
 import torchvision
 from torch import nn
 
-from salmask import backbones
-from salmask.backbones import build_encoder, dry_run, feature_dim
-from salmask.config import EncoderConfig
+from salmask.encoders import backbones
+from salmask.encoders.backbones import build_encoder, dry_run, feature_dim
+from salmask.encoders.norms import GroupedBatchNorm
 from salmask.errors import UserError
-from salmask.norms import GroupedBatchNorm
+from salmask.params.encoder import EncoderConfig
 
 RESIDUAL = ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 OTHERS = {  # one of each family, with its number of channels after pooling

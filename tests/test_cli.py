@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pipeline import TINY
 
-from salmask.cli import main
+from salmask.commands.cli import main
 
 
 def call(*arguments: str) -> Result:

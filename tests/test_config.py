@@ -3,18 +3,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from salmask.config import (
-    Choice,
-    Params,
-    SaliencyConfig,
-    TrainConfig,
-    ViewConfig,
-    bind,
-    check,
-    merge,
-    pick,
-)
 from salmask.errors import UserError
+from salmask.params.names import chosen_evaluations, run_names
+from salmask.params.overlay import merge, run_seed
+from salmask.params.run import read_run
+from salmask.params.saliency import SaliencyConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice, bind, check, pick
+from salmask.params.view import ViewConfig
+from salmask.params.yaml_file import Params
 
 VALUES = {
     "seed": 3,
@@ -44,7 +41,7 @@ def with_run(entry) -> Params:
 
 
 def test_a_run_is_its_entries_over_the_common_sections():
-    plain, other = (params().run(name) for name in ("plain", "other"))
+    plain, other = (read_run(params(), name) for name in ("plain", "other"))
     assert (plain.train.epochs, plain.train.batch, plain.view.size) == (2, 4, 64)
     assert plain.mask == Choice("blur", {"kernel": 31, "sigma": 10.0})
     assert (other.train.epochs, other.train.batch) == (5, 4)
@@ -121,13 +118,13 @@ def test_merge(common, override, wanted):
 )
 def test_a_mistake_is_told_with_key_value_and_what_is_allowed(entry, told):
     with pytest.raises(UserError) as error:
-        with_run(entry).run("bad")
+        read_run(with_run(entry), "bad")
     assert all(part in str(error.value) for part in ["runs.bad", *told]), str(error.value)
 
 
 def test_an_unknown_key_lists_the_keys_there_are():
     with pytest.raises(UserError, match=r"lrr.*momentum"):
-        with_run({"train": {"lrr": 0.1}}).run("bad")
+        read_run(with_run({"train": {"lrr": 0.1}}), "bad")
 
 
 @pytest.mark.parametrize(
@@ -135,47 +132,47 @@ def test_an_unknown_key_lists_the_keys_there_are():
 )
 def test_a_run_entry_that_is_no_mapping_is_a_users_mistake(entry):
     with pytest.raises(UserError, match=r"runs\.bad"):
-        with_run(entry).run("bad")
+        read_run(with_run(entry), "bad")
 
 
 def test_a_common_section_that_is_no_mapping_is_a_users_mistake():
     with pytest.raises(UserError, match="view"):
-        params(view=5).run("plain")
+        read_run(params(view=5), "plain")
 
 
 @pytest.mark.parametrize("name", ["moco.v2", "MoCo", "a b", "a_b", "", "ä"])
 def test_a_run_name_that_dvc_could_not_carry_is_refused(name):
     with pytest.raises(UserError, match=r"a-z, 0-9\s+and -"):
-        params(runs={name: {}}).run_names()
+        run_names(params(runs={name: {}})))
 
 
 def test_run_names_keep_their_order():
-    assert params(runs={"b-2": {}, "a": {}, "10": {}}).run_names() == ["b-2", "a", "10"]
+    assert run_names(params(runs={"b-2": {}, "a": {}, "10": {}}))) == ["b-2", "a", "10"]
 
 
 def test_a_run_named_by_a_number_is_refused():
     """YAML reads `1:` as a number, which no dotted key would find again."""
     numbered = Params(yaml.safe_load("runs: {1: {}}"))
     with pytest.raises(UserError, match=r"runs\.1: a name is made of"):
-        numbered.run_names()
+        run_names(numbered)
 
 
 @pytest.mark.parametrize("runs", [{}, None, ["a"]])
 def test_runs_must_name_at_least_one(runs):
     with pytest.raises(UserError, match="at least one"):
-        params(runs=runs).run_names()
+        run_names(params(runs=runs))
 
 
 @pytest.mark.parametrize("key", ["train", "mask", "framework", "runs"])
 def test_a_missing_section_is_named(key):
     values = {k: v for k, v in VALUES.items() if k != key}
     with pytest.raises(UserError, match=rf"params\.yaml.*`{key}.*` is missing"):
-        Params(values).run("plain")
+        read_run(Params(values), "plain")
 
 
 def test_a_missing_run_is_named():
     with pytest.raises(UserError, match=r"`runs\.absent` is missing"):
-        params().run("absent")
+        read_run(params(), "absent")
 
 
 def test_what_was_read_is_recorded_with_its_value():
@@ -183,7 +180,7 @@ def test_what_was_read_is_recorded_with_its_value():
     assert read.reads == {}
     read.seed()
     assert read.reads == {"seed": 3}
-    read.run("other")
+    read_run(read, "other")
     sections = {"encoder", "view", "mask", "framework", "train"}
     assert set(read.reads) == {"seed", "runs.other"} | sections
     assert read.reads["runs.other"] == VALUES["runs"]["other"]
@@ -192,11 +189,11 @@ def test_what_was_read_is_recorded_with_its_value():
 
 def test_a_runs_own_seed_is_that_of_its_pretraining_alone():
     read = params(runs={"plain": {}, "again": {"seed": 8}, "wrong": {"seed": [1, 2]}})
-    assert (read.run_seed("plain"), read.run_seed("again"), read.seed()) == (3, 8, 3)
+    assert (run_seed(read, "plain"), run_seed(read, "again"), read.seed()) == (3, 8, 3)
     assert set(read.reads) == {"seed", "runs.plain", "runs.again"}  # as dvc.yaml declares
-    assert read.run("again").train == read.run("plain").train
+    assert read_run(read, "again").train == read_run(read, "plain").train
     with pytest.raises(UserError, match=r"runs\.wrong\.seed: .*integer, got \[1, 2\]"):
-        read.run_seed("wrong")
+        run_seed(read, "wrong")
 
 
 def test_a_wrong_seed_is_refused():
@@ -227,7 +224,7 @@ def test_a_missing_file_is_told(tmp_path):
 
 def test_a_file_is_read(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(VALUES))
-    assert Params.read(tmp_path / "params.yaml").run("plain") == params().run("plain")
+    assert read_run(Params.read(tmp_path / "params.yaml"), "plain") == read_run(params(), "plain")
 
 
 def _function(pair, *, kernel: int = 31, path: Path | None = None, sigma: float) -> None:
@@ -335,8 +332,8 @@ def test_the_folders_of_what_was_chosen_for_each_run():
         "detect": {},
         "evaluate": {"chosen": chosen},
     }
-    found = Params(values).chosen()
+    found = chosen_evaluations(Params(values))
     assert found == {"a": ["variance", "variance-b", "variance-a"], "b": ["linear"]}
     imported = Params(values | {"runs": {"a": {}}, "imports": {"b": {}}})
     with pytest.raises(UserError, match=r"variance_through: b is imported: its views and its head"):
-        imported.chosen()
+        chosen_evaluations(imported)

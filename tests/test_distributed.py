@@ -14,18 +14,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from salmask import frameworks
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.data.loader import Crops
 from salmask.distributed import (
-    everybodys,
     gather,
+    gather_objects,
     gather_with_gradient,
-    own,
+    local_rows,
+    mean_weight,
     rank,
-    share,
-    world,
+    world_size,
 )
-from salmask.norms import GroupedBatchNorm
+from salmask.encoders.norms import GroupedBatchNorm
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.randomness import batch_shuffle
 from salmask.shapes import Mixed, Views
 from salmask.train.batches import make_batch
@@ -96,12 +100,15 @@ def whole(kind: str, seed: int) -> Views:
 
 def shared(views: Views) -> Views:
     """This process's part; rows count from its own first sample."""
-    mine = views.map(own)
+    mine = views.map(local_rows)
     mixed = tuple(
-        Mixed(m.images, tuple((own(rows) % LOCAL, own(share)) for rows, share in m.positives))
+        Mixed(
+            m.images,
+            tuple((local_rows(rows) % LOCAL, local_rows(share)) for rows, share in m.positives),
+        )
         for m in mine.mixed
     )
-    return replace(mine, mixed=mixed) if world() > 1 else views
+    return replace(mine, mixed=mixed) if world_size() > 1 else views
 
 
 def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str, Any]:
@@ -144,8 +151,8 @@ def normalise(
     for _ in range(2):
         x = torch.randn(shape, generator=generator) + mean
         x += torch.linspace(-1, 1, len(x)).view(-1, *[1] * (x.dim() - 1))
-        weights = own(torch.randn(shape, generator=generator))
-        x = own(x).to(dtype).contiguous(memory_format=layout).requires_grad_()
+        weights = local_rows(torch.randn(shape, generator=generator))
+        x = local_rows(x).to(dtype).contiguous(memory_format=layout).requires_grad_()
         norm.zero_grad()
         out = norm(x)
         (out * weights).sum().backward()
@@ -163,28 +170,28 @@ def crops(count: int) -> Crops:
 
 def collect() -> dict[str, Any]:
     """Everything that the tests look at, as this process sees it."""
-    rows = own(torch.arange(BATCH * 3.0).view(BATCH, 3)).clone().requires_grad_()
+    rows = local_rows(torch.arange(BATCH * 3.0).view(BATCH, 3)).clone().requires_grad_()
     beside = torch.zeros(BATCH, 3, requires_grad=True)
     weights = torch.randn(BATCH, 3, generator=torch.Generator().manual_seed(rank()))
     doubled = beside * 2  # first, so that its gradient is computed last
     ((gather_with_gradient(rows) + doubled) * weights).sum().backward()
-    images = own(torch.arange(BATCH * 12.0).view(BATCH, 3, 2, 2))
+    images = local_rows(torch.arange(BATCH * 12.0).view(BATCH, 3, 2, 2))
     config = RunConfig(
         "run", ENCODER, ViewConfig(size=SIDE, grid=4), Choice("none", {}), Choice("moco", {}),
         TrainConfig(batch=BATCH),
     )  # fmt: skip
     return {
-        "place": (rank(), world()),
-        "own": own(torch.arange(BATCH)),
+        "place": (rank(), world_size()),
+        "own": local_rows(torch.arange(BATCH)),
         "gathered": gather(images.to(memory_format=torch.channels_last)),
         "transposed": gather(images[:, 0, 0].T[:, :2]),
-        "shares": [share(torch.tensor(count)) for count in (6, 3 + 2 * rank(), 0)],
-        "items": everybodys([rank(), "x"][: 2 - rank()]),
+        "shares": [mean_weight(torch.tensor(count)) for count in (6, 3 + 2 * rank(), 0)],
+        "items": gather_objects([rank(), "x"][: 2 - rank()]),
         "with gradient": gather_with_gradient(rows).detach(),
         "weights": weights,
         "rows": rows.grad,
         "beside": beside.grad,
-        "shuffle": make_batch(crops(BATCH // world()), config, 5, None).shuffle,
+        "shuffle": make_batch(crops(BATCH // world_size()), config, 5, None).shuffle,
         "runs": [train(*run) for run in RUNS],
         "norms": {name: normalise(**given) for name, given in NORMS.items()},
     }

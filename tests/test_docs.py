@@ -9,12 +9,15 @@ import torch
 import yaml
 
 from salmask import frameworks
-from salmask.config import Choice, EncoderConfig, TrainConfig, ViewConfig, check
-from salmask.data.fetch import DOWNLOADS
-from salmask.data.layout import KNOWN
-from salmask.data.sources import SOURCES, configured
-from salmask.evaluate.detection import sources as annotated
+from salmask.datasets.download import DOWNLOADS
+from salmask.datasets.layout import KNOWN
+from salmask.datasets.registry import SOURCES, configured
+from salmask.detection import datasets as annotated
 from salmask.masks import strategies
+from salmask.params.encoder import EncoderConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice, check
+from salmask.params.view import ViewConfig
 
 DATA = (Path(__file__).parents[1] / "docs/data.md").read_text()
 METHOD = (Path(__file__).parents[1] / "docs/method.md").read_text()

@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pipeline import TINY
 
-from salmask.cli import main
-from salmask.doctor import _spell
+from salmask.commands.cli import main
+from salmask.commands.doctor import _spell
 
 
 @pytest.fixture

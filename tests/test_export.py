@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from salmask import export as exports
-from salmask import importing
-from salmask.backbones import build_encoder
-from salmask.cli import main
-from salmask.config import EncoderConfig
-from salmask.encoder_file import InputSpec
+from salmask.commands.cli import main
+from salmask.encoders import export as exports
+from salmask.encoders import importing
+from salmask.encoders.backbones import build_encoder
+from salmask.encoders.export import FORMATS, detectron2_key, export
+from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
-from salmask.export import FORMATS, detectron2_key, export
+from salmask.params.encoder import EncoderConfig
 
 RESNET18 = EncoderConfig("resnet18")
 SLIM50 = EncoderConfig("resnet50", width=8)

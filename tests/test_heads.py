@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from salmask.heads import from_weights, mlp
-from salmask.norms import GroupedBatchNorm
+from salmask.encoders.heads import from_weights, mlp
+from salmask.encoders.norms import GroupedBatchNorm
 
 L, N, R = nn.Linear, GroupedBatchNorm, nn.ReLU
 

@@ -16,11 +16,12 @@ from pipeline import TINY
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from salmask import importing
-from salmask.cli import main
-from salmask.config import EncoderConfig, check
+from salmask.commands.cli import main
+from salmask.encoders import importing
+from salmask.encoders.importing import Import
 from salmask.errors import UserError
-from salmask.importing import Import
+from salmask.params.encoder import EncoderConfig
+from salmask.params.values import check
 
 SLIM = EncoderConfig("resnet18", width=4)
 WHERE = "params.yaml: imports.theirs"

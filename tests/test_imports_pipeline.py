@@ -8,7 +8,7 @@ import torch
 from encoders import lively
 from pipeline import TINY, Project
 
-from salmask.config import EncoderConfig
+from salmask.params.encoder import EncoderConfig
 from salmask.provenance import file_digest
 
 pytestmark = pytest.mark.pipeline

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from salmask.norms import GroupedBatchNorm, group_norms
+from salmask.encoders.norms import GroupedBatchNorm, group_norms
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -100,14 +100,14 @@ def test_lineage_is_sound_and_notices_a_changed_byte(project: Project) -> None:
 
 
 def test_a_comment_reruns_only_code(project: Project) -> None:
-    for name in ("salmask/losses.py", "salmask/data/demo.py", "stages/prepare.py"):
+    for name in ("salmask/losses.py", "salmask/datasets/demo_images.py", "stages/prepare.py"):
         path = project.folder / name
         path.write_text(path.read_text() + "\n# a remark\n")
     assert project.repro() == ["code"]
 
 
 def test_new_code_that_makes_the_same_files_stops_there(project: Project) -> None:
-    path = project.folder / "salmask/data/sources.py"
+    path = project.folder / "salmask/datasets/registry.py"
     path.write_text(path.read_text() + "\nUNUSED = 1\n")
     assert project.repro() == ["code", "prepare", "report"]
 

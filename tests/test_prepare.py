@@ -16,13 +16,18 @@ import pytest
 from PIL import Image
 from pipeline import TINY, Project
 
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.data.loader import Crops
 from salmask.data.manifest import Manifest
 from salmask.errors import DataGoneError
 from salmask.job import Job
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.provenance import tree_digest
-from salmask.train import checkpoint, loop
+from salmask.train import checkpoint
+from salmask.train import pretrain as loop
 
 pytestmark = pytest.mark.pipeline
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline import ROOT, TINY
 
-from salmask import suites
-from salmask.checking import validate
-from salmask.config import CHOSEN, Params
+from salmask.commands import suites
+from salmask.commands.check import validate
 from salmask.errors import UserError
+from salmask.params.names import CHOSEN
+from salmask.params.yaml_file import Params
 
 COMMON = {"mask": {"name": "blur"}, "runs": {"plain": {}, "other": {"train": {"epochs": 2}}}}
 

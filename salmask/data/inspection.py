@@ -5,8 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from salmask.data.content import ImageError, UnreadableError, content
-from salmask.data.images import opened, pixels
+from salmask.data.decode import opened, pixels
+from salmask.data.file_bytes import ImageError, UnreadableError, content
 
 _HUGE = 1 << 25  # px
 _one_huge = threading.Lock()  # many at once, one a thread, would fill the memory

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.ops import roi_align
 
-from salmask.config import ViewConfig
 from salmask.data import views
-from salmask.data.images import centre, resample
+from salmask.data.decode import centre, resample
 from salmask.data.manifest import Manifest, read_image
-from salmask.data.workers import go_on
-from salmask.distributed import own
+from salmask.data.worker_signals import ignore_stop_signals
+from salmask.distributed import local_rows
+from salmask.params.view import ViewConfig
 from salmask.progress import progress
 from salmask.randomness import Draws, epoch_order
 
@@ -79,7 +79,7 @@ class Schedule:
             order = self.ids if self.whole else epoch_order(self.seed, epoch, self.ids)
             while step < self.steps_per_epoch:
                 rows = order[step * self.batch : (step + 1) * self.batch]
-                yield epoch, step, rows if self.whole else own(rows)
+                yield epoch, step, rows if self.whole else local_rows(rows)
                 step += 1
             epoch, step = epoch + 1, 0
 
@@ -196,7 +196,7 @@ def pairs(
         sampler=_Tickets(schedule, *start),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=go_on,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
@@ -250,7 +250,7 @@ def centred(
         _Centred(manifest, ids, size, shorter),
         batch_size=batch,
         num_workers=workers,
-        worker_init_fn=go_on,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=device.type == "cuda",
     )
     for images in loader:

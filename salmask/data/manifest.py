@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from salmask.data.content import ImageError, content, gone, regular
-from salmask.data.images import opened, pixels
+from salmask.data.decode import opened, pixels
+from salmask.data.file_bytes import ImageError, content, gone, regular
 from salmask.errors import DataGoneError, UserError
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ on (seed, epoch, id). Augmentation of MoCo v2 (Chen et al. 2020b) unless params 
 import torch
 from torch import Tensor
 
-from salmask.config import PerView, Range, ViewConfig
 from salmask.filters import gaussian_blur
+from salmask.params.values import PerView, Range
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 
 Triple = tuple[float, float, float]  # one number per channel: red, green, blue

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from salmask.data.loader import Schedule, pairs
 from salmask.data.manifest import Manifest
-from salmask.distributed import average, from_first, rank, world
+from salmask.distributed import all_reduce_mean, broadcast_from_first, rank, world_size
 from salmask.errors import UserError
 from salmask.evaluate.features import crop_and_flip
 from salmask.files import write_rows
@@ -69,17 +69,17 @@ def train(
     the end of its last epoch, and ends in the same bytes as one that was not. Raises UserError for
     a batch that the processes cannot share evenly.
     """
-    if course.batch % world():
+    if course.batch % world_size():
         raise UserError(
             f"{title}: a batch of {course.batch} of {len(ids)} images cannot be shared evenly by "
-            f"{world()} processes: set `batch` to a multiple of {world()}"
+            f"{world_size()} processes: set `batch` to a multiple of {world_size()}"
         )
     schedule = Schedule(job.seed, ids, course.batch, course.epochs)
     labels, steps, epoch = manifest.labels.to(job.device), schedule.steps_per_epoch, 0
     history: History = []
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    state = from_first(lambda: checkpoint.load_newest(folder, job.fingerprint))
+    state = broadcast_from_first(lambda: checkpoint.load_newest(folder, job.fingerprint))
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -106,12 +106,12 @@ def train(
             value = loss(crops.crops["query"].float() / 255, labels[crops.ids])
             optimizer.zero_grad(set_to_none=True)
             value.backward()
-            average([p.grad for p in learning if p.grad is not None])
+            all_reduce_mean([p.grad for p in learning if p.grad is not None])
             optimizer.step()
             total += value.detach()
             bar.advance(1)
             if crops.step == steps - 1:
-                average([total])
+                all_reduce_mean([total])
                 rate = optimizer.param_groups[-1]["lr"]
                 row = (title, crops.epoch + 1, rate, total.item() / steps)
                 history.append(dict(zip(HISTORY, row, strict=True)))

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmask.config import ViewConfig
 from salmask.data.loader import Schedule, centred, pairs
 from salmask.data.manifest import Manifest
-from salmask.distributed import gather_uneven, own_batches
-from salmask.encoder_file import Encoder
+from salmask.distributed import gather_uneven, local_batches
+from salmask.encoders.on_disk import Encoder
 from salmask.evaluate.subsets import labelled_ids
 from salmask.job import Job
+from salmask.params.view import ViewConfig
 from salmask.progress import progress
 
 BATCH = 256
@@ -38,7 +38,7 @@ def extract_rows(
 
     Where a process group is there, each process sees its share, and all get all of them.
     """
-    own, found = own_batches(ids, BATCH), []
+    own, found = local_batches(ids, BATCH), []
     seen = own if len(own) else ids[:1]  # so that all know how wide features are
     with progress(f"features of {name}", len(seen)) as bar:
         for images in centred(
@@ -62,7 +62,7 @@ def extract_views(
 ) -> Tensor:
     """Pooled features (n,views,D) of augmented views of the rows `ids` (n,), in this order; shared
     by processes as `extract_rows` is. images: `stream` or `resident`."""
-    own, found = own_batches(ids, BATCH), []
+    own, found = local_batches(ids, BATCH), []
     seen = own if len(own) else ids[:1]
     with progress(f"views of {name}", len(seen)) as bar:
         for crops in pairs(

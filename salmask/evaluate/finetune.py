@@ -17,10 +17,9 @@ from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from salmask.config import STRICT
 from salmask.data.manifest import Manifest
 from salmask.devices import autocast
-from salmask.encoder_file import Encoder
+from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import classifier
 from salmask.evaluate.classifier import Course, History
@@ -32,6 +31,7 @@ from salmask.evaluate.features import (
 )
 from salmask.evaluate.subsets import balanced, labelled_ids
 from salmask.job import Job
+from salmask.params.values import STRICT
 from salmask.provenance import file_digest
 from salmask.randomness import Draws
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salmask.data.manifest import Manifest
-from salmask.encoder_file import Encoder
+from salmask.encoders.on_disk import Encoder
 from salmask.evaluate.features import Labelled, accuracy, extract, labelled_splits
 from salmask.job import Job
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
-from salmask.encoder_file import Encoder
+from salmask.encoders.on_disk import Encoder
 from salmask.evaluate.classifier import Course, History, head, train, write_history
 from salmask.evaluate.features import (
     accuracy,

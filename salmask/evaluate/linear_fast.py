@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from salmask.data.manifest import Manifest
-from salmask.encoder_file import Encoder
+from salmask.encoders.on_disk import Encoder
 from salmask.evaluate.features import (
     Labelled,
     accuracy,

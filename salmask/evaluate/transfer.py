@@ -15,10 +15,9 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from salmask.config import STRICT
 from salmask.data.manifest import Manifest
 from salmask.distributed import rank
-from salmask.encoder_file import Encoder
+from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import classifier
 from salmask.evaluate.classifier import Course
@@ -33,6 +32,7 @@ from salmask.evaluate.features import (
 from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
+from salmask.params.values import STRICT
 
 _HELD_OUT = 0.2  # of each class of the training images, where nobody names a validation split
 

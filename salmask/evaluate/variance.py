@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from salmask import encoder_file
-from salmask.config import RunConfig
 from salmask.data.loader import Crops, Schedule, pairs
 from salmask.data.manifest import Manifest
 from salmask.data.views import normalise, photometry
-from salmask.distributed import gather_uneven, own_batches
-from salmask.encoder_file import Encoder
+from salmask.distributed import gather_uneven, local_batches
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.features import validation_splits
 from salmask.job import Job
 from salmask.masks import fill, strategies
+from salmask.params.run import RunConfig
 from salmask.progress import progress
 from salmask.randomness import Draws
 from salmask.saliency.store import SaliencyStore
@@ -76,7 +76,7 @@ def run(
     metrics: dict[str, float] = {}
     for split, prefix in validation_splits(manifest).items():
         ids = manifest.ids(split)
-        own = own_batches(ids, batch)
+        own = local_batches(ids, batch)
         rows = own if len(own) else ids[:1]  # so that all know how wide features are
         spreads: dict[str, list[Tensor]] = {kind: [] for kind in heads}
         first: dict[str, list[Tensor]] = {kind: [] for kind in heads}

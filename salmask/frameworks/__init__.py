@@ -17,9 +17,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from salmask.config import Choice, EncoderConfig, bind, pick
-from salmask.distributed import world
+from salmask.distributed import world_size
 from salmask.errors import UserError
+from salmask.params.encoder import EncoderConfig
+from salmask.params.values import Choice, bind, pick
 
 NAMES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py")))
 
@@ -33,12 +34,12 @@ def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> Any
     name = pick({name: name for name in NAMES}, choice, "framework")
     cls = import_module(f"salmask.frameworks.{name}").Framework
     options = bind(cls.__init__, choice, "framework")
-    group, share = options.get("bn_group", 0), batch // world()
+    group, share = options.get("bn_group", 0), batch // world_size()
     if group and batch % group:
         raise UserError(f"framework.bn_group: {group} does not divide train.batch ({batch})")
     if group and share % group:
         raise UserError(
-            f"framework.bn_group: {group} does not divide the {share} images of each of {world()} "
+            f"framework.bn_group: {group} does not divide the {share} images of each of {world_size()} "
             f"processes (train.batch is {batch}); choose {math.gcd(group, share)}, or 0 for "
             "statistics of the whole batch"
         )

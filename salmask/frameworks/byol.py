@@ -6,10 +6,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from salmask.backbones import build_encoder, feature_dim
-from salmask.config import EncoderConfig
-from salmask.heads import mlp
+from salmask.encoders.backbones import build_encoder, feature_dim
+from salmask.encoders.heads import mlp
 from salmask.losses import cosine, lambda_mix, spread
+from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Views, Wiring
 
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salmask.backbones import build_encoder, feature_dim
-from salmask.config import EncoderConfig
-from salmask.distributed import gather, own, world
+from salmask.distributed import gather, local_rows, world_size
+from salmask.encoders.backbones import build_encoder, feature_dim
+from salmask.encoders.heads import mlp
 from salmask.errors import UserError
-from salmask.heads import mlp
 from salmask.losses import first_wins, info_nce_logits, lambda_mix
+from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Views, Wiring
 
 
@@ -133,12 +133,12 @@ class Framework(nn.Module):
     @torch.no_grad()
     def _keys(self, views: Views) -> dict[int, Tensor]:
         """Keys (B,D) in other batch-norm groups than their queries: no shared statistics."""
-        if not self.bn_group and world() > 1:  # one group: nothing to send images around for
+        if not self.bn_group and world_size() > 1:  # one group: nothing to send images around for
             return {view: self._key(views.images[view]) for view in views.targets}
         found = {}
         for view in views.targets:
-            shuffled = self._key(gather(views.images[view])[own(views.shuffle)])
-            found[view] = own(gather(shuffled)[torch.argsort(views.shuffle)])
+            shuffled = self._key(gather(views.images[view])[local_rows(views.shuffle)])
+            found[view] = local_rows(gather(shuffled)[torch.argsort(views.shuffle)])
         return found
 
     @torch.no_grad()

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salmask.backbones import build_encoder, feature_dim
-from salmask.config import EncoderConfig
-from salmask.heads import mlp
+from salmask.encoders.backbones import build_encoder, feature_dim
+from salmask.encoders.heads import mlp
 from salmask.losses import in_batch, lambda_mix, nt_xent_logits
+from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Views, Wiring
 
 

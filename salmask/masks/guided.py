@@ -13,10 +13,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from salmask.config import STRICT, Share, ShareRange
 from salmask.errors import UserError
 from salmask.filters import scaled, scaled_kernel
 from salmask.masks import fill, where
+from salmask.params.values import STRICT, Share, ShareRange
 from salmask.randomness import Draws
 from salmask.saliency.scda import foreground as scda_foreground
 from salmask.shapes import Masked, Pair

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from salmask.config import Share, ShareOrRange
 from salmask.masks import where
+from salmask.params.values import Share, ShareOrRange
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Mixed, Pair
 

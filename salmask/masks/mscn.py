@@ -4,10 +4,10 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from salmask.config import Share
 from salmask.filters import scaled, scaled_kernel
 from salmask.masks import fill, where
 from salmask.masks.guided import noisy
+from salmask.params.values import Share
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 

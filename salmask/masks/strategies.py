@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from salmask.config import Choice, ViewConfig, bind, pick
 from salmask.errors import UserError
 from salmask.filters import high_pass, scaled, scaled_kernel
 from salmask.masks import guided, mixing
 from salmask.masks.adios import Masker
 from salmask.masks.mscn import mscn
+from salmask.params.values import Choice, bind, pick
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair, Views, Wiring
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass as checked
 
-from salmask.config import STRICT, Params
 from salmask.errors import UserError
+from salmask.params.names import chosen_evaluations, import_names, run_names
+from salmask.params.values import STRICT
+from salmask.params.yaml_file import Params
 from salmask.report import papers
 from salmask.report.papers import Number, PaperTable
 from salmask.report.responses import Sweep, half_width, sweeps
@@ -94,7 +96,7 @@ def declared(params: Params) -> dict[str, Declared]:
     one that its run is evaluated by. Raises UserError."""
     found = params.section("tables", dict[str, Declared])
     answering = _answering(params)
-    everywhere, chosen = params.section("evaluate.protocols", list[str]), params.chosen()
+    everywhere, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
     done = {run: [*everywhere, *folders] for run, folders in chosen.items()}
     for name, wanted in found.items():
         where = f"{params.source}: tables.{name}"
@@ -121,7 +123,7 @@ def declared(params: Params) -> dict[str, Declared]:
 
 def _answering(params: Params) -> dict[str, list[str]]:
     """What a table may name: runs, imports and the settings of grids -> their runs."""
-    plain = {name: [name] for name in [*params.run_names(), *params.import_names()]}
+    plain = {name: [name] for name in [*run_names(params), *import_names(params)]}
     swept = {s: runs for sweep in sweeps(params).values() for s, runs in sweep.settings.items()}
     return plain | swept
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from salmask.config import Choice, RunConfig
 from salmask.lineage import Link, summary
+from salmask.params.run import RunConfig
+from salmask.params.values import Choice
 from salmask.report import papers, tables
 
 

@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from salmask.config import Choice, RunConfig, ViewConfig
 from salmask.data import views
-from salmask.data.images import resample
+from salmask.data.decode import resample
 from salmask.data.loader import branches, mirror
 from salmask.filters import high_pass
 from salmask.masks import strategies
 from salmask.masks.adios import Masker
+from salmask.params.run import RunConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.report.papers import MASK_NAMES
 from salmask.report.sheets import Column, Tile, grid_sheet

@@ -12,12 +12,13 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from salmask import encoder_file
-from salmask.config import RunConfig, ViewConfig
 from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest, read_image
+from salmask.encoders import on_disk as encoder_file
 from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
+from salmask.params.run import RunConfig
+from salmask.params.view import ViewConfig
 from salmask.report import (
     comparison,
     detections,

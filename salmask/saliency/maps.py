@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.backends import cudnn
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.config import SaliencyConfig
-from salmask.data.images import resample
+from salmask.data.decode import resample
 from salmask.data.manifest import Manifest, verified_image
 from salmask.data.views import crop_boxes
-from salmask.data.workers import go_on
+from salmask.data.worker_signals import ignore_stop_signals
 from salmask.devices import autocast
 from salmask.errors import UserError
 from salmask.job import Job
+from salmask.params.saliency import SaliencyConfig
 from salmask.progress import progress
 from salmask.randomness import Draws
 from salmask.saliency import correction, crops, store
@@ -62,7 +62,7 @@ def _batches(
         batch_sampler=batches,
         collate_fn=_together,
         num_workers=job.workers if batches else 0,
-        worker_init_fn=go_on,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=job.device.type == "cuda",
     )
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from salmask.backbones import build_encoder, dry_run
-from salmask.config import EncoderConfig
+from salmask.encoders.backbones import build_encoder, dry_run
 from salmask.errors import UserError
 from salmask.filters import high_pass
+from salmask.params.encoder import EncoderConfig
 
 Arch = str | Mapping[str, Any]
 Triple = tuple[float, float, float]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from salmask.distributed import average
+from salmask.distributed import all_reduce_mean
 from salmask.masks.adios import Masker
 from salmask.train.batches import Batch
 
@@ -41,7 +41,7 @@ class Adversary:
                 seen = self.masker.loss(framework.losses, batch.pair, batch.draws, batch.shuffle)
             self.optimizer.zero_grad(set_to_none=True)
             seen["masker_loss"].backward()
-        average([p.grad for p in self.masker.parameters() if p.grad is not None])
+        all_reduce_mean([p.grad for p in self.masker.parameters() if p.grad is not None])
         self.optimizer.step()
         return {name: value.detach() for name, value in seen.items()}
 

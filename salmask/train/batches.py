@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmask.config import RunConfig
 from salmask.data import views
 from salmask.data.loader import BRANCHES, Crops
-from salmask.distributed import world
+from salmask.distributed import world_size
 from salmask.masks.strategies import Strategy
+from salmask.params.run import RunConfig
 from salmask.randomness import Draws, batch_shuffle
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair, Views
@@ -43,7 +43,7 @@ def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore 
             maps[branch] = store.crop(crops.ids, boxes, flips, grid)
     extra = tuple(view for branch, view in seen.items() if branch not in BRANCHES)
     pair = Pair(seen["query"], seen["key"], maps.get("query"), maps.get("key"), extra)
-    shuffle = batch_shuffle(seed, crops.epoch, crops.step, world() * len(crops.ids))
+    shuffle = batch_shuffle(seed, crops.epoch, crops.step, world_size() * len(crops.ids))
     return Batch(pair, draws, shuffle.to(pair.query.device))
 
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask import frameworks
-from salmask.config import RunConfig
 from salmask.devices import autocast, place
-from salmask.distributed import average, parallel, world
+from salmask.distributed import all_reduce_mean, data_parallel, world_size
 from salmask.errors import UserError
 from salmask.masks import strategies
+from salmask.params.run import RunConfig
 from salmask.train.adversary import Adversary
 from salmask.train.batches import Batch
 from salmask.train.optim import build_optimizer, learning_rate, rate_share, set_rates
@@ -26,9 +26,9 @@ class Learner:
         """Raises UserError for a configuration that does not fit."""
         self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
         self.steps = steps_per_epoch * config.train.epochs
-        if config.train.batch % world():
+        if config.train.batch % world_size():
             raise UserError(
-                f"train.batch: {config.train.batch} cannot be shared evenly by {world()} processes"
+                f"train.batch: {config.train.batch} cannot be shared evenly by {world_size()} processes"
             )
         torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
         built = frameworks.build(config.framework, config.encoder, config.train.batch, self.steps)
@@ -39,7 +39,7 @@ class Learner:
         network: nn.Module = self.framework
         if config.train.compile:
             network = cast(nn.Module, torch.compile(network))
-        self.forward = parallel(network, device)
+        self.forward = data_parallel(network, device)
 
     def rate(self, step: int) -> float:
         """The learning rate at a global step."""
@@ -60,9 +60,9 @@ class Learner:
             share = rate_share(train, step, self.steps_per_epoch)
             precision = autocast(self.device, train.precision)
             seen = seen | self.adversary.step(self.framework, batch, share, precision)
-        average(_running_statistics(self.framework))
+        all_reduce_mean(_running_statistics(self.framework))
         values = torch.stack([value.detach().float() for value in seen.values()])
-        average([values])
+        all_reduce_mean([values])
         return dict(zip(seen, values.tolist(), strict=True))  # the step's one synchronisation
 
     def state_dict(self) -> dict[str, Any]:

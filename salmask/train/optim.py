@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from salmask.config import TrainConfig
+from salmask.params.train import TrainConfig
 from salmask.train.lars import LARS
 
 

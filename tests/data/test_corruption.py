@@ -11,8 +11,9 @@ import pytest
 from image_files import saved
 from PIL import Image
 
-from salmask.data import manifest, preparation
-from salmask.data.preparation import Found, Listing
+from salmask.data import manifest
+from salmask.data import prepare as preparation
+from salmask.data.prepare import Found, Listing
 
 COUNT = 200
 ENCODINGS = [

@@ -9,8 +9,9 @@ from icc import ADOBE_RGB, DISPLAY_P3, SRGB, in_srgb, of_gray, of_primaries
 from image_files import chunk, palette, png, saved
 from PIL import Image
 
-from salmask.data import manifest, preparation
-from salmask.data.images import decode
+from salmask.data import manifest
+from salmask.data import prepare as preparation
+from salmask.data.decode import decode
 from salmask.data.inspection import inspect
 
 RED = (254, 0, 0)  # as JPEG keeps it

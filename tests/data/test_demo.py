@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from salmask.data.demo import BACKGROUNDS, CLASSES, SPLITS, render
+from salmask.datasets.demo_images import BACKGROUNDS, CLASSES, SPLITS, render
 
 
 @pytest.mark.parametrize("split", sorted(SPLITS))

@@ -16,12 +16,12 @@ from PIL import Image
 from test_archives import cifar10, cifar100, stl10
 from torchvision.datasets import Imagenette
 
-from salmask.cli import main
-from salmask.config import Choice
-from salmask.data import fetch
-from salmask.data.layout import KNOWN
-from salmask.data.sources import SOURCES, configured
+from salmask.commands.cli import main
+from salmask.datasets import download as fetch
+from salmask.datasets.layout import KNOWN
+from salmask.datasets.registry import SOURCES, configured
 from salmask.errors import UserError
+from salmask.params.values import Choice
 
 UTILS = "torchvision.datasets.utils"
 KINDS = sorted(Imagenette._WNID_TO_CLASS)

@@ -10,7 +10,7 @@ import torch
 from torchvision.datasets import imagenet as theirs
 from trees import by_split, images, listing, texts
 
-from salmask.data import imagenet
+from salmask.datasets import imagenet
 from salmask.errors import UserError
 
 CAT, DOG = "n00000001", "n00000002"

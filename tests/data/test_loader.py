@@ -7,8 +7,8 @@ from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import functional as reference
 
-from salmask.config import ViewConfig
 from salmask.data.loader import Resident, Schedule, centred, geometry, mirror, pairs
+from salmask.params.view import ViewConfig
 
 CPU = torch.device("cpu")
 CONFIG = ViewConfig(size=16, grid=4, crop=(0.3, 0.9))

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from salmask.data import manifest, preparation
+from salmask.data import manifest
+from salmask.data import prepare as preparation
 from salmask.data.loader import centred
-from salmask.data.preparation import Found, Listing
+from salmask.data.prepare import Found, Listing
 from salmask.errors import DataGoneError, UserError
 
 

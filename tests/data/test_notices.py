@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salmask.data import manifest, notices, preparation, sources
-from salmask.data.preparation import Found, Listing
+from salmask.data import manifest, notices
+from salmask.data import prepare as preparation
+from salmask.data.prepare import Found, Listing
+from salmask.datasets import registry as sources
 
 
 def of(labels, splits, contents=None, classes="abcdefgh", empty=()) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 from image_files import palette, png, saved
 from PIL import Image
 
-from salmask.data.content import ImageError
-from salmask.data.images import LARGEST, decode
+from salmask.data.decode import LARGEST, decode
+from salmask.data.file_bytes import ImageError
 from salmask.data.inspection import inspect
 
 PHOTO = Image.effect_noise((64, 48), 60).convert("RGB")

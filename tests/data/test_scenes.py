@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from salmask.data.demo import render
-from salmask.data.scenes import scene
+from salmask.datasets.demo_images import render
+from salmask.datasets.demo_scenes import scene
 
 
 def test_one_object_is_the_demo_itself() -> None:

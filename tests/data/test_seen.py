@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salmask.data import content, inspection, manifest, preparation, seen
-from salmask.data.preparation import Found, Listing
+from salmask.data import file_bytes as content
+from salmask.data import inspection, manifest
+from salmask.data import inspection_cache as seen
+from salmask.data import prepare as preparation
+from salmask.data.prepare import Found, Listing
 from salmask.provenance import file_digest
 
 
@@ -230,7 +233,7 @@ PREPARE = """
 import sys, time
 from pathlib import Path
 from salmask.data import inspection, manifest, preparation
-from salmask.data.preparation import Found, Listing
+from salmask.data.prepare import Found, Listing
 from salmask.provenance import file_digest
 preparation._CHUNK = 16
 whole, root, out, memory = inspection.content, *map(Path, sys.argv[1:4])

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salmask.config import Choice
-from salmask.data import manifest, preparation, sources
-from salmask.data.demo import CLASSES, render
-from salmask.data.images import decode
+from salmask.data import manifest
+from salmask.data import prepare as preparation
+from salmask.data.decode import decode
+from salmask.datasets import registry as sources
+from salmask.datasets.demo_images import CLASSES, render
 from salmask.errors import UserError
+from salmask.params.values import Choice
 
 
 def _folder(root, *names: str):

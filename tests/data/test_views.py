@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from salmask.config import ViewConfig, check
 from salmask.data import views
 from salmask.filters import gaussian_blur
+from salmask.params.values import check
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 
 

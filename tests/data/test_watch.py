@@ -4,9 +4,10 @@ import socket
 import pytest
 from PIL import Image
 
-from salmask.config import Choice
-from salmask.data import sources, watch
+from salmask.datasets import folder_fingerprint as watch
+from salmask.datasets import registry as sources
 from salmask.errors import UserError
+from salmask.params.values import Choice
 
 
 @pytest.fixture

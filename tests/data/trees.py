@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from salmask.config import Choice
-from salmask.data.preparation import Listing
-from salmask.data.sources import configured
+from salmask.data.prepare import Listing
+from salmask.datasets.registry import configured
+from salmask.params.values import Choice
 
 
 def images(root: Path, *names: str) -> None:

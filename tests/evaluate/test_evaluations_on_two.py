@@ -17,13 +17,14 @@ from encoders import saved
 from PIL import Image
 from torch import Tensor, nn
 
-from salmask import distributed, encoder_file
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask import distributed
 from salmask.data import manifest as manifests
-from salmask.data import preparation
+from salmask.data import prepare as preparation
 from salmask.data.manifest import Manifest
-from salmask.data.preparation import Found, Listing
-from salmask.encoder_file import InputSpec
+from salmask.data.prepare import Found, Listing
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.heads import mlp
+from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import (
     classifier,
@@ -37,8 +38,12 @@ from salmask.evaluate import (
 )
 from salmask.evaluate.transfer import Sgd
 from salmask.evaluate.variance import Augmentation
-from salmask.heads import mlp
 from salmask.job import Job
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.train import checkpoint
 
 CONFIG = EncoderConfig("resnet10", 4, "small2")

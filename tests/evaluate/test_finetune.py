@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import features, finetune
 from salmask.evaluate.features import top
 from salmask.evaluate.finetune import Published
 from salmask.evaluate.subsets import balanced
+from salmask.params.encoder import EncoderConfig
 from salmask.train import checkpoint
 
 OPTIONS = {"lr": 0.05, "head_lr": 2.0, "batch": 8, "epochs": 4, "images": "resident"}

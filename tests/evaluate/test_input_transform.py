@@ -12,8 +12,9 @@ from encoders import FILTER, SMALL, features, pictures, saved
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from salmask import encoder_file, evaluate
-from salmask.encoder_file import InputSpec
+from salmask import evaluate
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.on_disk import InputSpec
 
 MODULES = [importlib.import_module(f"salmask.evaluate.{m.name}")
            for m in pkgutil.iter_modules(evaluate.__path__)]  # fmt: skip

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.evaluate import knn
 from salmask.evaluate.features import Labelled
+from salmask.params.encoder import EncoderConfig
 
 
 def _scene(seed: int, train: int, queries: int, labels: list[int]):

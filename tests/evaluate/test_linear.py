@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.evaluate import linear
 from salmask.evaluate.classifier import Course
+from salmask.params.encoder import EncoderConfig
 from salmask.train import checkpoint
 
 OPTIONS = {"lr": 2.0, "batch": 8, "epochs": 4, "milestones": (2, 3), "images": "resident"}

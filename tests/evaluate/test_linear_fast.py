@@ -4,10 +4,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.evaluate import features, linear_fast, logistic
 from salmask.evaluate.features import Labelled
+from salmask.params.encoder import EncoderConfig
 
 
 def _scene(classes: int) -> Labelled:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from salmask.backbones import build_encoder
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.encoders.backbones import build_encoder
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.evaluate import finetune, knn, linear, linear_fast
+from salmask.params.encoder import EncoderConfig
 
 SMALL = EncoderConfig("resnet10", 4, "small")
 TRAINED = Encoder(build_encoder(SMALL, seed=0), SMALL, InputSpec(8, 8, None)).eval()

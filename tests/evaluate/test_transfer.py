@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import features, transfer
 from salmask.evaluate.features import Labelled, accuracy, mean_per_class
 from salmask.evaluate.subsets import hold_out
+from salmask.params.encoder import EncoderConfig
 
 
 class MeanColour(nn.Module):

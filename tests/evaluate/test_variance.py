@@ -10,15 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from salmask import encoder_file
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.heads import mlp
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import variance
 from salmask.evaluate.variance import Augmentation
-from salmask.heads import mlp
 from salmask.job import Job
 from salmask.masks.strategies import input_filter
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.saliency import store as stores
 
 VIEW = ViewConfig(size=8, grid=4, crop=(0.3, 1.0), blur_p=0.0)

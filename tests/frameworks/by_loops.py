@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from salmask.config import EncoderConfig
-from salmask.norms import group_norms
+from salmask.encoders.norms import group_norms
+from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Mixed, Views
 
 ENCODER = EncoderConfig("resnet10", width=4, stem="small2")

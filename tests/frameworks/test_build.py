@@ -8,9 +8,9 @@ from by_loops import BATCH, ENCODER, images, views
 from torch import nn
 
 from salmask import frameworks
-from salmask.config import Choice
+from salmask.encoders.norms import GroupedBatchNorm
 from salmask.errors import UserError
-from salmask.norms import GroupedBatchNorm
+from salmask.params.values import Choice
 
 SMALL = {
     "moco": {"dim": 6, "hidden": 10, "queue": 8},

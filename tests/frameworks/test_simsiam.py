@@ -20,8 +20,8 @@ from by_loops import (
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from salmask.config import TrainConfig
 from salmask.frameworks.simsiam import Framework
+from salmask.params.train import TrainConfig
 from salmask.shapes import Views
 from salmask.train.optim import build_optimizer
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
-from salmask.config import Choice
 from salmask.masks import strategies
+from salmask.params.values import Choice
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from salmask import frameworks
-from salmask.config import Choice, EncoderConfig, ViewConfig
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.masks.adios import Masker, undecidedness, unevenness
+from salmask.params.encoder import EncoderConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.shapes import Pair, Views, Wiring
 

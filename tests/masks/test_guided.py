@@ -20,9 +20,9 @@ from mask_scenes import (
 )
 from torch import Tensor
 
-from salmask.config import Choice
 from salmask.errors import UserError
 from salmask.masks import strategies
+from salmask.params.values import Choice
 from salmask.shapes import Pair
 
 SIDE, GRID, BATCH = 64, 8, 12

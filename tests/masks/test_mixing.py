@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mask_scenes import apply, correlation, draws_for, scene
 from torch import Tensor
 
-from salmask.config import Choice
 from salmask.errors import UserError
 from salmask.masks import mixing, strategies
+from salmask.params.values import Choice
 from salmask.shapes import Mixed, Pair
 
 SHAPES = ["block", "discrete"]

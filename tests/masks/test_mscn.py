@@ -19,8 +19,8 @@ from mask_scenes import (
 )
 from torch import Tensor
 
-from salmask.config import Choice
 from salmask.masks import strategies
+from salmask.params.values import Choice
 from salmask.shapes import Masked, Pair
 
 SIDE, GRID, BATCH = 64, 8, 6

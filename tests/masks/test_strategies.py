@@ -7,9 +7,10 @@ import pytest
 import torch
 from mask_scenes import apply, draws_for, part, scene, tensors
 
-from salmask.config import Choice, ViewConfig
 from salmask.errors import UserError
 from salmask.masks import strategies
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.shapes import Pair, Wiring
 

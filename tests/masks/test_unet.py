@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salmask.config import Choice, ViewConfig
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.masks.unet import Norm, UNet
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.shapes import Wiring
 
 MOCO = Wiring("moco v2", hard_negatives=True)

@@ -8,10 +8,11 @@ import torch
 from mask_scenes import apply, draws_for, high_passed, salient, scene, shared_cells
 from torch import Tensor
 
-from salmask.config import Choice, ViewConfig
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.masks.adios import Masker
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.shapes import Pair, Views, Wiring
 
 SIDE, GRID, BATCH = 64, 8, 6

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from tiny_report import params
 
-from salmask.config import Params
 from salmask.errors import UserError
+from salmask.params.names import run_names
+from salmask.params.run import read_run
+from salmask.params.yaml_file import Params
 from salmask.report import comparison, responses
 from salmask.report.comparison import Declared
 from salmask.report.responses import Sweep
@@ -150,7 +152,7 @@ def test_the_interval_is_students(count: int) -> None:
 
 def swept(runs: dict[str, Any], sweeps: dict[str, Any], scores: dict[str, float]) -> Any:
     read = Params(params(**runs) | {"sweeps": sweeps})
-    configs = {name: read.run(name) for name in read.run_names()}
+    configs = {name: read_run(read, name) for name in run_names(read)}
     found = {"rows": [{"run": r, "metrics": {"m": s}} for r, s in scores.items()]}
     return responses.lines(responses.sweeps(read), configs, found, "m")
 

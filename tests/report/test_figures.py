@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from tiny_report import CPU, a_run, params, picture
 
-from salmask import encoder_file
-from salmask.config import Choice, Params, ViewConfig
 from salmask.data import manifest
-from salmask.data.images import resample
+from salmask.data.decode import resample
 from salmask.data.loader import Crops, geometry, mirror
+from salmask.encoders import on_disk as encoder_file
 from salmask.masks import strategies
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
+from salmask.params.yaml_file import Params
 from salmask.randomness import Draws
 from salmask.report import figures, gallery, samples, sheets
 from salmask.saliency import store as stores

@@ -7,8 +7,8 @@ import yaml
 from encoders import SMALL, lively
 from tiny_report import CPU, KNN, evaluated, make_project, params, run_stage
 
-from salmask import encoder_file
-from salmask.encoder_file import InputSpec
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.on_disk import InputSpec
 from salmask.files import write_json
 from salmask.provenance import recipe, record
 

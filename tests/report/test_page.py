@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 from tiny_report import CPU, EVIL, evaluated, make_project, run_stage
 
-from salmask import encoder_file
 from salmask.data import manifest
+from salmask.encoders import on_disk as encoder_file
 from salmask.report import samples
 
 # -------------------------------------------------------------------------------------- the page

@@ -9,12 +9,14 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from salmask import encoder_file
-from salmask.backbones import build_encoder
-from salmask.config import Params, RunConfig
-from salmask.data import manifest, preparation
-from salmask.data.preparation import Found, Listing
+from salmask.data import manifest
+from salmask.data import prepare as preparation
+from salmask.data.prepare import Found, Listing
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.backbones import build_encoder
 from salmask.files import write_json
+from salmask.params.run import RunConfig
+from salmask.params.yaml_file import Params
 from salmask.provenance import recipe, record
 from salmask.saliency import store as stores
 from stages.report import main as stage

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from salmask.config import SaliencyConfig
+from salmask.params.saliency import SaliencyConfig
 from salmask.provenance import tree_digest
 from salmask.saliency import correction, maps
 from salmask.saliency.localizers import Localizer, Trunk

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.transforms._presets import ImageClassification
 
-from salmask import encoder_file
-from salmask.backbones import build_encoder
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
+from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.backbones import build_encoder
 from salmask.errors import UserError
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.saliency import localizers
 from salmask.saliency.localizers import Localizer
 

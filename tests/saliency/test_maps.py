@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from salmask.config import SaliencyConfig
-from salmask.data.images import decode, resample
+from salmask.data.decode import decode, resample
 from salmask.errors import DataGoneError, UserError
+from salmask.params.saliency import SaliencyConfig
 from salmask.provenance import tree_digest, value_digest
 from salmask.saliency import correction, crops, maps, store
 from salmask.saliency.localizers import Localizer, Trunk

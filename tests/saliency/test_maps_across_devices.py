@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.backends import mkldnn
 
-from salmask.config import SaliencyConfig
+from salmask.params.saliency import SaliencyConfig
 from salmask.saliency import maps
 from salmask.saliency.localizers import Localizer, Trunk
 from salmask.saliency.scda import foreground

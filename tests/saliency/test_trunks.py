@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from salmask.backbones import build_encoder
-from salmask.config import Choice, EncoderConfig, bind
+from salmask.encoders.backbones import build_encoder
+from salmask.encoders.weight_files import fitted
 from salmask.errors import UserError
+from salmask.params.encoder import EncoderConfig
+from salmask.params.values import Choice, bind
 from salmask.saliency import localizers, trunks
 from salmask.saliency.localizers import LOCALIZERS, Localizer, Trunk
-from salmask.saliency.weights import fitted
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from salmask.encoders import weight_files as weights
 from salmask.errors import UserError
-from salmask.saliency import weights
 
 A, B = torch.arange(4.0), torch.ones(2, 3)
 BYTES = b"the weights"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slurm.folder import story
+from slurm.folder import read_job_json
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -64,7 +64,7 @@ class Desk:
         return found
 
     def job(self, name: str) -> str:
-        return str(story(self.run(name)).get("job", ""))
+        return str(read_job_json(self.run(name)).get("job", ""))
 
     def count(self, name: str) -> int:
         """How far the toy has counted."""

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import torch
 
 from salmask.job import Job
-from salmask.train import checkpoint, loop
+from salmask.train import checkpoint
+from salmask.train import pretrain as loop
 from stages import pretrain
 
 

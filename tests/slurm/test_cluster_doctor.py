@@ -13,8 +13,8 @@ import yaml
 from click.testing import CliRunner, Result
 from desk import ROOT, TINY, finished
 
-from salmask.cli import main
-from salmask.doctor import Finding
+from salmask.commands.cli import main
+from salmask.commands.doctor import Finding
 from slurm import doctor, probe, scheduler
 from slurm.profile import Profile
 from slurm.scheduler import Status
@@ -85,7 +85,7 @@ def jobs_left(cluster) -> str:
 
 def command(monkeypatch, profile: str | None) -> Result:
     """`salmask doctor` without its other examinations. profile: the text of cluster.yaml."""
-    monkeypatch.setattr("salmask.doctor.examine", lambda *_: iter(()))
+    monkeypatch.setattr("salmask.commands.doctor.examine", lambda *_: iter(()))
     if profile is not None:
         Path("cluster.yaml").write_text(profile)
     return CliRunner().invoke(main, ["doctor"])

@@ -19,7 +19,7 @@ from salmask.saliency.store import SaliencyStore, read_rows
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 STORE = Path("artifacts/saliency/saliency.zarr")
-# Kernels for a CPU without wide registers, which add in another order.
+# Kernels for a CPU without wide registers, which add in another spec.
 NARROW = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from salmask import frameworks
-from salmask.config import Choice, EncoderConfig
+from salmask.encoders.norms import GroupedBatchNorm
 from salmask.masks.adios import Masker
-from salmask.norms import GroupedBatchNorm
+from salmask.params.encoder import EncoderConfig
+from salmask.params.values import Choice
 from salmask.randomness import Draws
 from salmask.shapes import Pair, Views
 from salmask.train.adversary import Adversary, frozen

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from salmask import frameworks
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.data.loader import Crops, branches
 from salmask.errors import UserError
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.shapes import Views
 from salmask.train import learner as module
 from salmask.train.batches import make_batch

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from salmask.config import TrainConfig
+from salmask.params.train import TrainConfig
 from salmask.train.lars import LARS
 from salmask.train.optim import build_optimizer, learning_rate, set_rates
 

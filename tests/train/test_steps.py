@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from salmask import frameworks
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
 from salmask.devices import place
 from salmask.errors import InterruptedRunError, UserError
 from salmask.masks import strategies
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
 from salmask.randomness import Draws, batch_shuffle
 from salmask.shapes import Pair, Views
-from salmask.train import learner, loop
+from salmask.train import learner
+from salmask.train import pretrain as loop
 from salmask.train.adversary import Adversary, frozen
 from salmask.train.batches import Batch
 from salmask.train.optim import build_optimizer, set_rates
@@ -104,7 +109,7 @@ def pair(extra_views: int) -> Pair:
 
 @dataclass
 class Training:
-    """What the loop holds, and one step of it (salmask/train/loop.py)."""
+    """What the loop holds, and one step of it (salmask/train/pretrain.py)."""
 
     model: Any
     optimizer: torch.optim.Optimizer

@@ -15,12 +15,17 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 
-from salmask.config import Choice, EncoderConfig, RunConfig, TrainConfig, ViewConfig
-from salmask.data import preparation
-from salmask.data.preparation import Found, Listing
+from salmask.data import prepare as preparation
+from salmask.data.prepare import Found, Listing
 from salmask.errors import InterruptedRunError
 from salmask.job import Job
-from salmask.train import learner, loop
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
+from salmask.train import learner
+from salmask.train import pretrain as loop
 
 STEPS = 6
 NAMES = ("one", "two", "again", "stopped", "stopped late")

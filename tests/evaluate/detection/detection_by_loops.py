@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from salmask.evaluate.detection.objects import Annotations, Detections, Picture
+from salmask.detection.objects import Annotations, Detections, Picture
 
 CLASSES = ("ant", "bee", "cow")
 SIDE = 12  # px of a scene

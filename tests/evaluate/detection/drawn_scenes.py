@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from salmask.backbones import build_encoder
-from salmask.config import EncoderConfig
-from salmask.encoder_file import Encoder, InputSpec
-from salmask.evaluate.detection.model import Detector
-from salmask.evaluate.detection.objects import Annotations, Picture
+from salmask.detection.detector import Detector
+from salmask.detection.objects import Annotations, Picture
+from salmask.encoders.backbones import build_encoder
+from salmask.encoders.on_disk import Encoder, InputSpec
+from salmask.params.encoder import EncoderConfig
 
 CLASSES = ("red", "blue")
 SIDE = 64  # px

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
+from salmask.detection import annotations
+from salmask.detection.annotations import coco, joined, voc
 from salmask.errors import UserError
-from salmask.evaluate.detection import annotations
-from salmask.evaluate.detection.annotations import coco, joined, voc
 
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
 

@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from salmask.evaluate.detection import coco
+from salmask.detection import score_coco as coco
 
 HERE, THERE = (0, 0, 4, 4), (6, 6, 10, 10)
 NAMES = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")

@@ -11,19 +11,19 @@ import torch
 import torch.distributed as dist
 from drawn_scenes import drawn, encoder
 
-from salmask.distributed import average, parallel, rank, world
+from salmask.detection import protocol as run
+from salmask.detection.batches import Resizing, trainable, training_batches
+from salmask.detection.detector import Detector
+from salmask.detection.inference import search
+from salmask.detection.protocol import Sets
+from salmask.detection.training import on_device, precise_batch_norm
+from salmask.distributed import all_reduce_mean, data_parallel, rank, world_size
 from salmask.errors import UserError
-from salmask.evaluate.detection import run
-from salmask.evaluate.detection.examples import Looks, trainable, training_batches
-from salmask.evaluate.detection.learning import on_device, settle
-from salmask.evaluate.detection.model import Detector
-from salmask.evaluate.detection.run import Sets
-from salmask.evaluate.detection.searching import search
 from salmask.job import Job
 
 CPU = torch.device("cpu")
 OPTIONS = {"anchors": (16, 32), "regions": 400, "masks": True}  # more than there are: uneven
-LOOKS = Looks((32, 48, 64), 200)
+LOOKS = Resizing((32, 48, 64), 200)
 SHORT = {"recipe": "voc", "iterations": 3, "milestones": (2,), "batch": 4, "warmup": 2, "lr": 0.01,
          "short_sides": (32, 48), "test_short_side": 48, "regions": 16,
          "anchors": (16, 32), "precise_norm": 2}  # fmt: skip
@@ -39,11 +39,11 @@ def gradients(pictures: Any, norm: Any) -> dict[str, torch.Tensor]:
     """Of one batch of 4, averaged over processes by DDP; with the losses, averaged too."""
     detector = Detector(encoder(), 2, norm=norm, **OPTIONS).train()
     [batch] = batches(pictures, 0, 1)
-    shared = parallel(detector, CPU)  # it averages for as long as it lives
+    shared = data_parallel(detector, CPU)  # it averages for as long as it lives
     losses = shared(*on_device(batch, CPU))
     sum(losses.values()).backward()
     found = {f"loss {name}": value.detach().clone() for name, value in losses.items()}
-    average(list(found.values()))
+    all_reduce_mean(list(found.values()))
     found |= {n: p.grad for n, p in detector.named_parameters() if p.grad is not None}
     return found | {n: b for n, b in detector.named_buffers() if "running" in n}
 
@@ -51,19 +51,19 @@ def gradients(pictures: Any, norm: Any) -> dict[str, torch.Tensor]:
 def settled(pictures: Any, job: Job) -> dict[str, torch.Tensor]:
     """The statistics after precise batch norm on two batches of 4."""
     detector = Detector(encoder(), 2, **OPTIONS)
-    settle(detector, partial(batches, pictures), 1, 2, job, "float32")
+    precise_batch_norm(detector, partial(batches, pictures), 1, 2, job, "float32")
     return {n: b for n, b in detector.named_buffers() if "running" in n}
 
 
 def everything(folder: Path, out: Path) -> dict[str, Any]:
-    scene = drawn(folder / f"drawn {world()} {rank()}", 6)
+    scene = drawn(folder / f"drawn {world_size()} {rank()}", 6)
     pictures = trainable(scene)
     job = Job("f" * 12, out / "work", out, CPU, seed=0, workers=0)
     detector = Detector(encoder(), 2, **(OPTIONS | {"regions": 16}))
     found = search(detector, scene.pictures, 48, 200, job)
-    with pytest.raises(UserError, match=r"batch 3 cannot be shared evenly by 2") if world() == 2 \
+    with pytest.raises(UserError, match=r"batch 3 cannot be shared evenly by 2") if world_size() == 2 \
             else pytest.raises(UserError, match="milestones"):  # fmt: skip
-        wrong = {"batch": 3} if world() == 2 else {"milestones": (9,)}
+        wrong = {"batch": 3} if world_size() == 2 else {"milestones": (9,)}
         run.run({"trained": encoder()}, Sets("toy", scene, scene), job, **(SHORT | wrong))
     return {
         "sync": gradients(pictures, "sync"),

@@ -9,12 +9,14 @@ import torch
 from drawn_scenes import TINY, drawn, encoder, with_ignored
 from PIL import Image
 
+from salmask.detection import drawing as showing
+from salmask.detection import protocol as run
+from salmask.detection import training as learning
+from salmask.detection.detector import Detector
+from salmask.detection.objects import Detections
+from salmask.detection.protocol import Sets
+from salmask.detection.recipes import RECIPES
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
-from salmask.evaluate.detection import learning, run, showing
-from salmask.evaluate.detection.model import Detector
-from salmask.evaluate.detection.objects import Detections
-from salmask.evaluate.detection.recipes import RECIPES
-from salmask.evaluate.detection.run import Sets
 from salmask.train import checkpoint
 
 SHORT = TINY | {

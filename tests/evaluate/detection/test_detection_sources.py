@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from salmask.config import Choice
-from salmask.data import watch
+from salmask.datasets import folder_fingerprint as watch
+from salmask.detection.datasets import coco, configured, demo, voc
 from salmask.errors import UserError
-from salmask.evaluate.detection.sources import coco, configured, demo, voc
+from salmask.params.values import Choice
 
 
 def choice(name="demo", **options):

@@ -7,17 +7,17 @@ from torch import nn
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 from torchvision.ops import box_iou
 
-from salmask.backbones import build_encoder
-from salmask.config import EncoderConfig
 from salmask.data.views import normalise
-from salmask.encoder_file import Encoder, InputSpec
+from salmask.detection import detector as model
+from salmask.detection.batches import example
+from salmask.detection.detector import Detector
+from salmask.detection.training import on_device
+from salmask.encoders.backbones import build_encoder
+from salmask.encoders.norms import GroupedBatchNorm
+from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.errors import UserError
-from salmask.evaluate.detection import model
-from salmask.evaluate.detection.examples import example
-from salmask.evaluate.detection.learning import on_device
-from salmask.evaluate.detection.model import Detector
 from salmask.filters import high_pass
-from salmask.norms import GroupedBatchNorm
+from salmask.params.encoder import EncoderConfig
 from salmask.randomness import Draws
 
 

@@ -6,8 +6,8 @@ import torch
 from drawn_scenes import drawn, with_ignored
 from PIL import Image
 
-from salmask.evaluate.detection.examples import (
-    Looks,
+from salmask.detection.batches import (
+    Resizing,
     example,
     read,
     resized,
@@ -61,7 +61,7 @@ def test_crowds_are_never_learned_difficult_objects_if_asked_for(scene):
 
 
 OPTIONS = {"seed": 0, "batch": 2, "masks": True, "workers": 0}
-LOOKS = Looks((48, 64, 80), 200, 0.5)
+LOOKS = Resizing((48, 64, 80), 200, 0.5)
 
 
 def batches(pictures, start, end, **more):
@@ -111,7 +111,7 @@ def test_every_epoch_shows_every_picture_once_and_looks_vary(tmp_path):
 
 def test_the_order_is_another_in_every_epoch(tmp_path):
     pictures = trainable(drawn(tmp_path / "many", 9))
-    plain = Looks((64,), 200, 0.0)
+    plain = Resizing((64,), 200, 0.0)
     found = training_batches(pictures, plain, start=0, end=8, **OPTIONS)
     shown = [image for batch in found for image, _ in batch]
     first, second = shown[:8], shown[8:]
@@ -122,7 +122,9 @@ def test_the_order_is_another_in_every_epoch(tmp_path):
 def test_no_flip_and_always_flip(scene):
     pictures = trainable(scene)
     for flip, left in ((0.0, pictures[0].boxes[0, 0]), (1.0, 80 - pictures[0].boxes[0, 2])):
-        found = training_batches(pictures[:1], Looks((64,), 200, flip), start=0, end=3, **OPTIONS)
+        found = training_batches(
+            pictures[:1], Resizing((64,), 200, flip), start=0, end=3, **OPTIONS
+        )
         for batch in found:
             assert all(float(t["boxes"][0, 0]) == left for _, t in batch)
 

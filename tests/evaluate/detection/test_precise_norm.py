@@ -7,10 +7,10 @@ import torch
 from drawn_scenes import detector, drawn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from salmask.evaluate.detection.examples import Looks, trainable, training_batches
-from salmask.evaluate.detection.learning import on_device, settle
+from salmask.detection.batches import Resizing, trainable, training_batches
+from salmask.detection.training import on_device, precise_batch_norm
 
-LOOKS = Looks((48, 64), 200)
+LOOKS = Resizing((48, 64), 200)
 AFTER, COUNT = 3, 4  # iterations, batches
 
 
@@ -32,7 +32,7 @@ def batches(tmp_path):
 def test_statistics_are_the_mean_over_the_batches_that_come_next(batches, job):
     model, watched = detector(), detector().train()
     before = state(model)
-    settle(model, batches, AFTER, COUNT, job, "float32")
+    precise_batch_norm(model, batches, AFTER, COUNT, job, "float32")
     inputs = {name: [] for name in norms(watched)}
     for name, layer in norms(watched).items():
         layer.register_forward_pre_hook(lambda _, given, name=name: inputs[name].append(given[0]))
@@ -62,7 +62,7 @@ def test_statistics_are_the_mean_over_the_batches_that_come_next(batches, job):
 def test_what_is_frozen_stays(batches, job, options, stay):
     model = detector(**options)
     before = state(model)
-    settle(model, batches, AFTER, COUNT, job, "float32")
+    precise_batch_norm(model, batches, AFTER, COUNT, job, "float32")
     changed = {name for name, value in state(model).items() if not torch.equal(before[name], value)}
     assert changed and not any(name.startswith(stay) for name in changed)
 
@@ -70,5 +70,5 @@ def test_what_is_frozen_stays(batches, job, options, stay):
 def test_no_batches_keep_the_running_averages(batches, job):
     model = detector()
     before = state(model)
-    settle(model, batches, AFTER, 0, job, "float32")
+    precise_batch_norm(model, batches, AFTER, 0, job, "float32")
     assert all(torch.equal(before[name], value) for name, value in state(model).items())

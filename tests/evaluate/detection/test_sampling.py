@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salmask.evaluate.detection.sampling import everything, thinned
+from salmask.detection.sampling import everything, subsample
 
 KEY = torch.tensor(12345)
 
@@ -15,7 +15,7 @@ KEY = torch.tensor(12345)
 )
 def test_what_is_left_is_as_much_as_may_be(labels, most, positive, key):
     before = torch.tensor(labels)
-    kept = thinned(before, torch.tensor(key), "x", most, positive)
+    kept = subsample(before, torch.tensor(key), "x", most, positive)
     front, back = int((before >= 1).sum()), int((before == 0).sum())
     drawn = min(front, int(most * positive))
     assert int((kept >= 1).sum()) == drawn
@@ -27,18 +27,18 @@ def test_everything_has_the_same_chance():
     labels = torch.tensor([1] * 10 + [0] * 30)
     count = torch.zeros(40)
     for key in range(2000):
-        count += thinned(labels, torch.tensor(key * 7919), "x", 8, 0.5) >= 0
+        count += subsample(labels, torch.tensor(key * 7919), "x", 8, 0.5) >= 0
     assert (count[:10] / 2000 - 0.4).abs().max() < 0.05
     assert (count[10:] / 2000 - 4 / 30).abs().max() < 0.04
 
 
 def test_purposes_and_keys_draw_differently_and_floats_will_do():
     labels = torch.tensor([1.0] * 20 + [0.0] * 20)
-    some = thinned(labels, KEY, "x", 10, 0.5)
+    some = subsample(labels, KEY, "x", 10, 0.5)
     assert some.dtype == torch.float32
-    assert torch.equal(some, thinned(labels, KEY, "x", 10, 0.5))
-    assert not torch.equal(some, thinned(labels, KEY, "y", 10, 0.5))
-    assert not torch.equal(some, thinned(labels, KEY + 1, "x", 10, 0.5))
+    assert torch.equal(some, subsample(labels, KEY, "x", 10, 0.5))
+    assert not torch.equal(some, subsample(labels, KEY, "y", 10, 0.5))
+    assert not torch.equal(some, subsample(labels, KEY + 1, "x", 10, 0.5))
 
 
 def test_the_sampler_takes_what_is_left():

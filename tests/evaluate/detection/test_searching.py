@@ -4,7 +4,7 @@ from drawn_scenes import drawn
 from pycocotools import mask as rle
 from torch import nn
 
-from salmask.evaluate.detection.searching import search
+from salmask.detection.inference import search
 
 
 class Finder(nn.Module):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from drawn_scenes import drawn, with_ignored
 
+from salmask.detection import prepared_files as stored
+from salmask.detection.protocol import Sets
 from salmask.errors import UserError
-from salmask.evaluate.detection import stored
-from salmask.evaluate.detection.run import Sets
 from salmask.provenance import file_digest
 
 

@@ -3,7 +3,7 @@ import pytest
 from detection_by_loops import CLASSES, annotations, detections, picture, scenes, voc_ap
 from hypothesis import given
 
-from salmask.evaluate.detection import voc
+from salmask.detection import score_voc as voc
 
 HERE, THERE, AWAY = (0, 0, 4, 4), (6, 6, 10, 10), (0, 6, 4, 10)
 

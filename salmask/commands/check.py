@@ -1,0 +1,130 @@
+"""Whether all of params.yaml fits together, before anything is computed by it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from salmask import frameworks
+from salmask.commands import suites
+from salmask.datasets.registry import configured
+from salmask.detection import datasets as detection
+from salmask.detection.detector import trunk_of
+from salmask.encoders import importing
+from salmask.encoders.backbones import build_encoder
+from salmask.errors import UserError
+from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
+from salmask.masks import strategies
+from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
+from salmask.params.overlay import RUN_SECTIONS, run_seed
+from salmask.params.run import read_run
+from salmask.params.saliency import SaliencyConfig
+from salmask.params.values import Choice, bind, pick
+from salmask.params.yaml_file import Params
+from salmask.report import comparison
+from salmask.saliency import localizers
+from salmask.shapes import Wiring
+
+_EVALUATIONS: dict[str, Callable[..., Any]] = {
+    "knn": knn.run,
+    "linear_fast": linear_fast.run,
+    "linear": linear.run,
+    "finetune": finetune.run,
+    "transfer": transfer.run,
+    "variance": variance.run,
+}
+_SECTIONS = (
+    *("seed", "data", "localizer", "saliency", *RUN_SECTIONS, "runs"),
+    *("tables", "sweeps", "imports", "transfer", "detect", "evaluate"),
+)
+
+
+def validate(params: Params) -> None:
+    """Reads every section as the stages will. Raises UserError at the first that does not fit.
+
+    Images and weights are not looked at, but for what a name says of them.
+    """
+    _refuse_unknown(params.values, _SECTIONS, params.source)
+    configured(params.choice("data"), f"{params.source}: data")
+    localizer = params.choice("localizer")
+    bind(
+        pick(localizers.LOCALIZERS, localizer, "localizer"),
+        localizer,
+        f"{params.source}: localizer",
+    )
+    params.section("saliency", SaliencyConfig)
+    suites.refuse_grids(params)
+    wirings: dict[str, Wiring] = {}  # of the frameworks that were built: many runs share one
+    for name in run_names(params):
+        run = read_run(params, name)
+        parts = (run.framework, run.encoder, run.train.batch)
+        try:
+            with torch.device("meta"):  # runs framework's and mask's checks, without their memory
+                if repr(parts) not in wirings:
+                    wirings[repr(parts)] = frameworks.build(*parts, steps=1).wiring
+                strategies.build(run.mask, wirings[repr(parts)], run.view)
+        except UserError as error:
+            raise UserError(f"{params.source}: runs.{name}: {error}") from None
+        run_seed(params, name)
+    params.raw("imports")  # DVC looks for it, even if it names nothing
+    for name in import_names(params):
+        importing.check(*entry(params, name))
+    _validate_evaluations(params)
+    comparison.declared(params)
+
+
+def entry(params: Params, name: str) -> tuple[importing.Import, str]:
+    """What `imports.NAME` says, and where that stands."""
+    key = f"imports.{name}"
+    return params.section(key, importing.Import), f"{params.source}: {key}"
+
+
+def _validate_evaluations(params: Params) -> None:
+    for name in params.section("transfer", dict[str, Any]):
+        configured(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
+    for name in params.section("detect", dict[str, Any]):
+        detection.configured(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
+    everywhere, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
+    for protocol in CHOSEN:
+        params.raw(f"evaluate.chosen.{protocol}")  # DVC looks for each, even if it names nothing
+        if protocol in everywhere:
+            raise UserError(
+                f"{params.source}: evaluate.protocols: {protocol} has a stage of its own: list the "
+                f"runs that it is for under evaluate.chosen.{protocol} (a suite may say it here, "
+                "for all)"
+            )
+    for name, folders in chosen.items():
+        if any(folder.startswith("detect-") for folder in folders):
+            _validate_trunk(params, name)
+    asked = {*everywhere, *(f.partition("-")[0] for own in chosen.values() for f in own)}
+    asked -= {"detect"}  # whose options stand with its images
+    named = params.section("evaluate", dict[str, Any])
+    _refuse_unknown(named, ("protocols", "chosen", *_EVALUATIONS), f"{params.source}: evaluate")
+    for protocol in sorted(asked | (named.keys() & _EVALUATIONS.keys())):
+        key = f"evaluate.{protocol}"
+        choice = Choice(protocol, params.section(key, dict[str, Any]))
+        options = bind(pick(_EVALUATIONS, choice, f"{params.source}: evaluate"), choice, key)
+        if protocol == "finetune":
+            finetune.plans(*(options[name] for name in ("preset", "shares", "lr", "head_lr")))
+        if protocol == "variance":
+            for name in (name for name, folders in chosen.items() if protocol in folders):
+                variance.refuse_learned(read_run(params, name), options["masked"])
+
+
+def _validate_trunk(params: Params, name: str) -> None:
+    """Whether a detector can be built around the encoder of a run or import."""
+    if name in import_names(params):
+        encoder = entry(params, name)[0].encoder
+    else:
+        encoder = read_run(params, name).encoder
+    try:
+        with torch.device("meta"):
+            trunk_of(build_encoder(encoder), encoder.arch)
+    except UserError as error:
+        raise UserError(f"{params.source}: evaluate.chosen.detect: {name}: {error}") from None
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: `{key}` is read by nothing (what is: {', '.join(known)})")

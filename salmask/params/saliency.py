@@ -1,0 +1,32 @@
+"""The section `saliency:` of params.yaml."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from salmask.params.values import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class SaliencyConfig:
+    """Options of `saliency:`.
+
+    Args:
+        levels: sides in px at which whole images are scored. The first one is for whole images.
+        correction: number of views that the correction of a store is fitted on; 0 for none.
+        precision: of the localizer. `float32` depends least on the device; `auto` is bfloat16 on
+            CUDA.
+        shard_rows: images per unit of work.
+        batch: images per forward pass. It is part of the result, because it changes rounding.
+    """
+
+    levels: tuple[PositiveInt, ...] = (224, 320, 448)
+    correction: NonNegativeInt = 1024
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    shard_rows: PositiveInt = 1024
+    batch: PositiveInt = 32
+
+    def __post_init__(self) -> None:
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels must grow, got {list(self.levels)}")

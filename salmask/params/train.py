@@ -1,0 +1,65 @@
+"""The section `train:` of params.yaml."""
+
+import math
+from typing import Literal
+
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+
+from salmask.params.values import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """Options of `train:`.
+
+    Args:
+        epochs: number of epochs.
+        warmup_epochs: length of the linear warm-up.
+        batch: global batch size.
+        optimizer: `sgd`, `lars`, `adam` or `adamw`.
+        schedule: of the learning rate after the warm-up. `step` multiplies it by `gamma` at the
+            start of every epoch in `milestones`. Warm-up and cosine change it every step.
+        milestones: epochs of the schedule `step`.
+        gamma: factor of the schedule `step`.
+        lr: peak learning rate, for this batch size.
+        momentum: of SGD and LARS.
+        weight_decay: L2 penalty; for adamw, decoupled weight decay.
+        precision: `auto` is bfloat16 on CUDA and float32 elsewhere.
+        compile: whether to compile the framework with `torch.compile`.
+        images: `stream` decodes images from disk every epoch; `resident` keeps them on the device.
+    """
+
+    epochs: PositiveInt = 200
+    warmup_epochs: float = 10
+    batch: PositiveInt = 128
+    optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[PositiveInt, ...] = ()
+    gamma: float = 0.1
+    lr: float = 0.015
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    images: Literal["stream", "resident"] = "stream"
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "lr", "momentum", "weight_decay", "gamma"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {value}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} is longer than the training "
+                f"(epochs {self.epochs})"
+            )
+        epochs = list(self.milestones)
+        if self.schedule == "step" and not epochs:
+            raise ValueError("schedule step needs milestones: the epochs where the rate drops")
+        if self.schedule != "step" and epochs:
+            raise ValueError(f"milestones {epochs} need schedule: step, not {self.schedule}")
+        if epochs != sorted(set(epochs)) or max(epochs, default=0) >= self.epochs:
+            raise ValueError(
+                f"milestones must grow and stay below epochs {self.epochs}, got {epochs}"
+            )
