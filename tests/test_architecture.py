@@ -12,19 +12,19 @@ SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / to
 
 # Lower layers first: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["salmask", "salmask.shapes", "salmask.errors", "salmask.progress", "salmask.devices",
-     "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
-     "salmask.distributed"],
-    ["salmask.params.values", "salmask.params.yaml_file", "salmask.provenance", "salmask.lineage", "salmask.commands.suites"],
-    ["salmask.losses", "salmask.encoders.norms", "salmask.encoders.backbones", "salmask.encoders.heads"],
-    ["salmask.data", "salmask.saliency", "salmask.masks", "salmask.frameworks"],
-    ["salmask.encoders.on_disk"],
-    ["salmask.encoders.importing", "salmask.encoders.export"],
+    ["salmask", "salmask.by_name", "salmask.shapes", "salmask.errors", "salmask.progress",
+     "salmask.devices", "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
+     "salmask.distributed", "salmask.losses"],
+    ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage"],
+    ["salmask.datasets", "salmask.data"],
+    ["salmask.encoders"],
+    ["salmask.saliency"],
+    ["salmask.masks", "salmask.frameworks"],
     ["salmask.train"],
-    ["salmask.evaluate", "salmask.report"],
-    ["salmask.commands.doctor", "salmask.commands.costs", "salmask.commands.check"],
+    ["salmask.evaluate", "salmask.detection"],
+    ["salmask.report"],
     ["slurm"],
-    ["salmask.commands.cli"],
+    ["salmask.commands"],
     ["stages"],
 ]  # fmt: skip
 

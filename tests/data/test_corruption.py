@@ -8,12 +8,12 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from image_files import saved
 from PIL import Image
 
 from salmask.data import manifest
 from salmask.data import prepare as preparation
 from salmask.data.prepare import Found, Listing
+from tests.helpers.image_files import saved
 
 COUNT = 200
 ENCODINGS = [

@@ -5,14 +5,14 @@ import time
 
 import numpy as np
 import pytest
-from icc import ADOBE_RGB, DISPLAY_P3, SRGB, in_srgb, of_gray, of_primaries
-from image_files import chunk, palette, png, saved
 from PIL import Image
 
 from salmask.data import manifest
 from salmask.data import prepare as preparation
 from salmask.data.decode import decode
 from salmask.data.inspection import inspect
+from tests.helpers.icc import ADOBE_RGB, DISPLAY_P3, SRGB, in_srgb, of_gray, of_primaries
+from tests.helpers.image_files import chunk, palette, png, saved
 
 RED = (254, 0, 0)  # as JPEG keeps it
 

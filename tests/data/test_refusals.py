@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from image_files import palette, png, saved
 from PIL import Image
 
 from salmask.data.decode import LARGEST, decode
 from salmask.data.file_bytes import ImageError
 from salmask.data.inspection import inspect
+from tests.helpers.image_files import palette, png, saved
 
 PHOTO = Image.effect_noise((64, 48), 60).convert("RGB")
 BAD = {

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from encoders import saved
 from PIL import Image
 from torch import Tensor, nn
 
@@ -45,6 +44,7 @@ from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.train import checkpoint
+from tests.helpers.tiny_encoders import saved
 
 CONFIG = EncoderConfig("resnet10", 4, "small2")
 SIZE, CHUNK = 16, 6

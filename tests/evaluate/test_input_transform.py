@@ -8,13 +8,13 @@ import pkgutil
 import numpy as np
 import pytest
 import torch
-from encoders import FILTER, SMALL, features, pictures, saved
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from salmask import evaluate
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import InputSpec
+from tests.helpers.tiny_encoders import FILTER, SMALL, features, pictures, saved
 
 MODULES = [importlib.import_module(f"salmask.evaluate.{m.name}")
            for m in pkgutil.iter_modules(evaluate.__path__)]  # fmt: skip

@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 import torch
-from by_loops import BATCH, ENCODER, images, views
 from torch import nn
 
 from salmask import frameworks
 from salmask.encoders.norms import GroupedBatchNorm
 from salmask.errors import UserError
 from salmask.params.values import Choice
+from tests.helpers.frameworks_by_loops import BATCH, ENCODER, images, views
 
 SMALL = {
     "moco": {"dim": 6, "hidden": 10, "queue": 8},

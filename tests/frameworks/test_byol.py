@@ -3,7 +3,11 @@ import math
 
 import pytest
 import torch
-from by_loops import (
+from torch import nn
+
+from salmask.frameworks.byol import Framework
+from salmask.shapes import Mixed, Views
+from tests.helpers.frameworks_by_loops import (
     BACKWARDS,
     BATCH,
     ENCODER,
@@ -20,10 +24,6 @@ from by_loops import (
     shake,
     views,
 )
-from torch import nn
-
-from salmask.frameworks.byol import Framework
-from salmask.shapes import Mixed, Views
 
 DIM = 6
 A, B, C, D, E = images(5)

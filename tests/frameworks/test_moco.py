@@ -3,7 +3,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from by_loops import (
+from torch import nn
+
+from salmask.frameworks.moco import Framework
+from salmask.shapes import Views
+from tests.helpers.frameworks_by_loops import (
     BATCH,
     ENCODER,
     FEATURES,
@@ -20,10 +24,6 @@ from by_loops import (
     surprise,
     views,
 )
-from torch import nn
-
-from salmask.frameworks.moco import Framework
-from salmask.shapes import Views
 
 QUEUE, DIM = 16, 6
 

@@ -3,7 +3,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from by_loops import (
+
+from salmask.frameworks.simclr import Framework
+from salmask.shapes import Views
+from tests.helpers.frameworks_by_loops import (
     BATCH,
     ENCODER,
     FEATURES,
@@ -19,9 +22,6 @@ from by_loops import (
     surprise,
     views,
 )
-
-from salmask.frameworks.simclr import Framework
-from salmask.shapes import Views
 
 DIM = 6
 A, B, C, D, E = images(5)

@@ -2,7 +2,14 @@ import copy
 
 import pytest
 import torch
-from by_loops import (
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from salmask.frameworks.simsiam import Framework
+from salmask.params.train import TrainConfig
+from salmask.shapes import Views
+from salmask.train.optim import build_optimizer
+from tests.helpers.frameworks_by_loops import (
     BACKWARDS,
     BATCH,
     ENCODER,
@@ -17,13 +24,6 @@ from by_loops import (
     shake,
     views,
 )
-from torch import nn
-from torchvision.models.resnet import BasicBlock
-
-from salmask.frameworks.simsiam import Framework
-from salmask.params.train import TrainConfig
-from salmask.shapes import Views
-from salmask.train.optim import build_optimizer
 
 DIM = 6
 A, B, C, D, E = images(5)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_scenes import (
+from torch import Tensor
+
+from salmask.errors import UserError
+from salmask.masks import strategies
+from salmask.params.values import Choice
+from salmask.shapes import Pair
+from tests.helpers.mask_scenes import (
     apply,
     as_pixels,
     blurred,
@@ -18,12 +24,6 @@ from mask_scenes import (
     scene,
     shared_cells,
 )
-from torch import Tensor
-
-from salmask.errors import UserError
-from salmask.masks import strategies
-from salmask.params.values import Choice
-from salmask.shapes import Pair
 
 SIDE, GRID, BATCH = 64, 8, 12
 CELLS = GRID * GRID

@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_scenes import (
+
+from salmask.shapes import Pair
+from tests.helpers.mask_scenes import (
     apply,
     blurred,
     cells_of,
@@ -21,8 +23,6 @@ from mask_scenes import (
     shared_cells,
     window_of,
 )
-
-from salmask.shapes import Pair
 
 SIDE, GRID, BATCH = 64, 8, 12
 BRANCHES = ["query", "key", "both"]

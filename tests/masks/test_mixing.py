@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_scenes import apply, correlation, draws_for, scene
 from torch import Tensor
 
 from salmask.errors import UserError
 from salmask.masks import mixing, strategies
 from salmask.params.values import Choice
 from salmask.shapes import Mixed, Pair
+from tests.helpers.mask_scenes import apply, correlation, draws_for, scene
 
 SHAPES = ["block", "discrete"]
 PER = ["batch", "image"]

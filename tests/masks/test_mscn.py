@@ -4,7 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_scenes import (
+from torch import Tensor
+
+from salmask.masks import strategies
+from salmask.params.values import Choice
+from salmask.shapes import Masked, Pair
+from tests.helpers.mask_scenes import (
     apply,
     blurred,
     cells_of,
@@ -17,11 +22,6 @@ from mask_scenes import (
     scene,
     window_of,
 )
-from torch import Tensor
-
-from salmask.masks import strategies
-from salmask.params.values import Choice
-from salmask.shapes import Masked, Pair
 
 SIDE, GRID, BATCH = 64, 8, 6
 NEAR = 1e-4  # more than rounding, less than noise

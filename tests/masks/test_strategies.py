@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from mask_scenes import apply, draws_for, part, scene, tensors
 
 from salmask.errors import UserError
 from salmask.masks import strategies
@@ -13,6 +12,7 @@ from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.shapes import Pair, Wiring
+from tests.helpers.mask_scenes import apply, draws_for, part, scene, tensors
 
 FUNCTIONS = [name for name, mask in strategies.MASKS.items() if not isinstance(mask, type)]
 GUIDED = ["high_pass", "blur", "mean"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_scenes import apply, draws_for, scene
 from torch import Tensor
 
 from salmask.masks import mixing
 from salmask.randomness import Draws
 from salmask.shapes import Mixed, Pair
+from tests.helpers.mask_scenes import apply, draws_for, scene
 
 
 def uniforms(batch: int, seed: int) -> tuple[float, float, float, float]:

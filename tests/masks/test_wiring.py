@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from mask_scenes import apply, draws_for, high_passed, salient, scene, shared_cells
 from torch import Tensor
 
 from salmask.errors import UserError
@@ -14,6 +13,7 @@ from salmask.masks.adios import Masker
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.shapes import Pair, Views, Wiring
+from tests.helpers.mask_scenes import apply, draws_for, high_passed, salient, scene, shared_cells
 
 SIDE, GRID, BATCH = 64, 8, 6
 VIEW = ViewConfig(size=SIDE, grid=GRID)

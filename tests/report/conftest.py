@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tiny_report import make_project, run_stage
+
+from tests.helpers.tiny_report import make_project, run_stage
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_report import params
 
 from salmask.errors import UserError
 from salmask.params.names import run_names
@@ -14,6 +13,7 @@ from salmask.params.yaml_file import Params
 from salmask.report import comparison, responses
 from salmask.report.comparison import Declared
 from salmask.report.responses import Sweep
+from tests.helpers.tiny_report import params
 
 RUNS = {"plain": {}, "high-a": {}, "high-b": {"seed": 1}}
 SWEPT = {"high": {"keys": [], "settings": {"high": ["high-a", "high-b"]}}}

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_report import CPU, a_run, params, picture
 
 from salmask.data import manifest
 from salmask.data.decode import resample
@@ -22,6 +21,7 @@ from salmask.report import figures, gallery, samples, sheets
 from salmask.saliency import store as stores
 from salmask.saliency.scda import foreground
 from salmask.train.batches import make_batch
+from tests.helpers.tiny_report import CPU, a_run, params, picture
 
 # -------------------------------------------------------------------------------------- figures
 

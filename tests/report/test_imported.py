@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from encoders import SMALL, lively
-from tiny_report import CPU, KNN, evaluated, make_project, params, run_stage
 
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import InputSpec
 from salmask.files import write_json
 from salmask.provenance import recipe, record
+from tests.helpers.tiny_encoders import SMALL, lively
+from tests.helpers.tiny_report import CPU, KNN, evaluated, make_project, params, run_stage
 
 SOURCE = {"sha256": "5eed" * 16, "layout": "simsiam", "dropped": ["fc"]}
 

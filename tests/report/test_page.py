@@ -3,11 +3,10 @@
 import shutil
 from html.parser import HTMLParser
 
-from tiny_report import CPU, EVIL, evaluated, make_project, run_stage
-
 from salmask.data import manifest
 from salmask.encoders import on_disk as encoder_file
 from salmask.report import samples
+from tests.helpers.tiny_report import CPU, EVIL, evaluated, make_project, run_stage
 
 # -------------------------------------------------------------------------------------- the page
 

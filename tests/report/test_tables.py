@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_report import KNN
 
 from salmask.errors import UserError
 from salmask.report import tables
+from tests.helpers.tiny_report import KNN
 
 # -------------------------------------------------------------------------------------- tables
 

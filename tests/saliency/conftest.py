@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_store import CORRECTED, PLAN, compute
 
 from salmask.saliency import store
 from salmask.saliency.correction import Correction
+from tests.helpers.small_store import CORRECTED, PLAN, compute
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,12 @@ import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from small_store import (
+
+from salmask.provenance import tree_digest
+from salmask.saliency import store
+from salmask.saliency.scda import foreground
+from salmask.saliency.store import Plan, SaliencyStore
+from tests.helpers.small_store import (
     CORRECTED,
     GRIDS,
     LOCALIZER,
@@ -17,11 +22,6 @@ from small_store import (
     fill_one,
     part,
 )
-
-from salmask.provenance import tree_digest
-from salmask.saliency import store
-from salmask.saliency.scda import foreground
-from salmask.saliency.store import Plan, SaliencyStore
 
 # ------------------------------------------------------------------------------------- on disk
 

@@ -11,7 +11,12 @@ import torch
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_store import (
+
+from salmask.errors import UserError
+from salmask.provenance import tree_digest
+from salmask.saliency import store
+from salmask.saliency.store import SaliencyStore
+from tests.helpers.small_store import (
     CORRECTED,
     GRIDS,
     LOCALIZER,
@@ -23,11 +28,6 @@ from small_store import (
     compute,
     part,
 )
-
-from salmask.errors import UserError
-from salmask.provenance import tree_digest
-from salmask.saliency import store
-from salmask.saliency.store import SaliencyStore
 
 # ------------------------------------------------------------------------------------- damage
 

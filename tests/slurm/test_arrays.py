@@ -5,8 +5,9 @@ import re
 import signal
 
 import pytest
-from desk import Desk, finished, until
-from toy import PIECES
+
+from tests.helpers.desk import Desk, finished, until
+from tests.helpers.toy import PIECES
 
 pytestmark = pytest.mark.slurm
 

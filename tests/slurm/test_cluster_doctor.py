@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from desk import ROOT, TINY, finished
 
 from salmask.commands.cli import main
 from salmask.commands.doctor import Finding
 from slurm import doctor, probe, scheduler
 from slurm.profile import Profile
 from slurm.scheduler import Status
+from tests.helpers.desk import ROOT, TINY, finished
 
 NODE = "NodeName=a CPUTot=8 RealMemory=64000 Gres={} AvailableFeatures=x,y State={} Partitions=gpu"
 TALK = """

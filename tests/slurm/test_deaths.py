@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from desk import Desk, finished, until
-from pipeline import TINY, Project
 
 from salmask.provenance import tree_digest
 from slurm import scheduler
+from tests.helpers.desk import Desk, finished, until
+from tests.helpers.project import TINY, Project
 
 pytestmark = pytest.mark.slurm
 

@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from desk import Desk, finished, until
+
+from tests.helpers.desk import Desk, finished, until
 
 pytestmark = pytest.mark.slurm
 
@@ -85,7 +86,7 @@ def test_a_job_refuses_what_changed_since_it_was_submitted(desk, cluster):
 
 
 def test_without_waiting_jobs_are_submitted_and_collected_later(desk):
-    toy = str(Path(__file__).with_name("toy.py"))
+    toy = str(Path(__file__).parents[1] / "helpers" / "toy.py")
     for name in ("one", "two"):
         finished(desk.start(toy, "--name", name, SALMASK_SUBMIT_ONLY="1"))
         assert not (desk.folder / "published" / name).exists()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from desk import Desk, finished, until
 
 from salmask.errors import UserError
 from slurm import machine, worker
 from slurm.profile import Profile
 from slurm.submission import _visible_gpus
+from tests.helpers.desk import Desk, finished, until
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_cancel_passes_over_what_was_done_without_jobs(desk):
 
 def test_a_runs_folder_that_cannot_be_is_named(desk):
     (desk.folder / "file").touch()
-    toy = str(Path(__file__).with_name("toy.py"))
+    toy = str(Path(__file__).parents[1] / "helpers" / "toy.py")
     said = finished(desk.start(toy, "--name", "x", SALMASK_RUNS=str(desk.folder / "file")), 2)
     assert "cannot be used" in said and "set SALMASK_RUNS" in said and "Traceback" not in said
 

@@ -13,10 +13,10 @@ import subprocess
 from collections import Counter
 
 import pytest
-from desk import Desk, leftovers, until
-from pipeline import TINY, Project
 
 from salmask.provenance import tree_digest
+from tests.helpers.desk import Desk, leftovers, until
+from tests.helpers.project import TINY, Project
 
 pytestmark = pytest.mark.slurm
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from desk import TINY as PROFILE
-from pipeline import TINY, Project
 
 from salmask.data import manifest
 from salmask.provenance import tree_digest
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore, read_rows
+from tests.helpers.desk import TINY as PROFILE
+from tests.helpers.project import TINY, Project
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 

@@ -18,17 +18,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from desk import Desk, finished, leftovers, until
-from pipeline import TINY, Project
 
 from salmask.provenance import tree_digest
 from salmask.train import checkpoint
+from tests.helpers.desk import Desk, finished, leftovers, until
+from tests.helpers.project import TINY, Project
 
 pytestmark = pytest.mark.slurm
 
 RUN = "blur"
 STEP = 5  # of 12, where most things happen
-HELD = Path(__file__).with_name("held.py")
+HELD = Path(__file__).parents[1] / "helpers" / "held.py"
 LIMIT = 300.0  # seconds; only to end a test that has failed
 OFTEN = {"checkpoint_minutes": 1e-6}
 ROOM = 1 << 16  # bytes on a full disk: enough for a log, too few for a checkpoint

@@ -1,0 +1,198 @@
+"""The `salmask` command, called as a person calls it."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from salmask.commands.cli import main
+from tests.helpers.project import TINY
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed project with the tiny params and one suite."""
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "other.yaml").write_text(yaml.safe_dump(TINY | {"seed": 7}))
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "start")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_check_accepts_what_fits(project: Path) -> None:
+    assert call("check").output.strip() == "params.yaml is sound"
+
+
+SCENES = {"name": "demo", "root": "x", "recipe": "voc"}
+
+
+def chosen(**runs: list[str]) -> dict[str, Any]:
+    """The evaluations of TINY with some chosen for some runs."""
+    return TINY["evaluate"] | {"chosen": TINY["evaluate"]["chosen"] | runs}
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from none, high_pass, blur, mean"),
+        ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
+        (
+            {"framework": {"name": "moco", "bn_group": 5, "queue": 64}},
+            "runs.blurred: framework.bn_group: 5 does not",
+        ),
+        ({"localizer": {"name": "lite1"}}, "choose from lite0, resnet50, vgg16"),
+        ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
+        ({"view": {"size": 32, "grid": 5}}, "grid 5 does not divide size 32"),
+        ({"evaluate": chosen(linear=["nobody"])}, "evaluate.chosen.linear: no run 'nobody'"),
+        ({"evaluate": chosen(lineal=["plain"])}, "lineal: no such key"),
+        (
+            {"evaluate": chosen(variance=["plain"], variance_through=["nobody"])},
+            "evaluate.chosen.variance_through: no run 'nobody'",
+        ),
+        (
+            {"evaluate": chosen(linear=["plain"]) | {"protocols": ["knn", "linear"]}},
+            "linear has a stage of its own: list the runs that it is for under",
+        ),
+        (
+            {"evaluate": TINY["evaluate"] | {"chosen": {"linear": []}}},
+            "`evaluate.chosen.finetune` is missing",
+        ),
+        (
+            {"evaluate": chosen(finetune=["plain"]) | {"finetune": {"share": 1}}},
+            "share: no such key, got 1",
+        ),
+        ({"transfer": {"a b": TINY["data"]}}, "transfer.a b: a name is made of a-z, 0-9 and -"),
+        (
+            {"detect": {"voc": {"name": "voc", "root": "x"}}},
+            "detect.voc (name: voc): recipe: Field",
+        ),
+        ({"detect": {"a": SCENES | {"learning_rate": 1}}}, "detect.a: learning_rate: no such key"),
+        ({"detect": {"a": SCENES | {"iterations": 5}}}, "must grow and lie below the 5 iterations"),
+        ({"detect": {"a_b": SCENES}}, "detect.a_b: a name is made of a-z, 0-9 and -"),
+        ({"evaluate": chosen(detect=["nobody"])}, "evaluate.chosen.detect: no run 'nobody'"),
+        (
+            {
+                "detect": {"a": SCENES},
+                "evaluate": chosen(detect=["plain"]),
+                "encoder": {"arch": "mobilenet_v3_small"},
+            },
+            "evaluate.chosen.detect: plain: encoder.arch: mobilenet_v3_small has no layer1",
+        ),
+        ({"transfer": {"pets": {"name": "petz"}}}, "no `petz` here; choose from demo, imagefolder"),
+        (
+            {"mascs": {"name": "blur"}},
+            "params.yaml: `mascs` is read by nothing (what is: seed, data",
+        ),
+        (
+            {"evaluate": TINY["evaluate"] | {"knn20": {}}},
+            "params.yaml: evaluate: `knn20` is read by nothing (what is: protocols, chosen, knn",
+        ),
+        (
+            {"evaluate": TINY["evaluate"] | {"linear": {"rate": 1.0}}},  # chosen by no run, and yet
+            "evaluate.linear (name: linear): rate: no such key, got 1.0",
+        ),
+        (
+            {"evaluate": chosen(finetune=["plain"]) | {"finetune": {"shares": [5]}}},
+            "evaluate.finetune: preset mixmask has no rates for 5% of the labels",
+        ),
+        (
+            {"runs": {"a": {"mask": {"name": "adios"}}}, "evaluate": chosen(variance=["a"])},
+            "evaluate.variance: the mask of run a (adios) learns",
+        ),
+    ],
+)
+def test_check_names_what_does_not_fit(project: Path, edit: dict[str, object], told: str) -> None:
+    (project / "params.yaml").write_text(yaml.safe_dump(TINY | edit))
+    result = call("check")
+    assert result.exit_code == 2 and told in result.output, result.output
+
+
+def test_a_suite_takes_the_place_of_params(project: Path) -> None:
+    assert call("suite", "other").exit_code == 0
+    assert yaml.safe_load((project / "params.yaml").read_text())["seed"] == 7
+
+
+def test_a_suite_may_follow_another_that_nobody_has_edited(project: Path) -> None:
+    assert call("suite", "other").exit_code == 0
+    seeds = {"extends": "other", "runs": {"plain": {"seed": [0, 1]}}}
+    (project / "suites" / "seeds.yaml").write_text(yaml.safe_dump(seeds))
+    result = call("suite", "seeds")
+    assert "params.yaml is now suites/seeds.yaml (3 runs)" in result.output
+    runs = yaml.safe_load((project / "params.yaml").read_text())["runs"]
+    assert runs["plain-seed-0"] == {"seed": 0} and "plain" not in runs
+    assert call("check").exit_code == 0
+
+
+def test_without_a_name_suites_are_listed_with_what_they_need(project: Path) -> None:
+    large = {"extends": "other", "data": {"name": "cifar100", "root": "data/nowhere"}}
+    (project / "suites" / "large.yaml").write_text(yaml.safe_dump(large))
+    (project / "suites" / "wrong.yaml").write_text(yaml.safe_dump({"extends": "nobody"}))
+    lines = call("suite").output.splitlines()
+    cells = {line.split()[0]: line.split() for line in lines}
+    assert cells["large"][1] == "2" and lines[2].endswith("cifar100 (not there)")
+    assert cells["other"][1] == "2" and cells["other"][-1] == "demo"
+    assert "wrong does not fit: suites/wrong.yaml: extends: there is no suites/nobody.yaml" in lines
+
+
+def test_a_suite_never_overwrites_uncommitted_edits(project: Path) -> None:
+    edited = (project / "params.yaml").read_text() + "\n# mine\n"
+    (project / "params.yaml").write_text(edited)
+    result = call("suite", "other")
+    assert result.exit_code == 2 and "uncommitted edits" in result.output
+    assert (project / "params.yaml").read_text() == edited
+
+
+def test_an_unknown_suite_lists_those_there_are(project: Path) -> None:
+    result = call("suite", "chin")
+    assert result.exit_code == 2 and "there are: other" in result.output
+
+
+def test_results_before_a_report_says_what_to_run(project: Path) -> None:
+    result = call("results")
+    assert result.exit_code == 2 and "dvc repro" in result.output
+
+
+def test_lineage_of_something_else_is_refused(project: Path) -> None:
+    result = call("lineage", "params.yaml")
+    assert result.exit_code == 2 and "carries no provenance" in result.output
+
+
+def test_outside_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("check")
+    assert result.exit_code == 2 and "no dvc.yaml" in result.output
+
+
+def test_gallery_draws_pictures_of_any_shape(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels[:, :20]).save(tmp_path / "tall.jpg")
+    out = tmp_path / "sheet.png"
+    pictures = [str(tmp_path / name) for name in ("wide.png", "tall.jpg")]
+    result = call("gallery", *pictures, "--out", str(out), "--size", "64", "--grid", "4")
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).width > 300
+
+
+def test_gallery_names_the_file_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    result = call("gallery", str(tmp_path / "text.jpg"))
+    assert result.exit_code == 2 and "text.jpg cannot be read" in result.output

@@ -1,0 +1,295 @@
+"""Imports: hand-made checkpoints of every layout, and what does not fit."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from salmask.commands.cli import main
+from salmask.encoders import importing
+from salmask.encoders.importing import Import
+from salmask.errors import UserError
+from salmask.params.encoder import EncoderConfig
+from salmask.params.values import check
+from tests.helpers.project import TINY
+from tests.helpers.tiny_encoders import FILTER, features, lively, pictures
+
+SLIM = EncoderConfig("resnet18", width=4)
+WHERE = "params.yaml: imports.theirs"
+
+
+def trunk(config: EncoderConfig = SLIM) -> dict[str, Tensor]:
+    return dict(lively(config).state_dict())
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+def noise(*keys: str) -> dict[str, Tensor]:
+    """Parts of a checkpoint that are not the encoder."""
+    return {key: torch.randn(3, 2) for key in keys}
+
+
+def children(config: EncoderConfig = SLIM) -> dict[str, Tensor]:
+    """The encoder as the sequence of torchvision's layers, up to the pooling."""
+    return dict(nn.Sequential(*list(lively(config).children())[:-1]).state_dict())
+
+
+def moco(head: tuple[str, ...] = ("fc.0.weight", "fc.0.bias", "fc.2.weight")) -> dict[str, Tensor]:
+    other = under("module.encoder_k.", {key: value + 1 for key, value in trunk().items()})
+    query = under("module.encoder_q.", trunk() | noise(*head))
+    return query | other | noise("module.queue", "module.queue_ptr")
+
+
+LAYOUTS = {
+    "moco v2": ("moco", {"encoder_k", "fc", "queue", "queue_ptr"}, moco()),
+    "moco v1": ("moco", {"encoder_k", "fc", "queue", "queue_ptr"}, moco(("fc.weight", "fc.bias"))),
+    "moco v3": (
+        "moco_v3",
+        {"fc", "momentum_encoder", "predictor"},
+        under("module.base_encoder.", trunk() | noise("fc.0.weight"))
+        | under("module.momentum_encoder.", {key: value + 1 for key, value in trunk().items()})
+        | noise("module.predictor.0.weight"),
+    ),
+    "simsiam": (
+        "simsiam",
+        {"fc", "predictor"},
+        under("module.encoder.", trunk() | noise("fc.0.weight", "fc.6.bias"))
+        | noise("module.predictor.0.weight"),
+    ),
+    "solo": (
+        "solo",
+        {"classifier", "momentum_backbone", "projector", "queue"},
+        under("backbone.", trunk())
+        | under("momentum_backbone.", {key: value + 1 for key, value in trunk().items()})
+        | noise("classifier.weight", "projector.0.weight", "queue"),
+    ),
+    "solo, early": (
+        "solo_old",
+        {"classifier", "projector"},
+        under("encoder.", trunk()) | noise("classifier.weight", "projector.0.weight"),
+    ),
+    "lightly": (
+        "lightly",
+        {"projection_head"},
+        under("backbone.", children()) | noise("projection_head.layers.0.weight"),
+    ),
+    "torchvision": ("torchvision", {"fc"}, trunk() | noise("fc.weight", "fc.bias")),
+    "no head": ("torchvision", set(), trunk()),
+    "wrapped": ("torchvision", {"fc"}, under("module.", trunk() | noise("fc.weight"))),
+}
+
+
+def written(folder: Path, tensors: dict[str, Tensor], name: str = "theirs.pth.tar") -> Path:
+    """As those programs save: with an epoch, an optimizer and so on around the weights."""
+    path = folder / name
+    around = {"epoch": 200, "arch": "resnet18", "optimizer": {"state": {0: torch.ones(2)}}}
+    torch.save(around | {"state_dict": tensors}, path)
+    return path
+
+
+def wanted(path: Path, **options: object) -> Import:
+    return check({"path": str(path), "arch": "resnet18", "width": 4} | options, Import, WHERE)
+
+
+@pytest.mark.parametrize("layout", ["auto", "by name"])
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_every_layout_gives_the_encoder_that_is_in_it(tmp_path, case, layout):
+    name, dropped, tensors = LAYOUTS[case]
+    asked = wanted(written(tmp_path, tensors), layout="auto" if layout == "auto" else name)
+    found = importing.read(asked, WHERE)
+    assert found.layout == name and set(found.dropped) == dropped
+    importing.save(asked, found, tmp_path / "ours")
+    images, network = pictures(2, 64), lively(SLIM)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        theirs = network((images - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(features(tmp_path / "ours", images), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_torchvisions_whole_file_is_read_as_it_is(tmp_path):
+    network = torchvision.models.resnet18().eval()
+    save_file(network.state_dict(), tmp_path / "resnet18.safetensors")
+    asked = wanted(tmp_path / "resnet18.safetensors", width=64)
+    importing.save(asked, importing.read(asked, WHERE), tmp_path / "ours")
+    network.fc = nn.Identity()
+    images = pictures(2, 64)
+    prepared = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        theirs = network(prepared(images))
+    torch.testing.assert_close(features(tmp_path / "ours", images), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_said_of_the_input_travels(tmp_path):
+    path = written(tmp_path, trunk())
+    plain, other = wanted(path), wanted(path, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], size=96)
+    for name, asked in (("plain", plain), ("other", other), ("f", replace(plain, filter=FILTERED))):
+        importing.save(asked, importing.read(asked, WHERE), tmp_path / name)
+    told = json.loads((tmp_path / "other/encoder.json").read_text())
+    assert told["input"]["mean"] == [0.1, 0.2, 0.3] and told["input"]["std"] == [0.5, 0.6, 0.7]
+    assert told["input"]["size"] == 96 and told["input"]["shorter"] == 110  # 96 * 256 / 224
+    assert told["source"] == {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "layout": "torchvision",
+        "dropped": [],
+    }
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    images = pictures()
+    with torch.inference_mode():
+        theirs = lively(SLIM)((images - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(features(tmp_path / "other", images), theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(features(tmp_path / "plain", images), theirs, atol=1e-3)
+    filtered = features(tmp_path / "f", images)
+    assert not torch.allclose(features(tmp_path / "plain", images), filtered, atol=1e-3)
+
+
+FILTERED = check(FILTER, importing.Filter, "filter")
+
+# ------------------------------------------------------------------------------ what does not fit
+
+
+def without(tensors: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
+    assert set(keys) <= set(tensors)
+    return {key: value for key, value in tensors.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "told"),
+    [
+        (
+            without(moco(), "module.encoder_q.layer3.0.conv2.weight"),
+            {},
+            "missing: layer3.0.conv2.weight",
+        ),
+        (
+            without(trunk(), "bn1.running_var", "layer4.1.bn2.bias"),
+            {},
+            "missing: bn1.running_var, layer4.1.bn2.bias",
+        ),
+        (trunk() | noise("layer5.0.conv1.weight"), {}, "unknown: layer5.0.conv1.weight"),
+        (under("module.encoder_q.", trunk() | noise("adapter.weight")), {}, "unknown: adapter"),
+        (trunk() | {"conv1.weight": torch.ones(4, 3, 3, 3)}, {}, "of another shape: conv1.weight"),
+        (trunk(), {"width": 8}, "of another shape: conv1.weight, bn1.weight"),
+        (trunk(), {"arch": "resnet34"}, "missing: layer1.2.conv1.weight"),
+        (moco() | noise("module.teacher.0.weight"), {}, "more than is known of that: teacher"),
+        (trunk(), {"layout": "moco"}, "not of layout moco: no layers' names after `encoder_q.`"),
+        (moco(), {"layout": "torchvision"}, "unknown: encoder_q."),
+        (under("backbone.", trunk()), {"layout": "lightly"}, "no layers' numbers after"),
+        (under("backbone.", children()), {"layout": "solo"}, "no layers' names after `back"),
+        (under("backbone.", children() | noise("2.weight")), {}, "unknown: 2.weight"),
+        (under("backbone.", trunk()), {"stem": "small"}, "solo-learn's 3x3 stem pads by 2"),
+        (
+            under("backbone.", children()),
+            {"arch": "shufflenet_v2_x0_5", "width": 64},
+            "counts the layers of ResNets",
+        ),
+        (trunk(), {"arch": "resnet19"}, "no network `resnet19`; did you mean"),
+        (trunk(), {"sha256": "0" * 64}, "is another file: its sha256 is"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, tensors, options, told):
+    asked = wanted(written(tmp_path, tensors), **options)
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        importing.read(asked, WHERE)
+    assert str(caught.value).startswith(WHERE)
+
+
+@pytest.mark.parametrize("key", list(trunk()))
+def test_no_weight_may_be_missing(tmp_path, key):
+    """But counters of batches, which older programs did not keep and nothing here reads."""
+    asked = wanted(written(tmp_path, without(moco(), f"module.encoder_q.{key}")))
+    if key.endswith("num_batches_tracked"):
+        assert set(importing.read(asked, WHERE).weights) == set(trunk())
+    else:
+        with pytest.raises(UserError, match=rf"missing: {re.escape(key)}$"):
+            importing.read(asked, WHERE)
+
+
+def test_what_is_named_under_drop_is_left_out(tmp_path):
+    odd = moco() | noise("module.teacher.0.weight", "module.encoder_q.adapter.weight")
+    asked = wanted(written(tmp_path, odd), drop=["teacher", "adapter"])
+    found = importing.read(asked, WHERE)
+    assert {"adapter", "teacher"} < set(found.dropped)
+    assert all(torch.equal(found.weights[key], value) for key, value in trunk().items())
+
+
+def test_nothing_but_tensors_is_ever_unpickled(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.write_text, (tmp_path / "ran", "code")
+
+    torch.save({"state_dict": trunk(), "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        importing.read(wanted(tmp_path / "evil.ckpt"), WHERE)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"layout": "vissl"}, "layout"),
+        ({"std": [0.2, 0, 0.2]}, "std"),
+        ({"shorter": 100}, "shorter 100 is less than size 224"),
+        ({"filter": {"name": "high_pass", "kernel": 4, "sigma": 1}}, "filter.kernel must be odd"),
+        ({"filter": {"name": "low_pass", "kernel": 3, "sigma": 1}}, "filter.name"),
+        ({"sha256": "abc"}, "sha256"),
+        ({"ached": "resnet50"}, "ached: no such key"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, options, told):
+    with pytest.raises(UserError, match=told) as caught:
+        wanted(tmp_path / "x", **options)
+    assert str(caught.value).startswith(WHERE)
+
+
+def test_layouts_are_those_that_an_import_may_name():
+    hints = Import.__annotations__["layout"].__args__
+    assert set(hints) == {"auto", *importing.LAYOUTS}
+
+
+# ------------------------------------------------------------------------------- salmask check
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    written(tmp_path, moco())
+    entry = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 4}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY | {"imports": {"theirs": entry}}))
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    return tmp_path
+
+
+def edited(project: Path, **imports: object) -> str:
+    path = project / "params.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"imports": imports}))
+    done = CliRunner().invoke(main, ["check"])
+    assert done.exit_code == 2, done.output
+    return done.output
+
+
+def test_check_reads_what_is_to_be_imported(project):
+    done = CliRunner().invoke(main, ["check"])
+    assert done.output == "params.yaml is sound\n"
+    theirs = {"path": "theirs.pth.tar", "arch": "resnet18"}
+    assert "imports.x: no file at gone.pth" in edited(project, x=theirs | {"path": "gone.pth"})
+    assert "of another shape: conv1.weight" in edited(project, x=theirs)
+    assert "no network `resnet5`" in edited(project, x=theirs | {"arch": "resnet5"})
+    assert "imports.x: arch: Field required" in edited(project, x={"path": "theirs.pth.tar"})
+
+
+def test_a_run_and_an_import_of_one_name_are_refused(project):
+    theirs = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 4}
+    assert "imports.plain: there is a run of this name" in edited(project, plain=theirs)
+    assert "imports.A_b: a name is made of" in edited(project, A_b=theirs)

@@ -1,0 +1,339 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from salmask.errors import UserError
+from salmask.params.names import chosen_evaluations, run_names
+from salmask.params.overlay import merge, run_seed
+from salmask.params.run import read_run
+from salmask.params.saliency import SaliencyConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice, bind, check, pick
+from salmask.params.view import ViewConfig
+from salmask.params.yaml_file import Params
+
+VALUES = {
+    "seed": 3,
+    "encoder": {"arch": "resnet10", "width": 8, "stem": "small"},
+    "view": {"size": 64, "grid": 8, "crop": [0.3, 1.0]},
+    "train": {"epochs": 2, "warmup_epochs": 1, "batch": 4},
+    "mask": {"name": "blur", "kernel": 31, "sigma": 10.0},
+    "framework": {"name": "moco", "dim": 16},
+    "runs": {
+        "plain": {},
+        "other": {
+            "mask": {"name": "mean"},
+            "train": {"epochs": 5},
+            "framework": {"dim": 32},
+            "view": {"crop": [0.5, 0.9]},
+        },
+    },
+}
+
+
+def params(**changes) -> Params:
+    return Params(VALUES | changes)
+
+
+def with_run(entry) -> Params:
+    return params(runs={"bad": entry})
+
+
+def test_a_run_is_its_entries_over_the_common_sections():
+    plain, other = (read_run(params(), name) for name in ("plain", "other"))
+    assert (plain.train.epochs, plain.train.batch, plain.view.size) == (2, 4, 64)
+    assert plain.mask == Choice("blur", {"kernel": 31, "sigma": 10.0})
+    assert (other.train.epochs, other.train.batch) == (5, 4)
+    assert other.view.crop == (0.5, 0.9)
+    assert other.mask == Choice("mean", {})  # blur's options do not follow
+    assert other.framework == Choice("moco", {"dim": 32})
+    assert other.encoder == plain.encoder
+
+
+@pytest.mark.parametrize(
+    ("common", "override", "wanted"),
+    [
+        ({"a": 1, "b": 2}, {}, {"a": 1, "b": 2}),
+        ({"a": 1, "b": 2}, {"b": 3, "c": 4}, {"a": 1, "b": 3, "c": 4}),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"a": {"x": 1, "y": 3}}),
+        ({"a": None}, {"a": {"y": 3}}, {"a": {"y": 3}}),
+        ({"a": {"x": 1}}, {"a": None}, {"a": None}),
+        ({"name": "blur", "sigma": 1}, {"sigma": 2}, {"name": "blur", "sigma": 2}),
+        ({"name": "blur", "sigma": 1}, {"name": "mean"}, {"name": "mean"}),
+        ({"name": "blur", "sigma": 1}, {"name": "blur"}, {"name": "blur", "sigma": 1}),
+    ],
+)
+def test_merge(common, override, wanted):
+    before = repr(common)
+    assert merge(common, override) == wanted
+    assert repr(common) == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"train": {"lrr": 0.1}}, ["train", "lrr", "0.1"]),
+        ({"train": {"lr": "fast"}}, ["train", "lr", "'fast'", "number"]),
+        ({"train": {"epochs": 0}}, ["train", "epochs", "0", "greater than 0"]),
+        ({"train": {"optimizer": "lion"}}, ["optimizer", "'lion'", "'sgd'", "'lars'", "'adamw'"]),
+        ({"train": {"schedule": "linear"}}, ["schedule", "'linear'", "'cosine'", "'step'"]),
+        ({"train": {"epochs": 5, "warmup_epochs": 5.5}}, ["warmup_epochs 5.5", "epochs 5"]),
+        ({"train": {"lr": -0.1}}, ["lr", "at least 0", "-0.1"]),
+        ({"train": {"lr": float("nan")}}, ["lr", "at least 0", "nan"]),
+        ({"train": {"weight_decay": -1}}, ["weight_decay", "at least 0", "-1.0"]),
+        ({"train": {"milestones": [1]}}, ["milestones [1]", "schedule: step", "cosine"]),
+        ({"train": {"schedule": "step"}}, ["schedule step", "milestones"]),
+        (
+            {"train": {"schedule": "step", "milestones": [6, 3], "epochs": 9}},
+            ["milestones must grow", "epochs 9", "[6, 3]"],
+        ),
+        (
+            {"train": {"schedule": "step", "milestones": [3, 3], "epochs": 9}},
+            ["milestones must grow", "[3, 3]"],
+        ),
+        (
+            {"train": {"schedule": "step", "milestones": [3, 9], "epochs": 9}},
+            ["milestones", "below epochs 9", "[3, 9]"],
+        ),
+        ({"train": {"schedule": "step", "milestones": [0]}}, ["milestones.0", "greater than 0"]),
+        ({"encoder": {"stem": "big"}}, ["stem", "'big'", "'imagenet'", "'small'", "'small2'"]),
+        ({"view": {"grid": 7}}, ["view", "grid 7", "size 64"]),
+        ({"view": {"flip": 1.5}}, ["flip", "probability between 0 and 1", "1.5"]),
+        ({"view": {"jitter_p": -0.1}}, ["jitter_p", "probability", "-0.1"]),
+        ({"view": {"gray_p": float("nan")}}, ["gray_p", "probability", "nan"]),
+        ({"view": {"blur_p": 2}}, ["blur_p", "probability", "2.0"]),
+        ({"view": {"blur_p": [1, 0.1, 0.2]}}, ["blur_p", "at most 2 items", "[1, 0.1, 0.2]"]),
+        ({"view": {"solarize_p": [0, 20]}}, ["solarize_p", "probability", "[0.0, 20.0]"]),
+        ({"view": {"crop": [0.9, 0.2]}}, ["crop", "[low, high]", "to 1", "[0.9, 0.2]"]),
+        ({"view": {"crop": [0.0, 1.0]}}, ["crop", "above 0", "[0.0, 1.0]"]),
+        ({"view": {"crop": [0.2, 1.1]}}, ["crop", "to 1", "[0.2, 1.1]"]),
+        ({"view": {"aspect": [2, 1]}}, ["aspect", "[low, high]", "[2.0, 1.0]"]),
+        ({"view": {"blur_sigma": [0, 1]}}, ["blur_sigma", "above 0", "[0.0, 1.0]"]),
+        ({"view": {"jitter": [0.4, 0.4, -0.4, 0]}}, ["jitter", "at least 0", "-0.4"]),
+        ({"view": {"jitter": [0.4, 0.4, 0.4, 0.6]}}, ["jitter", "hue", "0.5", "0.6"]),
+        ({"trian": {}}, ["runs.bad.trian", "train", "encoder", "framework"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_told_with_key_value_and_what_is_allowed(entry, told):
+    with pytest.raises(UserError) as error:
+        read_run(with_run(entry), "bad")
+    assert all(part in str(error.value) for part in ["runs.bad", *told]), str(error.value)
+
+
+def test_an_unknown_key_lists_the_keys_there_are():
+    with pytest.raises(UserError, match=r"lrr.*momentum"):
+        read_run(with_run({"train": {"lrr": 0.1}}), "bad")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"mask": "blur"}, {"train": 5}, {"mask": None}, ["train"], 7], ids=str
+)
+def test_a_run_entry_that_is_no_mapping_is_a_users_mistake(entry):
+    with pytest.raises(UserError, match=r"runs\.bad"):
+        read_run(with_run(entry), "bad")
+
+
+def test_a_common_section_that_is_no_mapping_is_a_users_mistake():
+    with pytest.raises(UserError, match="view"):
+        read_run(params(view=5), "plain")
+
+
+@pytest.mark.parametrize("name", ["moco.v2", "MoCo", "a b", "a_b", "", "ä"])
+def test_a_run_name_that_dvc_could_not_carry_is_refused(name):
+    with pytest.raises(UserError, match=r"a-z, 0-9\s+and -"):
+        run_names(params(runs={name: {}}))
+
+
+def test_run_names_keep_their_order():
+    assert run_names(params(runs={"b-2": {}, "a": {}, "10": {}})) == ["b-2", "a", "10"]
+
+
+def test_a_run_named_by_a_number_is_refused():
+    """YAML reads `1:` as a number, which no dotted key would find again."""
+    numbered = Params(yaml.safe_load("runs: {1: {}}"))
+    with pytest.raises(UserError, match=r"runs\.1: a name is made of"):
+        run_names(numbered)
+
+
+@pytest.mark.parametrize("runs", [{}, None, ["a"]])
+def test_runs_must_name_at_least_one(runs):
+    with pytest.raises(UserError, match="at least one"):
+        run_names(params(runs=runs))
+
+
+@pytest.mark.parametrize("key", ["train", "mask", "framework", "runs"])
+def test_a_missing_section_is_named(key):
+    values = {k: v for k, v in VALUES.items() if k != key}
+    with pytest.raises(UserError, match=rf"params\.yaml.*`{key}.*` is missing"):
+        read_run(Params(values), "plain")
+
+
+def test_a_missing_run_is_named():
+    with pytest.raises(UserError, match=r"`runs\.absent` is missing"):
+        read_run(params(), "absent")
+
+
+def test_what_was_read_is_recorded_with_its_value():
+    read = params()
+    assert read.reads == {}
+    read.seed()
+    assert read.reads == {"seed": 3}
+    read_run(read, "other")
+    sections = {"encoder", "view", "mask", "framework", "train"}
+    assert set(read.reads) == {"seed", "runs.other"} | sections
+    assert read.reads["runs.other"] == VALUES["runs"]["other"]
+    assert read.reads["train"] == VALUES["train"]
+
+
+def test_a_runs_own_seed_is_that_of_its_pretraining_alone():
+    read = params(runs={"plain": {}, "again": {"seed": 8}, "wrong": {"seed": [1, 2]}})
+    assert (run_seed(read, "plain"), run_seed(read, "again"), read.seed()) == (3, 8, 3)
+    assert set(read.reads) == {"seed", "runs.plain", "runs.again"}  # as dvc.yaml declares
+    assert read_run(read, "again").train == read_run(read, "plain").train
+    with pytest.raises(UserError, match=r"runs\.wrong\.seed: .*integer, got \[1, 2\]"):
+        run_seed(read, "wrong")
+
+
+def test_a_wrong_seed_is_refused():
+    with pytest.raises(UserError, match=r"seed.*'x'"):
+        params(seed="x").seed()
+
+
+@pytest.mark.parametrize("value", ["blur", None, {}, {"name": 3}])
+def test_a_choice_needs_a_name(value):
+    with pytest.raises(UserError, match="mask: must be a mapping with a `name`"):
+        params(mask=value).choice("mask")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("- a\n- b\n", "must be a mapping.*list"), ("a: [1\n", "not valid YAML")],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, told):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=told):
+        Params.read(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        Params.read(tmp_path / "params.yaml")
+
+
+def test_a_file_is_read(tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(VALUES))
+    assert read_run(Params.read(tmp_path / "params.yaml"), "plain") == read_run(params(), "plain")
+
+
+def _function(pair, *, kernel: int = 31, path: Path | None = None, sigma: float) -> None:
+    """What `bind` takes as a schema: its keyword-only arguments."""
+
+
+def test_bind_fills_in_defaults_and_converts():
+    bound = bind(_function, Choice("f", {"sigma": 2, "path": "a/b"}), "mask")
+    assert bound == {"kernel": 31, "path": Path("a/b"), "sigma": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sigma": 1, "kernl": 3}, ["mask (name: f)", "kernl", "no such key", "3"]),
+        ({"sigma": "wide"}, ["mask (name: f)", "sigma", "'wide'", "number"]),
+        ({}, ["mask (name: f)", "sigma", "required"]),
+        ({"sigma": 1, "pair": 3}, ["pair", "no such key"]),
+    ],
+    ids=str,
+)
+def test_bind_tells_what_does_not_fit(options, told):
+    with pytest.raises(UserError) as error:
+        bind(_function, Choice("f", options), "mask")
+    assert all(part in str(error.value) for part in told), str(error.value)
+
+
+def test_pick_lists_what_there_is():
+    with pytest.raises(UserError, match=r"mask: no `bluur` here; choose from blur, mean"):
+        pick({"blur": 1, "mean": 2}, Choice("bluur", {}), "mask")
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(AttributeError):
+        check({}, TrainConfig, "train").lr = 1
+
+
+@pytest.mark.parametrize(("size", "grid"), [(224, 7), (64, 8), (64, 4), (32, 4), (32, 1)])
+def test_grids_that_divide_the_view_are_accepted(size, grid):
+    assert ViewConfig(size=size, grid=grid).grid == grid
+
+
+def test_chances_of_one_view_or_of_two_are_accepted():
+    read = params(view={"blur_p": [1, 0.1], "solarize_p": 0}).section("view", ViewConfig)
+    assert (read.blur_p, read.solarize_p, ViewConfig().blur_p) == ((1.0, 0.1), 0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"epochs": 10},  # as long as the default warm-up
+        {"lr": 0, "epochs": 1, "warmup_epochs": 0},
+        {"schedule": "step", "milestones": [120, 160]},
+        {"schedule": "step", "milestones": [1], "epochs": 2, "warmup_epochs": 0, "gamma": 0.2},
+        {"schedule": "constant", "optimizer": "lars"},
+    ],
+    ids=str,
+)
+def test_schedules_that_can_be_run_are_accepted(train):
+    read = params(train=train).section("train", TrainConfig)
+    assert list(read.milestones) == train.get("milestones", [])
+
+
+def test_the_section_of_saliency_has_defaults():
+    found = params(saliency={}).section("saliency", SaliencyConfig)
+    assert (found.levels, found.correction, found.precision) == ((224, 320, 448), 1024, "float32")
+    assert (found.shard_rows, found.batch) == (1024, 32)
+
+
+@pytest.mark.parametrize("levels", [[224], [32, 33], [224, 320, 448, 640]], ids=str)
+def test_levels_that_grow_are_accepted(levels):
+    found = params(saliency={"levels": levels, "correction": 0}).section("saliency", SaliencyConfig)
+    assert found.levels == tuple(levels) and found.correction == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"levels": []}, ["levels must grow, got []"]),
+        ({"levels": [320, 224]}, ["levels must grow, got [320, 224]"]),
+        ({"levels": [224, 224]}, ["levels must grow, got [224, 224]"]),
+        ({"levels": [0, 224]}, ["levels.0", "greater than 0", "0"]),
+        ({"levels": 224}, ["levels", "224", "tuple"]),
+        ({"correction": -1}, ["correction", "greater than or equal to 0", "-1"]),
+        ({"batch": 1.5}, ["batch", "1.5"]),
+        ({"precision": "float16"}, ["precision", "'float16'", "'float32'", "'bfloat16'"]),
+        ({"shard_rows": 0}, ["shard_rows", "greater than 0"]),
+        ({"batch": 0}, ["batch", "greater than 0"]),
+        ({"size": 224}, ["size", "no such key", "levels", "correction", "shard_rows"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_section_of_saliency_is_told(entry, told):
+    with pytest.raises(UserError) as error:
+        params(saliency=entry).section("saliency", SaliencyConfig)
+    wanted = ["params.yaml: saliency", *told]
+    assert all(part in str(error.value) for part in wanted), str(error.value)
+
+
+def test_the_folders_of_what_was_chosen_for_each_run():
+    chosen = {"linear": ["b"], "variance": ["a"], "variance_through": ["b", "a"]}
+    values = {
+        "runs": {"a": {}, "b": {}},
+        "transfer": {},
+        "detect": {},
+        "evaluate": {"chosen": chosen},
+    }
+    found = chosen_evaluations(Params(values))
+    assert found == {"a": ["variance", "variance-b", "variance-a"], "b": ["linear"]}
+    imported = Params(values | {"runs": {"a": {}}, "imports": {"b": {}}})
+    with pytest.raises(UserError, match=r"variance_through: b is imported: its views and its head"):
+        chosen_evaluations(imported)

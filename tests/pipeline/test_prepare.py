@@ -1,0 +1,200 @@
+"""The prepare stage on folders from the world, and runs whose images go away."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from salmask.data.loader import Crops
+from salmask.data.manifest import Manifest
+from salmask.errors import DataGoneError
+from salmask.job import Job
+from salmask.params.encoder import EncoderConfig
+from salmask.params.run import RunConfig
+from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
+from salmask.provenance import tree_digest
+from salmask.train import checkpoint
+from salmask.train import pretrain as loop
+from tests.helpers.project import TINY, Project
+
+pytestmark = pytest.mark.pipeline
+
+
+def draw(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shade = sum(os.fsencode(name)) % 200
+        Image.effect_noise((40, 32), 20 + shade).convert("RGB").save(root / name)
+
+
+def project_of(tmp_path: Path, **data: object) -> Project:
+    """A project whose data is tmp_path/photos."""
+    params = copy.deepcopy(TINY)
+    params["data"] = {"name": "imagefolder", "root": str(tmp_path / "photos"), **data}
+    params["train"] |= {"images": "stream", "epochs": 15}
+    params["runs"] = {"plain": {}}
+    return Project(tmp_path / "project", params)
+
+
+def data(project: Project) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in (project.folder / "artifacts/data").glob("*.*")
+    }
+
+
+def test_notes_are_printed_and_kept_whatever_the_names(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    draw(photos, "train/cat/1.png", "train/dog\udcff/2.png", "val/cat/3.png", "train/cat/4,\n.png")
+    (photos / "val/cat/copy.png").write_bytes((photos / "train/cat/1.png").read_bytes())
+    (photos / "train/nothing").mkdir()
+    Image.new("RGB", (5000, 20)).save(photos / "train/cat/thin.png")
+    project = project_of(tmp_path, min_side=32, max_rejected=0.5)
+    said = project.stage("prepare")
+    assert "imagefolder: 5 images (3 train, 2 val), 2 classes" in said
+    assert "1 files were left out; reasons in artifacts/data/rejected.csv" in said
+    notes = json.loads(data(project)["dataset.json"])["notes"]
+    assert [note.split(":")[0] for note in notes] == [
+        "duplicate content",
+        "leak",
+        "classes of train without images in val",
+        "folders without images, which make no class",
+    ]
+    assert all(f"note: {note}" in said for note in notes)
+    assert "dog\\udcff" in said
+    assert data(project)["duplicates.csv"] == b"path,same_as\nval/cat/copy.png,train/cat/1.png\n"
+    rejected = b"train/cat/thin.png,5000x20 px: a side is below data.min_side (32)\n"
+    assert data(project)["rejected.csv"] == b"path,reason\n" + rejected
+
+
+def test_a_second_time_only_new_images_are_read(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    draw(photos, *[f"{index:02d}.png" for index in range(10)])
+    project = project_of(tmp_path)
+    project.stage("prepare")
+    before = data(project)
+    for path in photos.iterdir():  # who reads them again refuses them
+        times = path.stat()
+        path.write_bytes(bytes(times.st_size))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    project.stage("prepare")
+    assert data(project) == before
+    draw(photos, "new.png")
+    assert "11 images" in project.stage("prepare")
+    assert len(list((project.folder / "runs").glob("prepare-*/seen.sqlite"))) == 1
+
+
+def test_the_demo_needs_no_memory(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", TINY)
+    project.stage("prepare")
+    assert not list((project.folder / "runs").glob("prepare-*"))
+    assert json.loads(data(project)["dataset.json"])["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"min_side": -1}, "params.yaml: data: min_side: "),
+        ({"val_shar": 0.1}, "val_shar: no such key"),
+        ({"min_side": 100}, "no usable image under"),
+    ],
+)
+def test_mistakes_in_the_options_of_data(tmp_path: Path, options: dict, told: str) -> None:
+    draw(tmp_path / "photos", "1.png")
+    said = project_of(tmp_path, **options).stage("prepare", code=2)
+    assert told in said and "Traceback" not in said
+
+
+def test_a_training_whose_images_go_away_stops_and_goes_on(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    draw(photos, *[f"{index:02d}.png" for index in range(96)])
+    project = project_of(tmp_path)
+    (project.folder / "calm.yaml").write_text("cpus: 1\n")
+    (project.folder / "often.yaml").write_text("cpus: 1\ncheckpoint_minutes: 0.0001\n")
+    for stage in ("prepare", "localizer", "saliency"):
+        project.stage(stage)
+    run = ("pretrain", "--run", "plain")
+    project.stage(*run, SALMASK_CLUSTER="calm.yaml", SALMASK_RUNS=str(tmp_path / "calm"))
+    out = project.folder / "artifacts/pretrain/plain"
+    calm = tree_digest(out)
+
+    env = {"SALMASK_CLUSTER": "often.yaml"}
+    env["SALMASK_RUNS"] = str(tmp_path / "runs")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.pretrain", "--run", "plain"],
+        cwd=project.folder,
+        env=project.environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not checkpoints(tmp_path / "runs"):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    photos.rename(tmp_path / "unmounted")
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, said
+    last = said.strip().splitlines()[-1]
+    assert last == (
+        f"stopped: the images' folder {photos} is not there: mount it; the same command goes on "
+        "from there"
+    )
+    assert "Traceback" not in said and "stands in" not in said
+    newest = checkpoints(tmp_path / "runs")[-1]
+    assert 1 <= int(newest.removeprefix("step-").removesuffix(".pt")) < 45
+
+    (tmp_path / "unmounted").rename(photos)
+    project.stage(*run, **env)
+    assert tree_digest(out) == calm
+
+
+def test_the_very_step_at_which_the_images_went_is_saved(
+    make_manifest: Callable[..., Manifest],
+    tmp_path: Path,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dice = np.random.default_rng(0)
+    make_manifest([(dice.integers(0, 256, (32, 32, 3), np.uint8), 0, "train") for _ in range(20)])
+    config = RunConfig(
+        name="plain",
+        encoder=EncoderConfig(arch="resnet10", width=8, stem="small2"),
+        view=ViewConfig(size=16, grid=4),
+        mask=Choice("none", {}),
+        framework=Choice("moco", {"dim": 8, "hidden": 8, "queue": 8, "bn_group": 4}),
+        train=TrainConfig(epochs=3, warmup_epochs=1, batch=4, precision="float32"),
+    )
+    inputs = loop.Inputs(tmp_path / "data", tmp_path / "none")
+    job.work.mkdir()
+    job.out.mkdir()
+    calm = loop.pretrain(config, inputs, job)
+    for path in job.work.iterdir():
+        path.unlink()
+
+    whole = loop.pairs
+
+    def unplugged(*args: Any, **options: Any) -> Iterator[Crops]:
+        yield from islice(whole(*args, **options), 7)  # of 5 steps an epoch
+        raise DataGoneError("the disk is gone")
+
+    monkeypatch.setattr(loop, "pairs", unplugged)
+    with pytest.raises(DataGoneError, match="the disk is gone"):
+        loop.pretrain(config, inputs, job)
+    assert checkpoint.saved(job.work)[0].name == "step-000000007.pt"
+    monkeypatch.setattr(loop, "pairs", whole)
+    assert loop.pretrain(config, inputs, job) == calm
+
+
+def checkpoints(runs: Path) -> list[str]:
+    return sorted(path.name for path in runs.glob("pretrain-*/*/step-*.pt"))

@@ -1,0 +1,119 @@
+"""Every stage on a device that is not the CPU. No GPU is needed: the device is a pretended one that
+refuses to compute with what was left on the CPU, and all stages make the CPU's bytes on it."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tests.helpers.pretended import pretence
+from tests.helpers.project import ROOT, TINY, Project
+from tests.pipeline.test_detect_pipeline import SCENES
+
+pytestmark = pytest.mark.pipeline
+
+METHODS = yaml.safe_load((ROOT / "suites/demo-methods.yaml").read_text())["runs"]
+RUNS = ("mocov2-blur", "mocov2-high-pass", "mocov2-mscn", "mocov2-adios", "mocov2-mixmask",
+        "mocov2-erase", "mocov1-blur", "simclr-blur", "byol-mixmask", "simsiam")  # fmt: skip
+SHAPES = {"name": "demo", "root": "artifacts/code/prepare.sha256", "first": 900,
+          "images": {"train": 40, "val": 20}}  # fmt: skip
+BEFORE = ("prepare", "localizer", "transfer_data --name shapes", "detect_data --name scenes")
+RESULTS = ("saliency", "pretrain", "evaluate")
+SCORED = "--run mocov2-blur"
+TESTED = (
+    "saliency",
+    *(f"pretrain --run {run}" for run in RUNS),
+    *(f"{name} {SCORED}" for name in ("knn", "linear_fast", "linear", "finetune", "variance")),
+    f"transfer {SCORED} --dataset shapes",
+    f"detect {SCORED} --dataset scenes",
+)
+
+
+def tiny_runs() -> dict[str, Any]:
+    """Of each framework, and each kind of mask, a training of two steps."""
+    runs = {name: copy.deepcopy(METHODS[name]) for name in RUNS}
+    for run in runs.values():
+        run.get("train", {}).pop("epochs", None)
+        sizes = {"dim": 16, "hidden": 16}
+        given = run.get("framework", {})
+        given |= {name: size for name, size in sizes.items() if name in given}
+    runs["mocov2-high-pass"]["train"] = {"images": "stream"}
+    return runs
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What all stages leave, by device."""
+    params = copy.deepcopy(TINY)
+    params |= {"runs": tiny_runs(), "transfer": {"shapes": SHAPES}, "detect": {"scenes": SCENES}}
+    params["data"]["images"] = {"train": 64, "val": 32, "decorrelated": 32}
+    params["saliency"]["levels"] = [64, 96]
+    params["train"] |= {"epochs": 1, "warmup_epochs": 0}
+    project = Project(tmp_path_factory.mktemp("project"), params)
+    (project.folder / "one.yaml").write_text("executor: local\ncpus: 1\n")
+    script, artifacts = (
+        str(Path(__file__).parents[1] / "helpers" / "pretended.py"),
+        project.folder / "artifacts",
+    )
+    before: tuple[str, ...] = BEFORE
+    folders = {}
+    for device in ("cpu", "pretended"):
+        env = {"SALMASK_CLUSTER": "one.yaml", "SALMASK_RUNS": f"runs of {device}"}
+        project.run(sys.executable, script, *before, *TESTED, SALMASK_DEVICE=device, **env)
+        folders[device] = project.folder / device
+        folders[device].mkdir()
+        for name in RESULTS:
+            (artifacts / name).rename(folders[device] / name)
+        before = ()
+    return folders
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_every_stage_makes_the_same_bytes_on_another_device(made: dict[str, Path]) -> None:
+    here, there = (results(made[device]) for device in ("cpu", "pretended"))
+    assert here.keys() == there.keys()
+    records = {name for name in here if name.endswith("provenance.json")}
+    assert len(records) == len(TESTED)
+    for name in here.keys() - records:
+        assert there[name] == here[name], name
+    for name in records:
+        assert json.loads(there[name])["device"]["type"] == "pretended", name
+
+
+def test_the_device_refuses_what_a_gpu_refuses() -> None:
+    torch.multiprocessing.spawn(refusals, nprocs=1)  # type: ignore[attr-defined]
+
+
+def refusals(_: int) -> None:
+    """In a process of its own, for which the device stays registered."""
+    with pretence():
+        here, there = torch.arange(3.0), torch.arange(3.0, device="pretended")
+        assert there.device.type == "pretended" and there.cpu().device.type == "cpu"
+        assert torch.equal((there * torch.tensor(2.0) + 1).cpu(), here * 2 + 1)  # 0-d ones may come
+        assert torch.equal(there[torch.tensor([2, 0])].cpu(), here[[2, 0]])  # and indices
+        layer = nn.Linear(3, 2).to("pretended")
+        for wrong in (
+            lambda: there + here,
+            lambda: here[there.long()],
+            lambda: torch.cat([there, here]),
+            lambda: here.add_(there),
+            lambda: layer(here),
+        ):
+            with pytest.raises(RuntimeError, match="on the CPU"):
+                wrong()
+        for wrong in (there.numpy, lambda: np.asarray(there)):
+            with pytest.raises(TypeError, match="cannot become an array"):
+                wrong()
+        layer(there).sum().backward()
+        assert layer.weight.grad.device.type == "pretended"

@@ -1,0 +1,172 @@
+"""What is killed goes on, and ends in the bytes of what was left alone."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from salmask.provenance import file_digest, tree_digest
+from tests.helpers.project import TINY, Project
+
+pytestmark = pytest.mark.pipeline
+
+OFTEN = "executor: local\ncpus: 1\ncheckpoint_minutes: 0.0001\n"  # a checkpoint at every step
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Data, localizer and an undisturbed run of every mask, with one thread."""
+    params = copy.deepcopy(TINY)
+    params["train"]["epochs"] = 6
+    params["runs"] = {
+        "blur": {"mask": {"name": "blur"}},
+        "high-pass": {"mask": {"name": "high_pass"}, "train": {"images": "stream"}},
+    }
+    made = Project(tmp_path_factory.mktemp("resume"), params)
+    (made.folder / "often.yaml").write_text(OFTEN)
+    for stage in ("prepare", "localizer", "saliency"):
+        made.stage(stage, SALMASK_CLUSTER="often.yaml")
+    return made
+
+
+def start(project: Project, stage: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        cwd=project.folder,
+        env=project.environment(SALMASK_CLUSTER="often.yaml", **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def checkpoints(runs: Path) -> list[str]:
+    return sorted(p.name for p in runs.glob("pretrain-*/*/step-*.pt"))
+
+
+def wait_for(condition, process: subprocess.Popen[str]) -> None:  # type: ignore[no-untyped-def]
+    """Until the condition holds; fails when the process ends before."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("run", ["blur", "high-pass"])
+def test_a_killed_pretraining_ends_in_the_same_bytes(
+    project: Project, tmp_path: Path, run: str
+) -> None:
+    env = {"SALMASK_CLUSTER": "often.yaml"}
+    out = project.folder / "artifacts/pretrain" / run
+    project.stage("pretrain", "--run", run, SALMASK_RUNS=str(tmp_path / "calm"), **env)
+    calm = tree_digest(out)
+
+    runs = tmp_path / "killed"
+    kills = 0
+    for steps in (2, 7, 11):  # in the first epoch, across epochs, near the end
+        process = start(project, "pretrain", "--run", run, SALMASK_RUNS=str(runs))
+        wait_for(lambda least=steps: reached(runs) >= least, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills == 3 and checkpoints(runs)
+    project.stage("pretrain", "--run", run, SALMASK_RUNS=str(runs), **env)
+    assert tree_digest(out) == calm
+
+
+def reached(runs: Path) -> int:
+    found = checkpoints(runs)
+    return int(found[-1].removeprefix("step-").removesuffix(".pt")) if found else 0
+
+
+def test_a_stop_signal_saves_and_says_so(project: Project, tmp_path: Path) -> None:
+    process = start(project, "pretrain", "--run", "blur", SALMASK_RUNS=str(tmp_path))
+    wait_for(lambda: reached(tmp_path) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 143, said
+    assert "the same command goes on from there" in said and "Traceback" not in said
+
+
+def test_a_stop_that_reaches_the_workers_too_saves_and_says_so(
+    project: Project, tmp_path: Path
+) -> None:
+    """As scancel's does, or that of whoever stops the whole group: workers decode for this run."""
+    process = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
+    wait_for(lambda: reached(tmp_path) >= 1, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 143, said
+    assert "the same command goes on from there" in said and "Traceback" not in said
+
+
+def test_a_killed_saliency_stage_ends_in_the_same_bytes(project: Project, tmp_path: Path) -> None:
+    out = project.folder / "artifacts/saliency"
+    calm = tree_digest(out)
+    process = start(project, "saliency", SALMASK_RUNS=str(tmp_path))
+    wait_for(lambda: list(tmp_path.glob("saliency-*/*/shards/*.done")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = sorted(tmp_path.glob("saliency-*/*/shards/*.done"))
+    assert 1 <= len(done) <= 3
+    project.stage("saliency", SALMASK_RUNS=str(tmp_path), SALMASK_CLUSTER="often.yaml")
+    assert tree_digest(out) == calm
+
+
+def test_a_finished_run_is_only_published(project: Project, tmp_path: Path) -> None:
+    env = {"SALMASK_CLUSTER": "often.yaml", "SALMASK_RUNS": str(tmp_path)}
+    project.stage("pretrain", "--run", "blur", **env)
+    encoder = project.folder / "artifacts/pretrain/blur/encoder.safetensors"
+    before = file_digest(encoder)
+    encoder.unlink()
+    assert "finished earlier" in project.stage("pretrain", "--run", "blur", **env)
+    assert file_digest(encoder) == before
+
+
+def test_two_processes_never_work_on_one_run(project: Project, tmp_path: Path) -> None:
+    first = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
+    wait_for(lambda: reached(tmp_path) >= 1, first)
+    first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second one comes
+    second = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
+    assert second.stdout is not None
+    said = second.stdout.readline()
+    first.send_signal(signal.SIGCONT)
+    assert "another process works in" in said
+    said_first, said_second = first.communicate()[0], second.communicate()[0]
+    assert (first.returncode, second.returncode) == (0, 0), said_first + said_second
+    assert "finished earlier" in said_second
+
+
+def test_new_images_are_read_and_computed_without_the_old_ones(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+
+    def add(name: str) -> None:
+        Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(photos / name)
+
+    for i in range(0, 20, 2):
+        add(f"{i:02d}.png")
+    params = copy.deepcopy(TINY)
+    params["data"] = {"name": "imagefolder", "root": str(photos)}
+    params["saliency"]["shard_rows"] = 4
+    (tmp_path / "project").mkdir()
+    made = Project(tmp_path / "project", params)
+    for stage in ("prepare", "localizer", "saliency"):
+        made.stage(stage)
+    add("07.png")  # between others, so that rows move
+    (photos / "04.png").unlink()
+    made.stage("prepare")
+    assert "9 of 10 maps are an earlier store's" in made.stage("saliency")
+    store = made.folder / "artifacts/saliency/saliency.zarr"
+    grown = tree_digest(store)
+    made.stage("saliency", SALMASK_RUNS=str(tmp_path / "elsewhere"))
+    assert tree_digest(store) == grown
