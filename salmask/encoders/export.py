@@ -155,8 +155,8 @@ def _rebuild_own(file: Path, config: EncoderConfig) -> nn.Module:
 
 def _use_own(encoder: Encoder) -> str:
     return (
-        "to load: salmask.encoders.backbones.build_encoder(EncoderConfig(...)), with the metadata of "
-        "the file"
+        "to load: salmask.encoders.backbones.build_encoder(EncoderConfig(...)), with the metadata "
+        "of the file"
     )
 
 

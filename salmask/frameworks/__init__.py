@@ -39,8 +39,9 @@ def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> Any
         raise UserError(f"framework.bn_group: {group} does not divide train.batch ({batch})")
     if group and share % group:
         raise UserError(
-            f"framework.bn_group: {group} does not divide the {share} images of each of {world_size()} "
-            f"processes (train.batch is {batch}); choose {math.gcd(group, share)}, or 0 for "
+            f"framework.bn_group: {group} does not divide the {share} images of each of "
+            f"{world_size()} processes (train.batch is {batch}); choose "
+            f"{math.gcd(group, share)}, or 0 for "
             "statistics of the whole batch"
         )
     return cls(encoder, batch, steps, **options)

@@ -28,7 +28,8 @@ class Learner:
         self.steps = steps_per_epoch * config.train.epochs
         if config.train.batch % world_size():
             raise UserError(
-                f"train.batch: {config.train.batch} cannot be shared evenly by {world_size()} processes"
+                f"train.batch: {config.train.batch} cannot be shared evenly by {world_size()} "
+                "processes"
             )
         torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
         built = frameworks.build(config.framework, config.encoder, config.train.batch, self.steps)

@@ -61,8 +61,8 @@ def everything(folder: Path, out: Path) -> dict[str, Any]:
     job = Job("f" * 12, out / "work", out, CPU, seed=0, workers=0)
     detector = Detector(encoder(), 2, **(OPTIONS | {"regions": 16}))
     found = search(detector, scene.pictures, 48, 200, job)
-    with pytest.raises(UserError, match=r"batch 3 cannot be shared evenly by 2") if world_size() == 2 \
-            else pytest.raises(UserError, match="milestones"):  # fmt: skip
+    message = "batch 3 cannot be shared evenly by 2" if world_size() == 2 else "milestones"
+    with pytest.raises(UserError, match=message):
         wrong = {"batch": 3} if world_size() == 2 else {"milestones": (9,)}
         run.run({"trained": encoder()}, Sets("toy", scene, scene), job, **(SHORT | wrong))
     return {
