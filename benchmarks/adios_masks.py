@@ -51,7 +51,8 @@ from salmask.params.yaml_file import Params
 from salmask.report import samples
 from salmask.report.sheets import Tile, grid_sheet
 from salmask.shapes import Wiring
-from stages.common import DATA, PRETRAIN, readable_errors
+from stages.errors import readable_errors
+from stages.paths import DATA, PRETRAIN
 
 Scores = NDArray[np.float64]
 _DERANGEMENTS = 20

@@ -23,7 +23,8 @@ WITHOUT_EFFECT = frozenset(
         "salmask.lineage",
         "salmask.progress",
         "salmask.provenance",
-        "stages.common",
+        "stages.errors",
+        "stages.paths",
     }
 )
 _MESSAGES = ("print", "log.", "logging.", "warnings.", "click.")  # calls that only show a text

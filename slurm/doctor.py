@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from salmask.commands.doctor import Finding
+from salmask.findings import Finding
 from slurm import probe, scheduler
 from slurm.profile import SHARED, Profile
 

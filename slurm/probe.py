@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from salmask.commands.doctor import Finding
+from salmask.findings import Finding
 from slurm import scheduler, worker
 from slurm.folder import runs_folder
 from slurm.profile import Profile

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from salmask.provenance import code_digest
-from stages.common import readable_errors
+from stages.errors import readable_errors
 
 OUT = Path("artifacts/code")
-NOT_STAGES = ("__init__", "common", "evaluation", "preparation", "code")
+NOT_STAGES = ("__init__", "errors", "evaluation", "paths", "preparation", "code")
 
 
 @click.command()

@@ -14,8 +14,9 @@ from salmask.job import Job
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
 from slurm import launch
-from stages.common import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN, readable_errors
+from stages.errors import readable_errors
 from stages.evaluation import tell
+from stages.paths import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN
 
 
 def work(job: Job, options: dict[str, Any], data: Path, encoder: Path) -> None:

@@ -13,7 +13,8 @@ from salmask.errors import UserError
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
-from stages.common import DETECT, readable_errors
+from stages.errors import readable_errors
+from stages.paths import DETECT
 
 
 @click.command()

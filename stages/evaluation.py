@@ -15,7 +15,8 @@ from salmask.params.values import Choice, bind
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
 from slurm import launch
-from stages.common import DATA, ENCODER_FILES, EVALUATE, PRETRAIN, readable_errors
+from stages.errors import readable_errors
+from stages.paths import DATA, ENCODER_FILES, EVALUATE, PRETRAIN
 
 Evaluate = Callable[..., dict[str, float]]
 _SHOWN = 6  # significant digits

@@ -9,7 +9,8 @@ from salmask.encoders import importing
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
-from stages.common import PRETRAIN, readable_errors
+from stages.errors import readable_errors
+from stages.paths import PRETRAIN
 
 
 @click.command()

@@ -10,7 +10,8 @@ from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.saliency import localizers
-from stages.common import LOCALIZER, readable_errors
+from stages.errors import readable_errors
+from stages.paths import LOCALIZER
 
 
 @click.command()

@@ -2,7 +2,8 @@
 
 import click
 
-from stages.common import DATA, readable_errors
+from stages.errors import readable_errors
+from stages.paths import DATA
 from stages.preparation import prepare
 
 

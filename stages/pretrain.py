@@ -13,14 +13,8 @@ from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
 from salmask.train import pretrain as loop
 from slurm import launch
-from stages.common import (
-    DATA,
-    LOCALIZER_SPEC,
-    MANIFEST_FILES,
-    PRETRAIN,
-    STORE,
-    readable_errors,
-)
+from stages.errors import readable_errors
+from stages.paths import DATA, LOCALIZER_SPEC, MANIFEST_FILES, PRETRAIN, STORE
 
 
 def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:

@@ -11,7 +11,8 @@ from salmask.params.run import read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.report import comparison, page, responses
-from stages.common import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE, readable_errors
+from stages.errors import readable_errors
+from stages.paths import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE
 
 
 @click.command()

@@ -22,15 +22,8 @@ from salmask.saliency.localizers import Trunk
 from salmask.saliency.store import Plan
 from slurm import launch
 from slurm.folder import Shared
-from stages.common import (
-    DATA,
-    LOCALIZER,
-    LOCALIZER_FILES,
-    MANIFEST_FILES,
-    SALIENCY,
-    STORE,
-    readable_errors,
-)
+from stages.errors import readable_errors
+from stages.paths import DATA, LOCALIZER, LOCALIZER_FILES, MANIFEST_FILES, SALIENCY, STORE
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ import click
 
 from salmask.evaluate import transfer
 from salmask.params.yaml_file import Params
-from stages.common import TRANSFER, readable_errors
+from stages.errors import readable_errors
 from stages.evaluation import score
+from stages.paths import TRANSFER
 
 
 @click.command()

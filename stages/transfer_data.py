@@ -2,7 +2,8 @@
 
 import click
 
-from stages.common import TRANSFER, readable_errors
+from stages.errors import readable_errors
+from stages.paths import TRANSFER
 from stages.preparation import prepare
 
 

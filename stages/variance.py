@@ -6,8 +6,9 @@ from salmask.evaluate import variance
 from salmask.evaluate.variance import Augmentation
 from salmask.params.run import read_run
 from salmask.params.yaml_file import Params
-from stages.common import PRETRAIN, PROJECTOR, STORE, readable_errors
+from stages.errors import readable_errors
 from stages.evaluation import score
+from stages.paths import PRETRAIN, PROJECTOR, STORE
 
 
 @click.command()

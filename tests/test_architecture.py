@@ -14,7 +14,7 @@ SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / to
 LAYERS = [
     ["salmask", "salmask.by_name", "salmask.shapes", "salmask.errors", "salmask.progress",
      "salmask.devices", "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
-     "salmask.distributed", "salmask.losses"],
+     "salmask.distributed", "salmask.losses", "salmask.findings"],
     ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage"],
     ["salmask.datasets", "salmask.data"],
     ["salmask.encoders"],

@@ -26,6 +26,7 @@ from salmask.encoders import export as exports
 from salmask.encoders import importing
 from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError
+from salmask.findings import Finding
 from salmask.params.names import import_names
 from salmask.params.run import read_run
 from salmask.params.values import check as check_value
@@ -179,11 +180,11 @@ def doctor() -> None:
     sys.exit(1 if stopped else 0)
 
 
-def _cluster() -> Iterator[doctors.Finding]:
+def _cluster() -> Iterator[Finding]:
     try:
         yield from cluster_doctors.examine_profile(profile.chosen())
     except UserError as error:
-        yield doctors.Finding("stop", str(error))
+        yield Finding("stop", str(error))
 
 
 @main.command()

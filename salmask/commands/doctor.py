@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ from salmask.datasets.registry import configured
 from salmask.devices import autocast, pick_device, place
 from salmask.encoders import importing
 from salmask.errors import UserError
+from salmask.findings import Finding
 from salmask.params.names import import_names, run_names
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import bind, pick
@@ -36,14 +36,6 @@ from salmask.saliency.scda import activation_map
 _SAMPLE = 48  # files that are tried to estimate the rest
 _MIN_FREE_GB = 10
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """state: `ok`, `note` (worth a look) or `stop` (a run would fail). text: for a person."""
-
-    state: Literal["ok", "note", "stop"]
-    text: str
 
 
 def examine(params: Params, validate: Callable[[Params], None], root: Path) -> Iterator[Finding]:

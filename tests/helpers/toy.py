@@ -13,7 +13,7 @@ from salmask.job import Job
 from salmask.provenance import Recipe, code_digest, tree_digest
 from slurm import launch
 from slurm.folder import Shared
-from stages.common import readable_errors
+from stages.errors import readable_errors
 
 TICK, PIECES = 0.1, 7
 

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from salmask.commands.cli import main
-from salmask.commands.doctor import Finding
+from salmask.findings import Finding
 from slurm import doctor, probe, scheduler
 from slurm.profile import Profile
 from slurm.scheduler import Status
