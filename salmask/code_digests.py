@@ -8,8 +8,10 @@ docstrings, layout and the texts of messages do not count.
 import ast
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 OUR_PACKAGES = ("stages", "salmask")  # not slurm: where work runs does not decide a result
 DATA_FILES = (".j2", ".json")  # files beside the modules, which count by their bytes
@@ -27,7 +29,14 @@ WITHOUT_EFFECT = frozenset(
         "stages.paths",
     }
 )
-_MESSAGES = ("print", "log.", "logging.", "warnings.", "click.")  # calls that only show a text
+_MESSAGES = (
+    "print",
+    "log.",
+    "logging.",
+    "warnings.",
+    "click.echo",
+    "click.option",
+)  # calls that only show a text
 
 
 def code_digest(modules: Iterable[str], project: Path) -> str:
@@ -39,7 +48,8 @@ def code_digest(modules: Iterable[str], project: Path) -> str:
     """
     sha = hashlib.sha256()
     for name, file in sorted(reached(modules, project).items()):
-        sha.update(f"{name}\0{_effect(file)}\n".encode())
+        effect = _parsed(file.read_text(encoding="utf-8")).effect
+        sha.update(f"{name}\0{effect}\n".encode())
         if file.name == "__init__.py" or name.startswith("stages"):
             continue
         for extra in _data_files(file):
@@ -66,10 +76,14 @@ def reached(modules: Iterable[str], project: Path) -> dict[str, Path]:
 
 
 def module_file(name: str, project: Path) -> Path | None:
-    """The source file of a module: of `stages` in the project, of `salmask` where it is imported
-    from. None when there is no such module."""
+    """The source file of a module: in the project, else where the package is installed.
+
+    None when there is no such module.
+    """
     top, *rest = name.split(".")
-    base = project / top if top == "stages" else _package_folder(top)
+    base = project / top  # a clone holds salmask too, and its stages import that one
+    if not base.is_dir() and top != "stages":
+        base = _installed_folder(top)
     base = base.joinpath(*rest)
     for file in (base / "__init__.py", base.with_suffix(".py")):
         if file.is_file():
@@ -80,18 +94,15 @@ def module_file(name: str, project: Path) -> Path | None:
 def imported_modules(file: Path, project: Path) -> set[str]:
     """The modules of ours that import statements in a source file name."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            if node.module.split(".")[0] in OUR_PACKAGES:
-                members = (f"{node.module}.{alias.name}" for alias in node.names)
-                names.update(name for name in members if module_file(name, project))
-    return {name for name in names if name.split(".")[0] in OUR_PACKAGES}
+    for name, members in _parsed(file.read_text(encoding="utf-8")).imports:
+        names.add(name)
+        names.update(
+            m for m in (f"{name}.{member}" for member in members) if module_file(m, project)
+        )
+    return names
 
 
-def _package_folder(name: str) -> Path:
+def _installed_folder(name: str) -> Path:
     package = find_spec(name)
     assert package is not None and package.origin is not None
     return Path(package.origin).parent
@@ -104,28 +115,44 @@ def _data_files(file: Path) -> list[Path]:
     return [path for path in beside if f'"{path.name}"' in text]
 
 
-def _effect(file: Path) -> str:
-    """The syntax tree of a file without docstrings and messages."""
-    tree = _WithoutTexts().visit(ast.parse(file.read_text(encoding="utf-8")))
-    return ast.dump(tree)
+class _Parsed(NamedTuple):
+    """sha256 of what a source file does, and the modules of ours that it imports, with members."""
+
+    effect: str
+    imports: list[tuple[str, list[str]]]
 
 
-class _WithoutTexts(ast.NodeTransformer):
-    """Removes docstrings, and the texts of errors and of log messages."""
+@cache  # many digests cover the same files
+def _parsed(text: str) -> _Parsed:
+    imports: list[tuple[str, list[str]]] = []
+    effect = hashlib.sha256(_canonical(ast.parse(text), imports).encode()).hexdigest()
+    return _Parsed(effect, [entry for entry in imports if entry[0].split(".")[0] in OUR_PACKAGES])
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
-        return super().generic_visit(node)
 
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        if isinstance(node.exc, ast.Call):
-            node.exc.args, node.exc.keywords = [], []
-        return self.generic_visit(node)
+def _canonical(node: Any, imports: list[tuple[str, list[str]]]) -> str:
+    """A text of a syntax tree, without docstrings and messages. Appends the tree's imports."""
+    if isinstance(node, list):
+        return "[" + ",".join(_canonical(item, imports) for item in node) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.Import):
+        imports += [(alias.name, []) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        imports.append((node.module, [alias.name for alias in node.names]))
+    elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            node.body = node.body[1:] or [ast.Pass()]  # without the docstring
+    elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        node.exc.args, node.exc.keywords = [], []
+    elif isinstance(node, ast.Call) and _dotted(node.func).startswith(_MESSAGES):
+        node.args, node.keywords = [], []
+    fields = (getattr(node, field, None) for field in node._fields if field not in _WITHOUT_MEANING)
+    return f"{type(node).__name__}({','.join(_canonical(field, imports) for field in fields)})"
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if ast.unparse(node.func).startswith(_MESSAGES):
-            node.args, node.keywords = [], []
-        return self.generic_visit(node)
+
+def _dotted(node: ast.expr) -> str:
+    """`log.warning` of a name or an attribute of a name; empty for anything else."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""

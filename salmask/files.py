@@ -4,10 +4,10 @@ import csv
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save as to_bytes
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -22,8 +22,10 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors of any device as a safetensors file."""
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Writes tensors of any device as a safetensors file."""
+    from safetensors.torch import save as to_bytes  # imports torch, which other writers do not need
+
     write_bytes(path, to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
 
 

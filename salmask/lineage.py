@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from salmask.provenance import FILE_NAME, code_digest, file_digest, tree_digest
+from salmask.code_digests import code_digest
+from salmask.provenance import FILE_NAME, file_digest, tree_digest
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Memory:
 
     links: dict[Path, Link] = field(default_factory=dict)
     digests: dict[Path, str] = field(default_factory=dict)
-    codes: dict[str, str] = field(default_factory=dict)
+    codes: dict[tuple[str, ...], str] = field(default_factory=dict)
 
 
 def trace(path: Path, root: Path, memory: Memory | None = None) -> Link:
@@ -61,11 +62,11 @@ def _link(path: Path, root: Path, memory: Memory) -> Link:
         return Link(shown, {}, [] if path.exists() else ["missing"])
     made = json.loads(where.read_text())
     problems = [*_changed_outputs(where.parent, made["outputs"])]
-    stage = made["stage"]
-    if stage not in memory.codes:
-        memory.codes[stage] = code_digest(f"stages.{stage}", root)
-    if made["code"] != memory.codes[stage]:
-        problems.append(f"the code of stage {stage} has changed since")
+    modules = tuple(made["modules"])
+    if modules not in memory.codes:
+        memory.codes[modules] = code_digest(modules, root)
+    if made["code"] != memory.codes[modules]:
+        problems.append(f"the code of stage {made['stage']} has changed since")
     parents: dict[Path, Link] = {}
     for name, digest in made["inputs"].items():
         source = (root / name).resolve()

@@ -19,11 +19,12 @@ import torch
 import torch.distributed as dist
 from submitit import JobEnvironment
 
+from salmask.code_digests import code_digest
 from salmask.devices import pick_device
 from salmask.distributed import broadcast_from_first
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.job import Job
-from salmask.provenance import Recipe, code_digest, tree_digest
+from salmask.provenance import Recipe, tree_digest
 from slurm import scheduler
 from slurm.errors import DiskFullError, full_disk_named
 from slurm.folder import Shared, Work, finish, is_done, job_in, locked, make_places
@@ -138,7 +139,7 @@ def _check_unchanged(spec: JobSpec) -> None:
     """A job may start long after it was submitted: what decides its result must still be that."""
     recipe, project = spec.recipe, spec.project
     advice = "this job's result would not be what was asked for; `dvc repro` submits another"
-    if code_digest(f"stages.{recipe.stage}", CODE) != recipe.code:
+    if code_digest(recipe.modules, CODE) != recipe.code:
         raise UserError(f"the code in {CODE} changed since this job was submitted: {advice}")
     for name, sha256 in recipe.inputs.items():
         if not (project / name).exists() or tree_digest(project / name) != sha256:

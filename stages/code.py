@@ -1,25 +1,30 @@
-"""Digests what each stage's code does, so that a comment costs nothing and a change reruns."""
+"""Digests of the code that decides the result of each stage."""
 
 from pathlib import Path
 
 import click
 
-from salmask.provenance import code_digest
+from salmask.code_digests import code_digest
+from salmask.files import write_bytes
+from salmask.params.yaml_file import Params
+from salmask.stage_modules import stage_keys, stage_modules
 from stages.errors import readable_errors
 
 OUT = Path("artifacts/code")
-NOT_STAGES = ("__init__", "errors", "evaluation", "paths", "preparation", "code")
+DEMO = ("salmask.datasets.demo",)  # the demo has no folder of images: DVC watches its code
 
 
 @click.command()
 @readable_errors
 def main() -> None:
-    """Writes artifacts/code/<stage>.sha256 for every stage."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    for script in sorted(Path("stages").glob("*.py")):
-        if script.stem not in NOT_STAGES:
-            digest = code_digest(f"stages.{script.stem}", Path.cwd())
-            (OUT / f"{script.stem}.sha256").write_text(digest + "\n")
+    """Writes artifacts/code/<key>.sha256 for every stage, run, protocol and data set."""
+    params, project = Params.read(), Path.cwd()
+    modules = {key: stage_modules(params, key) for key in stage_keys(params)}
+    digests: dict[tuple[str, ...], str] = {}  # many runs share their modules
+    for key, names in (modules | {"demo": DEMO}).items():
+        if names not in digests:
+            digests[names] = code_digest(names, project)
+        write_bytes(OUT / f"{key}.sha256", f"{digests[names]}\n".encode())
 
 
 if __name__ == "__main__":

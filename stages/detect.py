@@ -13,6 +13,7 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.job import Job
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
+from salmask.stage_modules import stage_modules
 from slurm import launch
 from stages.errors import readable_errors
 from stages.evaluation import tell
@@ -37,7 +38,14 @@ def main(name: str, dataset: str) -> None:
     _, options = sources.configured(params.choice(key), f"{params.source}: {key}")
     seed, data, encoder = params.seed(), DETECT / dataset, PRETRAIN / name
     files = [data / file for file in stored.FILES] + [encoder / file for file in ENCODER_FILES]
-    made_by = recipe("detect", f"{name}-{dataset}", params.reads, files, Path.cwd())
+    made_by = recipe(
+        "detect",
+        f"{name}-{dataset}",
+        stage_modules(params, "detect"),
+        params.reads,
+        files,
+        Path.cwd(),
+    )
     arguments = {"options": options, "data": data.resolve(), "encoder": encoder.resolve()}
     out = (EVALUATE / name / f"detect-{dataset}").resolve()
     launch.run(made_by, seed, work, arguments, out)

@@ -13,8 +13,13 @@ from salmask.errors import UserError
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
+<<<<<<< HEAD
 from stages.errors import readable_errors
 from stages.paths import DETECT
+=======
+from salmask.stage_modules import stage_modules
+from stages.common import DETECT, readable_errors
+>>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
 
 
 @click.command()
@@ -33,7 +38,14 @@ def main(name: str) -> None:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     about = stored.save(Sets(name, train, test), root, out)
-    made_by = recipe("detect_data", name, params.reads, [], Path.cwd())
+    made_by = recipe(
+        "detect_data",
+        name,
+        stage_modules(params, f"detect_data/{name}"),
+        params.reads,
+        [],
+        Path.cwd(),
+    )
     write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern="*"))
     counts = (f"{about['images'][s]} {s} ({about['objects'][s]} objects)" for s in about["images"])
     masks = "" if about["masks"] else ", no masks"

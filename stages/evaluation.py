@@ -14,6 +14,7 @@ from salmask.job import Job
 from salmask.params.values import Choice, bind
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
+from salmask.stage_modules import stage_modules
 from slurm import launch
 from stages.errors import readable_errors
 from stages.paths import DATA, ENCODER_FILES, EVALUATE, PRETRAIN
@@ -76,7 +77,8 @@ def score(
     files = [data / "manifest.csv", data / "dataset.json"]
     files += [*(encoder / file for file in ENCODER_FILES), *inputs]
     name = f"{run}-{apart}" if apart else run
-    made_by = recipe(protocol, name, params.reads, files, Path.cwd())
+    modules = stage_modules(params, _digest_key(protocol, run))
+    made_by = recipe(protocol, name, modules, params.reads, files, Path.cwd())
     arguments = {
         "evaluate": evaluate,
         "options": options,
@@ -86,6 +88,12 @@ def score(
     }
     folder = f"{protocol}-{apart}" if apart else protocol
     launch.run(made_by, seed, work, arguments, (EVALUATE / run / folder).resolve())
+
+
+def _digest_key(protocol: str, run: str) -> str:
+    """The key of the protocol's code digest (see `stage_modules`)."""
+    keys = {"transfer": "transfer", "variance": f"variance/{run}"}
+    return keys.get(protocol, f"evaluate/{protocol}")
 
 
 def command(protocol: str, evaluate: Evaluate) -> click.Command:

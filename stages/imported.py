@@ -9,8 +9,13 @@ from salmask.encoders import importing
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
+<<<<<<< HEAD
 from stages.errors import readable_errors
 from stages.paths import PRETRAIN
+=======
+from salmask.stage_modules import stage_modules
+from stages.common import PRETRAIN, readable_errors
+>>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
 
 
 @click.command()
@@ -24,7 +29,14 @@ def main(name: str) -> None:
     found = importing.read(wanted, f"{params.source}: {key}")
     out = PRETRAIN / name
     importing.save(wanted, found, out)
-    made_by = recipe("imported", name, params.reads, [wanted.path], Path.cwd())
+    made_by = recipe(
+        "imported",
+        name,
+        stage_modules(params, f"imported/{name}"),
+        params.reads,
+        [wanted.path],
+        Path.cwd(),
+    )
     write_json(out / FILE_NAME, record(made_by, out, pick_device()))
     left_out = f", without {', '.join(found.dropped)}" if found.dropped else ""
     print(f"{name}: {wanted.arch} of layout {found.layout}, sha256 {found.sha256[:12]}{left_out}")

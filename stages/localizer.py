@@ -10,8 +10,13 @@ from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.saliency import localizers
+<<<<<<< HEAD
 from stages.errors import readable_errors
 from stages.paths import LOCALIZER
+=======
+from salmask.stage_modules import stage_modules
+from stages.common import LOCALIZER, readable_errors
+>>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
 
 
 @click.command()
@@ -23,7 +28,9 @@ def main() -> None:
     find = pick(localizers.LOCALIZERS, choice, "params.yaml: localizer")
     spec, tensors = find(**bind(find, choice, "params.yaml: localizer"))
     localizers.save(spec, tensors, LOCALIZER)
-    made_by = recipe("localizer", "", params.reads, [], Path.cwd())
+    made_by = recipe(
+        "localizer", "", stage_modules(params, "localizer"), params.reads, [], Path.cwd()
+    )
     write_json(LOCALIZER / FILE_NAME, record(made_by, LOCALIZER, pick_device()))
     print(f"localizer {spec.name}: {spec.arch}, {len(tensors)} tensors, sha256 {spec.source[:12]}")
 

@@ -5,13 +5,15 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from salmask.code_digests import code_digest
 from salmask.data import manifest
 from salmask.data import prepare as preparation
 from salmask.datasets.registry import configured
 from salmask.devices import pick_device
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
-from salmask.provenance import FILE_NAME, code_digest, recipe, record, value_digest
+from salmask.provenance import FILE_NAME, recipe, record, value_digest
+from salmask.stage_modules import stage_modules
 from slurm.launch import runs_folder
 
 
@@ -29,7 +31,14 @@ def prepare(stage: str, key: str, name: str, out: Path) -> None:
     memory = None if drawn_here else _memory(listing.root)
     called = name or choice.name
     preparation.write(listing, called, there, policy.max_rejected, policy.min_side, memory)
-    made_by = recipe(stage, name, params.reads, [], Path.cwd())
+    made_by = recipe(
+        stage,
+        name,
+        stage_modules(params, f"{stage}/{name}" if name else stage),
+        params.reads,
+        [],
+        Path.cwd(),
+    )
     # The manifest speaks for the images, one by one.
     write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern="*"))
     rows = manifest.load(out)
@@ -45,6 +54,6 @@ def prepare(stage: str, key: str, name: str, out: Path) -> None:
 def _memory(root: Path) -> Path:
     """Where what is known of the files below `root` outlives DVC's deletion of outputs; another
     place once our code or pillow judges them anew."""
-    judge = code_digest("salmask.data.inspection", Path.cwd())
+    judge = code_digest(["salmask.data.inspection"], Path.cwd())
     key = value_digest([str(root), judge, version("pillow")])[:12]
     return runs_folder(Path.cwd()) / f"prepare-{key}" / "seen.sqlite"

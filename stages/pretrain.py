@@ -11,6 +11,7 @@ from salmask.params.overlay import run_seed
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe
+from salmask.stage_modules import stage_modules
 from salmask.train import pretrain as loop
 from slurm import launch
 from stages.errors import readable_errors
@@ -31,7 +32,14 @@ def main(name: str) -> None:
     params = Params.read()
     config, seed = read_run(params, name), run_seed(params, name)
     files = [*MANIFEST_FILES, LOCALIZER_SPEC, STORE]
-    made_by = recipe("pretrain", name, params.reads, files, Path.cwd())
+    made_by = recipe(
+        "pretrain",
+        name,
+        stage_modules(params, f"pretrain/{name}"),
+        params.reads,
+        files,
+        Path.cwd(),
+    )
     if not LOCALIZER_SPEC.is_file():
         raise UserError(f"{LOCALIZER_SPEC} is missing: run `dvc repro localizer`")
     localizer = json.loads(LOCALIZER_SPEC.read_text())

@@ -11,8 +11,13 @@ from salmask.params.run import read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.report import comparison, page, responses
+<<<<<<< HEAD
 from stages.errors import readable_errors
 from stages.paths import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE
+=======
+from salmask.stage_modules import stage_modules
+from stages.common import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE, readable_errors
+>>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
 
 
 @click.command()
@@ -40,7 +45,9 @@ def main() -> None:
     names = [*(run.name for run in runs), *imported]
     inputs = [DATA, SALIENCY, *(PRETRAIN / name for name in names)]
     inputs += [EVALUATE / name / done for name in names for done in [*protocols, *chosen[name]]]
-    made_by = recipe("report", "", params.reads, inputs, Path.cwd())
+    made_by = recipe(
+        "report", "", stage_modules(params, "report"), params.reads, inputs, Path.cwd()
+    )
     write_json(REPORT / FILE_NAME, record(made_by, REPORT, pick_device()))
     print(f"\n{report.text}\n\nreport: {REPORT}/index.html")
 

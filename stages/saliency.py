@@ -20,6 +20,7 @@ from salmask.provenance import FILE_NAME, Recipe, environment, recipe
 from salmask.saliency import localizers, maps
 from salmask.saliency.localizers import Trunk
 from salmask.saliency.store import Plan
+from salmask.stage_modules import stage_modules
 from slurm import launch
 from slurm.folder import Shared
 from stages.errors import readable_errors
@@ -98,7 +99,14 @@ def main() -> None:
     """Writes artifacts/saliency: the store, lost.csv and provenance."""
     params = Params.read()
     config = params.section("saliency", SaliencyConfig)
-    made_by = recipe("saliency", "", params.reads, [*MANIFEST_FILES, *LOCALIZER_FILES], Path.cwd())
+    made_by = recipe(
+        "saliency",
+        "",
+        stage_modules(params, "saliency"),
+        params.reads,
+        [*MANIFEST_FILES, *LOCALIZER_FILES],
+        Path.cwd(),
+    )
     rows = len(manifest.load(DATA))
     runs = launch.runs_folder(Path.cwd())
     task = Task(config, DATA.resolve(), LOCALIZER.resolve(), made_by, runs)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from salmask.provenance import imported_modules
+from salmask.code_digests import imported_modules
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / top).rglob("*.py"))
@@ -14,8 +14,14 @@ SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / to
 LAYERS = [
     ["salmask", "salmask.by_name", "salmask.shapes", "salmask.errors", "salmask.progress",
      "salmask.devices", "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
+<<<<<<< HEAD
      "salmask.distributed", "salmask.losses", "salmask.findings"],
     ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage"],
+=======
+     "salmask.distributed", "salmask.losses"],
+    ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage",
+     "salmask.stage_modules"],
+>>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
     ["salmask.datasets", "salmask.data"],
     ["salmask.encoders"],
     ["salmask.saliency"],
@@ -58,7 +64,7 @@ def test_imports_only_look_down(path: Path) -> None:
     here = layer_of(name)
     if here == len(LAYERS) - 1:
         return  # stages may use everything, and nothing uses them (the other cases say so)
-    for imported in imported_modules(path, name, ROOT) | slurm_imports(path):
+    for imported in imported_modules(path, ROOT) | slurm_imports(path):
         assert layer_of(imported) <= here, f"{name} reaches up to {imported}"
 
 

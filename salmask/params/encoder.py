@@ -7,6 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from salmask.params.values import STRICT
 
+RESIDUAL = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
 
 @dataclass(frozen=True, config=STRICT)
 class EncoderConfig:
@@ -24,3 +26,8 @@ class EncoderConfig:
     arch: str = "resnet50"
     width: PositiveInt = 64
     stem: Literal["imagenet", "small", "small2"] = "imagenet"
+
+    @property
+    def family(self) -> str:
+        """The module of `salmask.encoders.backbones` that builds the network."""
+        return "residual" if self.arch in RESIDUAL else "torchvision_models"

@@ -15,7 +15,7 @@ TINY: dict[str, Any] = {
     "seed": 0,
     "data": {
         "name": "demo",
-        "root": "artifacts/code/prepare.sha256",
+        "root": "artifacts/code/demo.sha256",
         "images": {"train": 96, "val": 32, "decorrelated": 32},
     },
     "localizer": {"name": "lite0"},

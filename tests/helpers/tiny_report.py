@@ -52,7 +52,7 @@ def params(**runs: dict) -> dict:
 def evaluated(root: Path, run: str, protocol: str, metrics: dict[str, float]) -> None:
     folder = root / "artifacts/evaluate" / run / protocol
     write_json(folder / "metrics.json", metrics)
-    made = recipe(protocol, run, {"seed": 0}, [Path("artifacts/pretrain") / run], root)
+    made = recipe(protocol, run, [], {"seed": 0}, [Path("artifacts/pretrain") / run], root)
     write_json(folder / "provenance.json", record(made, folder, CPU))
 
 
@@ -83,7 +83,7 @@ def make_project(
         folder = root / "artifacts/pretrain" / name
         encoder_file.save(build_encoder(config.encoder, seed=0), config, folder)
         (folder / "history.csv").write_text("epoch,lr,loss,other\n1,0.1,3,1\n2,0,2,4\n")
-        made = recipe("pretrain", name, {"seed": 0}, [Path("artifacts/data")], root)
+        made = recipe("pretrain", name, [], {"seed": 0}, [Path("artifacts/data")], root)
         write_json(folder / "provenance.json", record(made, folder, CPU))
         evaluated(root, name, "knn", KNN if classes else {})
         evaluated(root, name, "linear_fast", {"linear_fast_top1": 61.0} if classes else {})

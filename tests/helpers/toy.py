@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from salmask.code_digests import code_digest
 from salmask.distributed import rank
 from salmask.errors import UserError
 from salmask.job import Job
-from salmask.provenance import Recipe, code_digest, tree_digest
+from salmask.provenance import Recipe, tree_digest
 from slurm import launch
 from slurm.folder import Shared
 from stages.errors import readable_errors
@@ -99,8 +100,9 @@ def main(
 ) -> None:
     root = Path.cwd()
     digests = {path: tree_digest(root / path) for path in inputs}
-    code = code_digest(f"stages.{stage}", Path(launch.__file__).parents[1])
-    recipe = Recipe(stage, name, code, {"ticks": ticks, "trouble": trouble}, digests)
+    modules = (f"stages.{stage}",)
+    code = code_digest(modules, Path(launch.__file__).parents[1])
+    recipe = Recipe(stage, name, modules, code, {"ticks": ticks, "trouble": trouble}, digests)
     arguments, to = {"ticks": ticks, "trouble": trouble}, root / "published" / name
     launch.run(recipe, 0, work, arguments, to, Shared(fill, PIECES) if shared else None)
 

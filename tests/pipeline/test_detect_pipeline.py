@@ -13,7 +13,7 @@ from tests.pipeline.test_repro import check_params
 pytestmark = pytest.mark.pipeline
 
 SCENES = {
-    "name": "demo", "root": "artifacts/code/detect_data.sha256", "side": 48,
+    "name": "demo", "root": "artifacts/code/demo.sha256", "side": 48,
     "images": {"train": 6, "test": 3}, "recipe": "coco_1x", "iterations": 3, "milestones": [2],
     "batch": 2, "lr": 0.01, "warmup": 1, "short_sides": [48], "test_short_side": 48,
     "anchors": [16, 32], "regions": 8, "pictures": 2, "precise_norm": 2,

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.pipeline
 METHODS = yaml.safe_load((ROOT / "suites/demo-methods.yaml").read_text())["runs"]
 RUNS = ("mocov2-blur", "mocov2-high-pass", "mocov2-mscn", "mocov2-adios", "mocov2-mixmask",
         "mocov2-erase", "mocov1-blur", "simclr-blur", "byol-mixmask", "simsiam")  # fmt: skip
-SHAPES = {"name": "demo", "root": "artifacts/code/prepare.sha256", "first": 900,
+SHAPES = {"name": "demo", "root": "artifacts/code/demo.sha256", "first": 900,
           "images": {"train": 40, "val": 20}}  # fmt: skip
 BEFORE = ("prepare", "localizer", "transfer_data --name shapes", "detect_data --name scenes")
 RESULTS = ("saliency", "pretrain", "evaluate")

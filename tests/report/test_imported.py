@@ -23,7 +23,7 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "artifacts/pretrain/theirs"
     weights = lively(SMALL).state_dict()
     encoder_file.write(weights, SMALL, InputSpec(16, 18, None), folder, SOURCE)
-    made = recipe("imported", "theirs", {}, [], tmp_path)
+    made = recipe("imported", "theirs", [], {}, [], tmp_path)
     write_json(folder / "provenance.json", record(made, folder, CPU))
     evaluated(tmp_path, "theirs", "knn", KNN | {"knn20_top1": 63.21})
     evaluated(tmp_path, "theirs", "linear_fast", {"linear_fast_top1": 64.0})
