@@ -29,14 +29,9 @@ WITHOUT_EFFECT = frozenset(
         "stages.paths",
     }
 )
-_MESSAGES = (
-    "print",
-    "log.",
-    "logging.",
-    "warnings.",
-    "click.echo",
-    "click.option",
-)  # calls that only show a text
+# Calls that only show a text.
+_MESSAGES = ("print", "log.", "logging.", "warnings.", "click.echo", "click.option")
+_WITHOUT_MEANING = ("ctx", "kind", "type_comment")  # fields that follow from others or from layout
 
 
 def code_digest(modules: Iterable[str], project: Path) -> str:

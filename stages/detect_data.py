@@ -13,13 +13,9 @@ from salmask.errors import UserError
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
-<<<<<<< HEAD
+from salmask.stage_modules import stage_modules
 from stages.errors import readable_errors
 from stages.paths import DETECT
-=======
-from salmask.stage_modules import stage_modules
-from stages.common import DETECT, readable_errors
->>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
 
 
 @click.command()

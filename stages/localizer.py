@@ -10,13 +10,9 @@ from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.saliency import localizers
-<<<<<<< HEAD
+from salmask.stage_modules import stage_modules
 from stages.errors import readable_errors
 from stages.paths import LOCALIZER
-=======
-from salmask.stage_modules import stage_modules
-from stages.common import LOCALIZER, readable_errors
->>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
 
 
 @click.command()

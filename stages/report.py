@@ -11,13 +11,9 @@ from salmask.params.run import read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
 from salmask.report import comparison, page, responses
-<<<<<<< HEAD
+from salmask.stage_modules import stage_modules
 from stages.errors import readable_errors
 from stages.paths import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE
-=======
-from salmask.stage_modules import stage_modules
-from stages.common import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE, readable_errors
->>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
 
 
 @click.command()

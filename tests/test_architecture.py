@@ -14,14 +14,9 @@ SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / to
 LAYERS = [
     ["salmask", "salmask.by_name", "salmask.shapes", "salmask.errors", "salmask.progress",
      "salmask.devices", "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
-<<<<<<< HEAD
      "salmask.distributed", "salmask.losses", "salmask.findings"],
-    ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage"],
-=======
-     "salmask.distributed", "salmask.losses"],
     ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage",
      "salmask.stage_modules"],
->>>>>>> 46341d3 (Digests per run, protocol and data set; messages do not count; provenance records modules and GPU versions)
     ["salmask.datasets", "salmask.data"],
     ["salmask.encoders"],
     ["salmask.saliency"],

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,114 +8,21 @@ from salmask.errors import UserError
 from salmask.lineage import summary, trace
 from salmask.provenance import (
     Recipe,
-    code_digest,
     file_digest,
     find_root,
     recipe,
     record,
     tree_digest,
 )
+from tests.helpers.code_project import MODULES, edit, write_code_project
 
 CPU = torch.device("cpu")
-FILES = {
-    "dvc.yaml": "stages: {}\n",
-    "stages/__init__.py": "",
-    "stages/train.py": (
-        "from salmask import model\nfrom salmask.deep.part import x\nprint(model, x)\n"
-    ),
-    "stages/score.py": "import salmask.other\nprint(salmask.other)\n",
-    "salmask/__init__.py": "",
-    "salmask/model.py": (
-        '"""A model."""\n\n\ndef f(a):\n    """Doubles."""\n    return 2 * a  # twice\n'
-    ),
-    "salmask/other.py": "import math\n\nY = math.pi\n",
-    "salmask/deep/__init__.py": "from importlib import import_module\n\nimport_module('x')\n",
-    "salmask/deep/part.py": "import salmask.other\n\nx = salmask.other.Y\n",
-    "salmask/deep/plugin.py": "z = 1\n",
-    "salmask/deep/table.json": "{}",
-    "salmask/unused.py": "q = 1\n",
-}
 
 
 @pytest.fixture
-def root(tmp_path):
-    """A small project: `train` reaches model, deep.part, deep.plugin, other; `score` only other."""
-    for name, text in FILES.items():
-        path = tmp_path / "project" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path / "project"
-
-
-def edit(root, name: str, old: str, new: str) -> None:
-    text = (root / name).read_text()
-    assert old in text
-    (root / name).write_text(text.replace(old, new))
-
-
-# ---------------------------------------------------------------------------------------- code
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("salmask/model.py", "# twice", "# two times"),
-        ("salmask/model.py", '"""Doubles."""', '"""Returns the double."""'),
-        ("salmask/model.py", '    """Doubles."""\n', ""),
-        ("salmask/model.py", '"""A model."""\n', ""),
-        ("salmask/model.py", "return 2 * a", "return (2\n            * a)"),
-        ("salmask/model.py", "def f(a):", "\n\ndef f( a ):"),
-        ("salmask/unused.py", "q = 1", "q = 2"),
-        ("stages/score.py", "print", "repr"),
-    ],
-)
-def test_a_digest_ignores_what_does_nothing(root, name, old, new):
-    before = code_digest("stages.train", root)
-    edit(root, name, old, new)
-    assert code_digest("stages.train", root) == before
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("stages/train.py", "print(model, x)", "print(x, model)"),
-        ("salmask/model.py", "2 * a", "3 * a"),
-        ("salmask/model.py", "f(a)", "f(a, b=1)"),
-        ("salmask/deep/part.py", "x = salmask.other.Y", "x = 2"),
-        ("salmask/other.py", "math.pi", "math.e"),  # reached through deep.part
-        ("salmask/deep/plugin.py", "z = 1", "z = 2"),  # found by name through import_module
-        ("salmask/deep/table.json", "{}", "{ }"),
-        ("salmask/__init__.py", "", "V = 1\n"),
-        ("stages/__init__.py", "", "V = 1\n"),
-    ],
-)
-def test_a_digest_notices_what_does(root, name, old, new):
-    before = code_digest("stages.train", root)
-    edit(root, name, old, new) if old else (root / name).write_text(new)
-    assert code_digest("stages.train", root) != before
-
-
-def test_a_function_of_only_a_docstring_may_lose_it_for_pass(root):
-    (root / "salmask/model.py").write_text('def f():\n    """Nothing."""\n')
-    before = code_digest("stages.train", root)
-    (root / "salmask/model.py").write_text("def f():\n    pass\n")
-    assert code_digest("stages.train", root) == before
-
-
-def test_a_new_module_counts_once_it_is_imported(root):
-    before = code_digest("stages.score", root)
-    (root / "salmask/new.py").write_text("n = 1\n")
-    assert code_digest("stages.score", root) == before
-    edit(root, "salmask/other.py", "import math\n", "import math\nimport salmask.new\n")
-    after = code_digest("stages.score", root)
-    edit(root, "salmask/new.py", "n = 1", "n = 2")
-    assert len({before, after, code_digest("stages.score", root)}) == 3
-
-
-def test_where_the_project_lies_does_not_matter(root, tmp_path):
-    before = code_digest("stages.train", root)
-    root.rename(tmp_path / "moved")
-    assert code_digest("stages.train", tmp_path / "moved") == before
+def root(tmp_path: Path) -> Path:
+    """A small project with two stages, `train` and `score`."""
+    return write_code_project(tmp_path / "project")
 
 
 # --------------------------------------------------------------------------------- fingerprints
@@ -126,6 +34,7 @@ def test_where_the_project_lies_does_not_matter(root, tmp_path):
         {"stage": "b"},
         {"name": "b"},
         {"code": "b"},
+        {"modules": ("b",)},
         {"params": {"lr": 2}},
         {"params": {"lr": 1, "x": 0}},
         {"inputs": {"data": "e"}},
@@ -134,7 +43,14 @@ def test_where_the_project_lies_does_not_matter(root, tmp_path):
     ids=str,
 )
 def test_a_fingerprint_changes_with_every_field(change):
-    base = {"stage": "a", "name": "a", "code": "a", "params": {"lr": 1}, "inputs": {"data": "d"}}
+    base = {
+        "stage": "a",
+        "name": "a",
+        "modules": ("a",),
+        "code": "a",
+        "params": {"lr": 1},
+        "inputs": {"data": "d"},
+    }
     same = Recipe(**base).fingerprint
     assert len(same) == 12
     assert Recipe(**(base | change)).fingerprint != same
@@ -142,21 +58,23 @@ def test_a_fingerprint_changes_with_every_field(change):
 
 def test_a_fingerprint_does_not_see_the_order_of_params():
     a, b = ({"x": 1, "y": 2}, {"y": 2, "x": 1})
-    assert Recipe("s", "n", "c", a, {}).fingerprint == Recipe("s", "n", "c", b, {}).fingerprint
+    assert (
+        Recipe("s", "n", (), "c", a, {}).fingerprint == Recipe("s", "n", (), "c", b, {}).fingerprint
+    )
 
 
 def test_a_recipe_digests_code_and_inputs(root):
     (root / "data").mkdir()
     (root / "data" / "a").write_text("1")
     paths = [(root / "data").relative_to(root)]
-    before = recipe("train", "x", {"lr": 1}, paths, root)
-    assert before == recipe("train", "x", {"lr": 1}, paths, root)
+    before = recipe("train", "x", MODULES["train"], {"lr": 1}, paths, root)
+    assert before == recipe("train", "x", MODULES["train"], {"lr": 1}, paths, root)
     assert before.inputs == {"data": tree_digest(root / "data")}
     (root / "data" / "a").write_text("2")
-    changed = recipe("train", "x", {"lr": 1}, paths, root)
+    changed = recipe("train", "x", MODULES["train"], {"lr": 1}, paths, root)
     assert changed.fingerprint != before.fingerprint
     edit(root, "salmask/model.py", "2 * a", "3 * a")
-    again = recipe("train", "x", {"lr": 1}, paths, root)
+    again = recipe("train", "x", MODULES["train"], {"lr": 1}, paths, root)
     assert again.fingerprint != changed.fingerprint
 
 
@@ -195,7 +113,7 @@ def made(root, stage: str, out: str, inputs: list[str], **files: str):
     for name, text in files.items():
         (folder / name).write_text(text)
     paths = [(root / name).relative_to(root) for name in inputs]
-    made_by = recipe(stage, "", {"seed": 0}, paths, root)
+    made_by = recipe(stage, "", MODULES[stage], {"seed": 0}, paths, root)
     (folder / "provenance.json").write_text(json.dumps(record(made_by, folder, CPU)))
     return folder
 
@@ -291,7 +209,14 @@ def test_a_file_that_was_never_made_is_missing(chain):
 def test_a_record_holds_nothing_that_differs_between_equal_runs(chain):
     folder = chain / "artifacts/encoder"
     before = (folder / "provenance.json").read_text()
-    made_by = recipe("train", "", {"seed": 0}, [folder.parent.relative_to(chain) / "data"], chain)
+    made_by = recipe(
+        "train",
+        "",
+        MODULES["train"],
+        {"seed": 0},
+        [folder.parent.relative_to(chain) / "data"],
+        chain,
+    )
     assert json.dumps(record(made_by, folder, CPU)) == before
 
 
