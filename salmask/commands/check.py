@@ -1,5 +1,6 @@
 """Whether all of params.yaml fits together, before anything is computed by it."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from salmask.params.run import read_run
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import Choice, bind, pick
 from salmask.params.yaml_file import Params
+from salmask.provenance import find_root
 from salmask.report import comparison
 from salmask.saliency import localizers
 from salmask.shapes import Wiring
@@ -37,6 +39,20 @@ _SECTIONS = (
     *("seed", "data", "localizer", "saliency", *RUN_SECTIONS, "runs"),
     *("tables", "sweeps", "imports", "transfer", "detect", "evaluate"),
 )
+
+
+def check_project() -> None:
+    """Checks params.yaml of the current project and the files of its imports.
+
+    Raises:
+        UserError: for the first value or file that does not fit.
+    """
+    root = find_root()
+    params = Params.read(root / "params.yaml")
+    validate(params)
+    with contextlib.chdir(root):  # as for the stages: paths may be relative
+        for name in import_names(params):
+            importing.read(*entry(params, name))
 
 
 def validate(params: Params) -> None:

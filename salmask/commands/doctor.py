@@ -1,20 +1,24 @@
-"""What stands in the way of a run, and what its first stages will cost, before they start."""
+"""`salmask doctor`: checks before a run, and a cost estimate of the stages prepare and saliency."""
 
+import contextlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor
 
+from salmask.commands.check import validate
 from salmask.data.decode import decode, resample
 from salmask.data.inspection import inspect
 from salmask.data.prepare import Listing
@@ -29,18 +33,37 @@ from salmask.params.names import import_names, run_names
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
+from salmask.provenance import find_root
 from salmask.saliency import localizers
 from salmask.saliency.localizers import Trunk
 from salmask.saliency.scda import activation_map
 
-_SAMPLE = 48  # files that are tried to estimate the rest
+_SAMPLE = 48  # files that are read to estimate the time for all files
 _MIN_FREE_GB = 10
-_SHOWN = 3
+_MAX_LISTED = 3  # files that DVC cannot watch
 
 
-def examine(params: Params, validate: Callable[[Params], None], root: Path) -> Iterator[Finding]:
-    """Checks machine, parameters, data and weights, and measures on a few files what prepare and
-    saliency will take. validate: raises UserError for params that do not fit. root: the project.
+def examine_project() -> Iterator[Finding]:
+    """Yields the findings about the project in the current folder, and about its cluster.
+
+    Raises:
+        UserError: if there is no project, or params.yaml cannot be read.
+    """
+    root = find_root()
+    params = Params.read(root / "params.yaml")
+    with contextlib.chdir(root):  # as for the stages: data.root may be relative
+        yield from examine_machine(params, root)
+        yield from _examine_cluster(root)
+
+
+def examine_machine(params: Params, root: Path) -> Iterator[Finding]:
+    """Yields the findings about the machine, the parameters, the data and the weights.
+
+    Measures on a few files how long the stages prepare and saliency will take.
+
+    Args:
+        params: the parameters of the project.
+        root: the folder of the project.
     """
     device = pick_device()
     yield from _machine(device, root)
@@ -49,9 +72,9 @@ def examine(params: Params, validate: Callable[[Params], None], root: Path) -> I
     except UserError as error:
         yield Finding("stop", str(error))
         return
-    yield Finding("ok", f"{params.source}: {len(run_names(params))} runs, all sound")
+    yield Finding("ok", f"{params.source}: {len(run_names(params))} runs, all valid")
     yield from _imports(params)
-    with tempfile.TemporaryDirectory() as scratch:  # where the demo draws
+    with tempfile.TemporaryDirectory() as scratch:  # the demo draws its images there
         try:
             listing = configured(params.choice("data"), "data")[1](Path(scratch), params.seed())
         except UserError as error:
@@ -59,33 +82,43 @@ def examine(params: Params, validate: Callable[[Params], None], root: Path) -> I
             return
         usable: list[Path] = []
         yield from _data(listing, usable)
-        yield from _watched(params.choice("data").options.get("root"))
+        yield from _dvc(params.choice("data").options.get("root"))
         config = params.section("saliency", SaliencyConfig)
         try:
             trunk = _trunk(params)
         except UserError as error:
             yield Finding("stop", str(error))
             return
-        yield Finding("ok", f"localizer {params.choice('localizer').name}: weights are there")
+        yield Finding("ok", f"localizer {params.choice('localizer').name}: its weights are present")
         if usable:
             yield _saliency(len(listing.files), usable, config, place(trunk, device), device)
+
+
+def _examine_cluster(root: Path) -> Iterator[Finding]:
+    sys.path.insert(0, str(root))  # a project has a `slurm` package of its own
+    from slurm import doctor, profile
+
+    try:
+        yield from doctor.examine_profile(profile.chosen())
+    except UserError as error:
+        yield Finding("stop", str(error))
 
 
 def _imports(params: Params) -> Iterator[Finding]:
     for name in import_names(params):
         where = f"{params.source}: imports.{name}"
         try:
-            wanted = params.section(f"imports.{name}", importing.Import)
-            found = importing.read(wanted, where)
+            config = params.section(f"imports.{name}", importing.Import)
+            weights = importing.read(config, where)
         except UserError as error:
             yield Finding("stop", str(error))
         else:
-            yield Finding("ok", f"{where}: {wanted.arch} of layout {found.layout}")
+            yield Finding("ok", f"{where}: {config.arch} of layout {weights.layout}")
 
 
 def _machine(device: torch.device, root: Path) -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = psutil.virtual_memory().total / 2**30
     yield Finding(
         "ok",
         f"Python {platform.python_version()}, torch {torch.__version__}; {cores} cores, "
@@ -97,43 +130,45 @@ def _machine(device: torch.device, root: Path) -> Iterator[Finding]:
         yield Finding("note", f"no GPU: everything runs on the {device.type.upper()}")
     free = shutil.disk_usage(root).free / 2**30
     state: Literal["ok", "note"] = "ok" if free > _MIN_FREE_GB else "note"
-    yield Finding(state, f"{free:.0f} GB free where {root} lies")
+    yield Finding(state, f"{free:.0f} GB free on the disk of {root}")
 
 
 def _data(listing: Listing, usable: list[Path]) -> Iterator[Finding]:
-    """Looks at a sample of the files; appends those that can be used to `usable`."""
+    """Reads a sample of the files, and appends those that are images to `usable`."""
     step = max(1, len(listing.files) // _SAMPLE)
-    sample = [listing.root / found.path for found in listing.files[::step][:_SAMPLE]]
+    sample = [listing.root / file.path for file in listing.files[::step][:_SAMPLE]]
     start = time.perf_counter()
-    refused = []
+    rejected = []
     for path in sample:
         reason = inspect(path).reason
         if reason:
-            refused.append(f"{path.name}: {reason}")
+            rejected.append(f"{path.name}: {reason}")
         else:
             usable.append(path)
-    each = (time.perf_counter() - start) / len(sample)
+    seconds = (time.perf_counter() - start) / len(sample)
     classes = f"{len(listing.classes)} classes" if listing.classes else "no labels"
     yield Finding("ok", f"data: {len(listing.files)} files, {classes}")
-    if refused:
+    if rejected:
         state: Literal["note", "stop"] = "note" if usable else "stop"
         yield Finding(
-            state, f"{len(refused)} of {len(sample)} files tried are no images, as {refused[0]}"
+            state,
+            f"data: {len(rejected)} of {len(sample)} sampled files are not images, for example "
+            f"{rejected[0]}",
         )
-    yield Finding("ok", f"prepare: about {_spell(each * len(listing.files))} at most, once")
+    yield Finding("ok", f"prepare: at most about {_duration(seconds * len(listing.files))}, once")
 
 
-def _watched(root: Any) -> Iterator[Finding]:
-    """Whether DVC can watch data.root, in which it reads every file."""
+def _dvc(root: Any) -> Iterator[Finding]:
+    """Yields a finding if DVC cannot watch data.root. DVC reads every file below it."""
     if not isinstance(root, str) or not is_folder(Path(root)):
         return
-    found = list(islice(unwatchable(Path(root)), _SHOWN))
-    if found:
-        told = "; ".join(f"{path}: {why}" for path, why in found)
+    problems = list(islice(unwatchable(Path(root)), _MAX_LISTED))
+    if problems:
+        files = "; ".join(f"{path}: {reason}" for path, reason in problems)
         yield Finding(
             "stop",
-            f"DVC cannot watch {root} ({told}): remove these, or run `salmask watch {root} "
-            "images.json` and name that file as data.root",
+            f"DVC cannot watch {root} ({files}): remove these files, or run `salmask "
+            f"fingerprint-folder {root} images.json` and set data.root to images.json",
         )
 
 
@@ -149,44 +184,44 @@ def _trunk(params: Params) -> Trunk:
 def _saliency(
     images: int, sample: list[Path], config: SaliencyConfig, trunk: Trunk, device: torch.device
 ) -> Finding:
-    """Times decoding and one batch a level; on the CPU the two share the cores."""
+    """Measures decoding and one batch per level. On a CPU the two share the cores."""
     start = time.perf_counter()
-    pictures = [decode(path, max(config.levels)) for path in sample]
-    squashed = {n: _batch(pictures, n, config.batch) for n in config.levels}
+    decoded = [decode(path, max(config.levels)) for path in sample]
+    batches = {level: _batch(decoded, level, config.batch) for level in config.levels}
     decoding = (time.perf_counter() - start) / len(sample)
-    forward, grids = {}, {}
-    for level, pixels in squashed.items():
-        work = partial(_maps, trunk, pixels, config, device)
-        grids[level] = work().shape[1:].numel()  # warms up
+    forward, cells = {}, {}
+    for level, pixels in batches.items():
+        score = partial(_score, trunk, pixels, config, device)
+        cells[level] = score().shape[1:].numel()  # the first call also warms up
         start = time.perf_counter()
-        work()
+        score()
         forward[level] = (time.perf_counter() - start) / config.batch
     cores = len(os.sched_getaffinity(0))
-    each, decoding = sum(forward.values()), decoding / cores
-    each = max(each, decoding) if device.type == "cuda" else each + decoding
-    total = images * each + config.correction * forward[min(forward)]
-    size = images * sum(2 * cells + 4 for cells in grids.values()) + 32 * images
-    limit = "decoding" if decoding > sum(forward.values()) else "the localizer"
+    scoring, decoding = sum(forward.values()), decoding / cores
+    seconds = max(scoring, decoding) if device.type == "cuda" else scoring + decoding
+    total = images * seconds + config.correction * forward[min(forward)]
+    size = images * sum(2 * count + 4 for count in cells.values()) + 32 * images
+    slowest = "decoding" if decoding > scoring else "the localizer"
     return Finding(
         "ok",
-        f"saliency: about {_spell(total)} ({1 / each:.3g} images/s, most of it {limit}) and "
-        f"{size / 2**20:.1f} MB, once",
+        f"saliency: about {_duration(total)} ({1 / seconds:.3g} images/s, limited by {slowest}) "
+        f"and {size / 2**20:.1f} MB, once",
     )
 
 
-def _batch(pictures: list[Image.Image], level: int, size: int) -> Tensor:
-    squashed = [resample(picture, (level, level)) for picture in pictures]
-    return torch.stack([squashed[i % len(squashed)] for i in range(size)])
+def _batch(images: list[Image.Image], level: int, size: int) -> Tensor:
+    resized = [resample(image, (level, level)) for image in images]
+    return torch.stack([resized[i % len(resized)] for i in range(size)])
 
 
 @torch.inference_mode()
-def _maps(trunk: Trunk, pixels: Tensor, config: SaliencyConfig, device: torch.device) -> Tensor:
+def _score(trunk: Trunk, pixels: Tensor, config: SaliencyConfig, device: torch.device) -> Tensor:
     images = pixels.to(device).float() / 255
     with autocast(device, config.precision):
         return activation_map(trunk(images.contiguous(memory_format=torch.channels_last))).cpu()
 
 
-def _spell(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = seconds / 60

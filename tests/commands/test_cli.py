@@ -38,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_check_accepts_what_fits(project: Path) -> None:
-    assert call("check").output.strip() == "params.yaml is sound"
+    assert call("check").output.strip() == "params.yaml is valid"
 
 
 SCENES = {"name": "demo", "root": "x", "recipe": "voc"}
@@ -172,7 +172,7 @@ def test_results_before_a_report_says_what_to_run(project: Path) -> None:
 
 def test_lineage_of_something_else_is_refused(project: Path) -> None:
     result = call("lineage", "params.yaml")
-    assert result.exit_code == 2 and "carries no provenance" in result.output
+    assert result.exit_code == 2 and "has no provenance" in result.output
 
 
 def test_outside_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from salmask.commands.cli import main
-from salmask.commands.doctor import _spell
+from salmask.commands.doctor import _duration
 from tests.helpers.project import TINY
 
 
@@ -41,8 +41,8 @@ def test_a_sound_project_is_told_what_it_will_take(photos, tmp_path, monkeypatch
     assert said.exit_code == 0, said.output
     assert "stop" not in said.output
     assert "data: 20 files, 2 classes" in said.output
-    assert "prepare: about 1 s at most" in said.output
-    assert "localizer lite0: weights are there" in said.output
+    assert "prepare: at most about 1 s" in said.output
+    assert "localizer lite0: its weights are present" in said.output
     # 20 maps of 2x2 in float16, their means and digests: 20 * (8 + 4 + 32) bytes
     assert "images/s" in said.output and "0.0 MB" in said.output
 
@@ -76,11 +76,11 @@ def test_files_that_stop_dvc_are_told_with_the_way_out(photos, tmp_path, monkeyp
     said = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
     assert said.exit_code == 1
     assert "cat/gone.jpg: a link to nothing" in said.output
-    assert "salmask watch photos images.json" in said.output
-    assert CliRunner().invoke(main, ["watch", "photos", "images.json"]).exit_code == 0
+    assert "salmask fingerprint-folder photos images.json" in said.output
+    assert CliRunner().invoke(main, ["fingerprint-folder", "photos", "images.json"]).exit_code == 0
     said = doctor(tmp_path, monkeypatch, data={"name": "imagefolder", "root": "images.json"})
     assert said.exit_code == 0, said.output
-    assert "note  1 of 21 files tried are no images, as gone.jpg: a link to nothing" in said.output
+    assert "note  1 of 21 sampled files are not images, for example gone.jpg: a link to nothing" in said.output
 
 
 def test_a_folder_without_a_single_image_stops(tmp_path, monkeypatch):
@@ -88,12 +88,12 @@ def test_a_folder_without_a_single_image_stops(tmp_path, monkeypatch):
     (tmp_path / "photos" / "a.jpg").write_text("no image")
     said = doctor(tmp_path, monkeypatch, data=imagefolder(tmp_path / "photos"))
     assert said.exit_code == 1
-    assert "1 of 1 files tried are no images, as a.jpg: not an image" in said.output
+    assert "1 of 1 sampled files are not images, for example a.jpg: not an image" in said.output
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5340, "89 min"), (9000, "2.5 h")],
 )
-def test_durations_are_spelled_for_people(seconds, said):
-    assert _spell(seconds) == said
+def test_durations_are_durationed_for_people(seconds, said):
+    assert _duration(seconds) == said

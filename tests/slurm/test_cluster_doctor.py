@@ -85,7 +85,7 @@ def jobs_left(cluster) -> str:
 
 def command(monkeypatch, profile: str | None) -> Result:
     """`salmask doctor` without its other examinations. profile: the text of cluster.yaml."""
-    monkeypatch.setattr("salmask.commands.doctor.examine", lambda *_: iter(()))
+    monkeypatch.setattr("salmask.commands.doctor.examine_machine", lambda *_: iter(()))
     if profile is not None:
         Path("cluster.yaml").write_text(profile)
     return CliRunner().invoke(main, ["doctor"])
