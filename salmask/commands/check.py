@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from salmask import frameworks
-from salmask.commands import suites
+from salmask.commands.grids import refuse_grids
 from salmask.datasets.registry import configured
 from salmask.detection import datasets as detection
 from salmask.detection.detector import trunk_of
@@ -69,7 +69,7 @@ def validate(params: Params) -> None:
         f"{params.source}: localizer",
     )
     params.section("saliency", SaliencyConfig)
-    suites.refuse_grids(params)
+    refuse_grids(params)
     wirings: dict[str, Wiring] = {}  # of the frameworks that were built: many runs share one
     for name in run_names(params):
         run = read_run(params, name)

@@ -91,9 +91,7 @@ def _grid(
     axes = _axes(entry)
     for key, values in axes.items():
         if not isinstance(values, list) or not values:
-            raise UserError(
-                f"{where}: runs.{name}.{key}: must be a list of values, got {values!r}"
-            )
+            raise UserError(f"{where}: runs.{name}.{key}: must be a list of values, got {values!r}")
     common = {key: value for key, value in entry.items() if key not in axes}
     seeds = axes.pop("seed", None)
     for values in itertools.product(*axes.values()):

@@ -49,7 +49,8 @@ def folder_of(root: Path, where: str = "data.root") -> Path:
         folder = None
     if folder is None:
         raise UserError(
-            f"{where}: {root} is not a folder, nor a file that `salmask fingerprint-folder` has written"
+            f"{where}: {root} is not a folder, nor a file that `salmask fingerprint-folder` has "
+            "written"
         )
     if not is_folder(folder):
         raise UserError(f"{where}: {folder}, which {root} stands for, is not a folder")

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salmask.commands import suites
+from salmask.commands import grids, suites
 from salmask.commands.check import validate
 from salmask.errors import UserError
 from salmask.params.names import CHOSEN
@@ -78,7 +78,10 @@ def test_a_protocol_with_a_stage_of_its_own_is_chosen_for_everything(tmp_path: P
     [
         ({"a": {"extends": "b"}}, "suites/a.yaml: extends: there is no suites/b.yaml"),
         ({"a": {"extends": "b"}, "b": {"extends": ["a"]}}, "extends itself: a -> b -> a"),
-        ({"a": {"extends": 3}}, "suites/a.yaml: extends: must be a suite or several, got 3"),
+        (
+            {"a": {"extends": 3}},
+            "suites/a.yaml: extends: must be the name of a suite or a list of names",
+        ),
         ({"a": {"runs": ["plain"]}}, "suites/a.yaml: runs: must be a mapping, got ['plain']"),
         ({"b": {}}, "no suite `a`; there are: b"),
     ],
@@ -93,7 +96,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, files: dict[str, Any], told
 
 def test_a_grid_is_one_run_for_every_combination_with_seeds_last() -> None:
     entry = {"mask": {"name": "mean"}, "mask.ratio": [0.05, [0.1, 0.25]], "seed": [0, 7]}
-    runs, swept = suites.expand({"plain": {}, "mean": entry}, "suites/x.yaml")
+    runs, swept = grids.expand({"plain": {}, "mean": entry}, "suites/x.yaml")
     ratios = {"mean-ratio-0p05": 0.05, "mean-ratio-0p1-0p25": [0.1, 0.25]}
     wanted = {
         f"{name}-seed-{seed}": {"mask": {"name": "mean", "ratio": ratio}, "seed": seed}
@@ -106,7 +109,7 @@ def test_a_grid_is_one_run_for_every_combination_with_seeds_last() -> None:
 
 
 def test_seeds_alone_repeat_a_run_and_one_seed_is_no_grid() -> None:
-    runs, swept = suites.expand({"a": {"seed": [3]}, "b": {"seed": 4}}, "x")
+    runs, swept = grids.expand({"a": {"seed": [3]}, "b": {"seed": 4}}, "x")
     assert runs == {"a-seed-3": {"seed": 3}, "b": {"seed": 4}}
     assert swept == {"a": {"keys": [], "settings": {"a": ["a-seed-3"]}}}
 
@@ -125,19 +128,17 @@ def test_seeds_alone_repeat_a_run_and_one_seed_is_no_grid() -> None:
     ],
 )  # fmt: skip
 def test_names_say_key_and_value(axes: dict[str, Any], names: list[str]) -> None:
-    assert list(suites.expand({"r": axes}, "x")[0]) == names
+    assert list(grids.expand({"r": axes}, "x")[0]) == names
 
 
-VALUES = st.lists(
-    st.floats(0, 1) | st.integers(0, 9), min_size=1, max_size=3, unique_by=suites._slug
-)
+VALUES = st.lists(st.floats(0, 1) | st.integers(0, 9), min_size=1, max_size=3, unique_by=grids.slug)
 
 
 @given(st.dictionaries(st.sampled_from(["mask.a", "mask.b", "view.a"]), VALUES, min_size=1))
 def test_a_grid_has_as_many_runs_as_combinations_all_with_names_for_dvc(
     axes: dict[str, Any],
 ) -> None:
-    runs, _ = suites.expand({"r": axes}, "x")
+    runs, _ = grids.expand({"r": axes}, "x")
     count = 1
     for values in axes.values():
         count *= len(values)
@@ -151,16 +152,16 @@ def test_a_grid_has_as_many_runs_as_combinations_all_with_names_for_dvc(
 @pytest.mark.parametrize(
     ("runs", "told"),
     [
-        ({"a": {"mask.ratio": [0.5]}, "a-ratio-0p5": {}}, "two runs would be called a-ratio-0p5"),
-        ({"a": {"mask.ratio": [0.5, "0p5"]}}, "two runs would be called a-ratio-0p5"),
-        ({"a": {"seed": [1, 1]}}, "two runs would be called a-seed-1"),
+        ({"a": {"mask.ratio": [0.5]}, "a-ratio-0p5": {}}, "would have the name a-ratio-0p5"),
+        ({"a": {"mask.ratio": [0.5, "0p5"]}}, "two runs would have the name a-ratio-0p5"),
+        ({"a": {"seed": [1, 1]}}, "two runs would have the name a-seed-1"),
         ({"a": {"mask.ratio": 0.5}}, "runs.a.mask.ratio: must be a list of values, got 0.5"),
         ({"a": {"mask.ratio": []}}, "must be a list of values, got []"),
     ],
 )  # fmt: skip
 def test_grids_that_cannot_be_told_apart_are_refused(runs: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)):
-        suites.expand(runs, "suites/x.yaml")
+        grids.expand(runs, "suites/x.yaml")
 
 
 def test_a_grid_among_the_chosen_stands_for_its_runs(tmp_path: Path) -> None:
@@ -186,9 +187,9 @@ def test_what_was_written_is_read_back_and_edits_by_hand_are_noticed(tmp_path: P
     params = suites.load(project(tmp_path, a=values), "a")
     written = suites.text("a", params)
     assert yaml.safe_load(written) == params.values and "&id" not in written
-    assert suites.is_untouched(written)
-    assert not suites.is_untouched(written.replace("0.2", "0.3"))
-    assert not suites.is_untouched("seed: 0\n")
+    assert suites.is_unedited(written)
+    assert not suites.is_unedited(written.replace("0.2", "0.3"))
+    assert not suites.is_unedited("seed: 0\n")
 
 
 # --------------------------------------------------------------------------------------- our own

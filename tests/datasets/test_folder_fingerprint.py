@@ -62,7 +62,7 @@ def test_it_differs_when_the_folder_does_and_only_then(folder, tmp_path):
 @pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"schema": "other", "folder": "."}'])
 def test_another_file_is_refused_by_name(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match=r"x\.json is not a folder, nor .* `salmask fingerprint-folder`"):
+    with pytest.raises(UserError, match=r"x\.json is not a folder, nor .* `salmask fingerprint"):
         watch.folder_of(tmp_path / "x.json")
 
 
