@@ -46,6 +46,7 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError
 from salmask.masks import strategies
 from salmask.masks.adios import Masker
+from salmask.masks.on_disk import load_masker
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.report import samples
@@ -221,7 +222,7 @@ def picture(scene: Scene, labels: Tensor, masks: Tensor, run: str) -> bytes:
 def main(name: str, split: str | None, png: Path | None) -> None:
     """Prints how well a run's masks fit the true objects, and what each mask covers."""
     config, folder = read_run(Params.read(), name), PRETRAIN / name
-    masker = encoder_file.load_masker(folder, config)
+    masker = load_masker(folder, config)
     if masker is None:
         raise UserError(f"runs.{name}: its mask is `{config.mask.name}`, which learns no masks")
     rows = manifests.load(DATA)

@@ -152,7 +152,7 @@ def save(wanted: Import, found: Imported, folder: Path) -> None:
     spec = InputSpec(wanted.size, shorter, filtered, wanted.mean, wanted.std)
     source: dict[str, Any] = {"sha256": found.sha256, "layout": found.layout}
     source["dropped"] = list(found.dropped)
-    encoder_file.write(found.weights, wanted.encoder, spec, folder, source)
+    encoder_file.save(found.weights, wanted.encoder, spec, folder, source)
 
 
 def recognise(tensors: Tensors, drop: tuple[str, ...] = ()) -> str:

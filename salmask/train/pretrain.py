@@ -16,9 +16,12 @@ from salmask.data import manifest as manifests
 from salmask.data.loader import Schedule, branches, pairs
 from salmask.distributed import all_reduce_max, broadcast_from_first, rank
 from salmask.encoders import on_disk as encoder_file
+from salmask.encoders.on_disk import InputSpec
 from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import write_rows
 from salmask.job import Job
+from salmask.masks.on_disk import save_masker
+from salmask.masks.strategies import input_filter
 from salmask.params.run import RunConfig
 from salmask.progress import progress
 from salmask.saliency.store import SaliencyStore
@@ -121,10 +124,12 @@ def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: StopSignal) -> 
 
     write_history(job.out / "history.csv", history)
     if rank() == 0:
-        encoder_file.save(learner.framework.get_submodule("encoder"), config, job.out)
+        network, side = learner.framework.get_submodule("encoder"), config.view.size
+        spec = InputSpec.for_views(side, input_filter(config.mask, side))
+        encoder_file.save(network.state_dict(), config.encoder, spec, job.out)
         encoder_file.save_projector(learner.framework, job.out)
         if learner.adversary:
-            encoder_file.save_masker(learner.adversary.masker, job.out)
+            save_masker(learner.adversary.masker, job.out)
     return history[-1]
 
 

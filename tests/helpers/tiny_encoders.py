@@ -34,7 +34,7 @@ def saved(
 ) -> nn.Module:
     """An encoder as pretraining leaves it; its network."""
     network = lively(config, seed)
-    encoder_file.write(network.state_dict(), config, spec or InputSpec(32, 37, None), folder)
+    encoder_file.save(network.state_dict(), config, spec or InputSpec(32, 37, None), folder)
     return network
 
 

@@ -14,7 +14,9 @@ from salmask.data import prepare as preparation
 from salmask.data.prepare import Found, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder
+from salmask.encoders.on_disk import InputSpec
 from salmask.files import write_json
+from salmask.masks.strategies import input_filter
 from salmask.params.run import RunConfig
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe, record
@@ -81,7 +83,9 @@ def make_project(
     for name in params()["runs"]:
         config = Params(params()).run(name)
         folder = root / "artifacts/pretrain" / name
-        encoder_file.save(build_encoder(config.encoder, seed=0), config, folder)
+        weights = build_encoder(config.encoder, seed=0).state_dict()
+        spec = InputSpec.for_views(16, input_filter(config.mask, 16))
+        encoder_file.save(weights, config.encoder, spec, folder)
         (folder / "history.csv").write_text("epoch,lr,loss,other\n1,0.1,3,1\n2,0,2,4\n")
         made = recipe("pretrain", name, [], {"seed": 0}, [Path("artifacts/data")], root)
         write_json(folder / "provenance.json", record(made, folder, CPU))

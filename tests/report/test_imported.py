@@ -22,7 +22,7 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
     folder = tmp_path / "artifacts/pretrain/theirs"
     weights = lively(SMALL).state_dict()
-    encoder_file.write(weights, SMALL, InputSpec(16, 18, None), folder, SOURCE)
+    encoder_file.save(weights, SMALL, InputSpec(16, 18, None), folder, SOURCE)
     made = recipe("imported", "theirs", [], {}, [], tmp_path)
     write_json(folder / "provenance.json", record(made, folder, CPU))
     evaluated(tmp_path, "theirs", "knn", KNN | {"knn20_top1": 63.21})

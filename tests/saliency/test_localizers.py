@@ -14,12 +14,11 @@ from torchvision.transforms._presets import ImageClassification
 
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder
+from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
+from salmask.masks.strategies import input_filter
 from salmask.params.encoder import EncoderConfig
-from salmask.params.run import RunConfig
-from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
-from salmask.params.view import ViewConfig
 from salmask.saliency import localizers
 from salmask.saliency.localizers import Localizer
 
@@ -262,9 +261,8 @@ SMALL = EncoderConfig("resnet10", 8, "small2")
 def _exported(folder: Path, mask: str) -> nn.Module:
     """An encoder in `folder`, as a run with this mask leaves it."""
     network = _lively(build_encoder(SMALL, bn_group=2, seed=0))
-    view, moco = ViewConfig(size=32, grid=4), Choice("moco", {})
-    config = RunConfig("run", SMALL, view, Choice(mask, {}), moco, TrainConfig())
-    encoder_file.save(network, config, folder)
+    spec = InputSpec.for_views(32, input_filter(Choice(mask, {}), 32))
+    encoder_file.save(network.state_dict(), SMALL, spec, folder)
     return network
 
 
