@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from salmask.data.decode import decode, resample
-from salmask.masks.on_disk import load_masker
 from salmask.errors import UserError
+from salmask.masks.on_disk import load_masker
 from salmask.params.run import read_run
 from salmask.params.values import check
 from salmask.params.view import ViewConfig
