@@ -49,6 +49,16 @@ def lineage(file: Path, images: bool) -> None:
 
 
 @main.command()
+@click.option("--upgrade", is_flag=True, help="Replace dvc.yaml, stages/ and slurm/ of a project.")
+@_readable_errors
+def init(upgrade: bool) -> None:
+    """Starts a project in the current folder: dvc.yaml, params.yaml, stages, slurm and suites."""
+    from salmask.commands.init import create_project, upgrade_project
+
+    click.echo(upgrade_project(Path.cwd()) if upgrade else create_project(Path.cwd()))
+
+
+@main.command()
 @click.argument("name", required=False)
 @_readable_errors
 def suite(name: str | None) -> None:
