@@ -1,24 +1,39 @@
-# make demo: the whole pipeline on procedural images. make test: every test. make check: style and types.
+# make demo        the whole pipeline on images that code draws; LOCKED=1 installs requirements.lock
+# make test        all tests but the long ones (make test-long)
+# make check       style and types
+# make lock        writes requirements.lock from the versions in .venv
 PYTHON ?= python3
 VENV := .venv
+INSTALLED := $(VENV)/installed$(if $(LOCKED),-locked)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test check
+.PHONY: install demo test test-long check lock
 
-$(VENV)/installed: pyproject.toml
+$(INSTALLED): pyproject.toml setup.py $(if $(LOCKED),requirements.lock)
 	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/installed*
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet $(if $(LOCKED),--constraint requirements.lock) --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/installed
+install: $(INSTALLED)
+
+demo: install
 	dvc repro
 	salmask results
 
-test: $(VENV)/installed
-	python -m pytest -n 2 --no-loadscope-reorder  # one process is for jobs: see tests/conftest.py
+test: install
+	python -m pytest -n 2 --no-loadscope-reorder  # how tests are distributed: tests/conftest.py
 
-check: $(VENV)/installed
+test-long: install
+	python -m pytest -m long
+
+check: install
 	ruff format --check .
 	ruff check .
 	mypy
+
+lock: install
+	{ echo "# Linux, $$(python --version). Written by 'make lock', read by 'make demo LOCKED=1'."; \
+	  python -m pip list --format freeze --exclude-editable --exclude pip --exclude setuptools \
+	  | sed 's/+[a-z0-9.]*$$//'; } > requirements.lock

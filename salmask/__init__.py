@@ -1,3 +1,3 @@
 """Self-supervised pretraining of ConvNets: masking is an augmentation, saliency says where."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

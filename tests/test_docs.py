@@ -1,14 +1,17 @@
-"""What the documents tell people to write into params.yaml is accepted."""
+"""The examples in the documentation are accepted, its tables are complete, its links lead to files."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
 
 from salmask import frameworks
+from salmask.commands.cli import main
 from salmask.datasets.download import DOWNLOADS
 from salmask.datasets.layout import KNOWN
 from salmask.datasets.registry import SOURCES, configured
@@ -19,8 +22,9 @@ from salmask.params.train import TrainConfig
 from salmask.params.values import Choice, check
 from salmask.params.view import ViewConfig
 
-DATA = (Path(__file__).parents[1] / "docs/data.md").read_text()
-METHOD = (Path(__file__).parents[1] / "docs/method.md").read_text()
+ROOT = Path(__file__).parents[1]
+DATA = (ROOT / "docs/data.md").read_text()
+METHOD = (ROOT / "docs/method.md").read_text()
 ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
 
 
@@ -28,8 +32,8 @@ def mappings(heading: str) -> list[list[dict[str, Any]]]:
     """The YAML mappings in each row of the table under a heading."""
     section = METHOD.split(f"## {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
-    found = [[yaml.safe_load(cell) for cell in re.findall(r"`({.*?})`", row)] for row in rows]
-    return [row for row in found if row]
+    parsed = [[yaml.safe_load(cell) for cell in re.findall(r"`({.*?})`", row)] for row in rows]
+    return [row for row in parsed if row]
 
 
 VIEWS, RECIPES = mappings("Augmentation of each framework"), mappings("Recipes")
@@ -56,8 +60,8 @@ def test_recipes_are_accepted(row: list[dict[str, Any]]) -> None:
 
 
 def test_options_that_it_names_are_accepted() -> None:
-    told = re.findall(r"`({name: .*?})`", METHOD.split("## Options that are ablations")[1])
-    mscn = yaml.safe_load(told[0])
+    examples = re.findall(r"`({name: .*?})`", METHOD.split("## Options that are ablations")[1])
+    mscn = yaml.safe_load(examples[0])
     assert strategies.options_of(Choice(mscn.pop("name"), mscn))["extra_views"] == 0
 
 
@@ -76,17 +80,57 @@ def test_every_known_set_is_in_the_table_of_data_sets() -> None:
 
 def test_data_sets_of_the_examples_are_accepted() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
-    told = yaml.safe_load(example)
-    for section in [told["data"], *told["transfer"].values()]:
+    params = yaml.safe_load(example)
+    for section in [params["data"], *params["transfer"].values()]:
         configured(Choice(section.pop("name"), section), "data")
 
 
 def test_sets_to_detect_in_are_accepted() -> None:
-    text = (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
-    (told,) = [
-        b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if b.startswith("detect")
-    ]
-    sets = yaml.safe_load(told)["detect"]
+    text = (ROOT / "docs/evaluation.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (example,) = [example for example in examples if example.startswith("detect")]
+    sets = yaml.safe_load(example)["detect"]
     assert list(sets) == ["voc", "coco", "mine"]
     for name, options in sets.items():
         annotated.configured(Choice(options.pop("name"), options), name)
+
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [name for name in targets if "://" not in name and not (page.parent / name).exists()]
+    assert not missing
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"]({name})" not in index} == set()
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").read_text().count("\n") < 150
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    page = (ROOT / "docs/commands.md").read_text()
+    assert set(re.findall(r"^\| `salmask ([\w-]+)", page, re.MULTILINE)) == set(main.commands)
+
+
+def test_imports_of_the_example_are_accepted() -> None:
+    page = (ROOT / "docs/imports-and-export.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    for options in yaml.safe_load(example)["imports"].values():
+        check(options, Import, "imports")
+
+
+def test_locked_versions_are_those_of_packages_that_the_project_needs() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"]
+    locked = dict(line.split("==") for line in lines)  # one exact version per line, and no URL
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in map(Requirement, wanted["dependencies"]):
+        version = locked[requirement.name.replace("_", "-")]
+        assert requirement.specifier.contains(version), requirement
