@@ -1,4 +1,4 @@
-"""The examples in the documentation are accepted, its tables are complete, its links lead to files."""
+"""The examples in the documentation are accepted, its tables are complete, its links work."""
 
 import re
 import tomllib
@@ -16,6 +16,7 @@ from salmask.datasets.download import DOWNLOADS
 from salmask.datasets.layout import KNOWN
 from salmask.datasets.registry import SOURCES, configured
 from salmask.detection import datasets as annotated
+from salmask.encoders.importing import Import
 from salmask.masks import strategies
 from salmask.params.encoder import EncoderConfig
 from salmask.params.train import TrainConfig
@@ -128,7 +129,9 @@ def test_imports_of_the_example_are_accepted() -> None:
 
 
 def test_locked_versions_are_those_of_packages_that_the_project_needs() -> None:
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"]
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"
+    ]
     locked = dict(line.split("==") for line in lines)  # one exact version per line, and no URL
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in map(Requirement, wanted["dependencies"]):
