@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from salmask import frameworks
 from salmask.commands.cli import main
@@ -129,11 +130,10 @@ def test_imports_of_the_example_are_accepted() -> None:
 
 
 def test_locked_versions_are_those_of_packages_that_the_project_needs() -> None:
-    lines = [
-        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"
-    ]
-    locked = dict(line.split("==") for line in lines)  # one exact version per line, and no URL
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for requirement in map(Requirement, wanted["dependencies"]):
-        version = locked[requirement.name.replace("_", "-")]
+    text = (ROOT / "requirements.lock").read_text()
+    pins = [line.split("==") for line in text.splitlines() if not line.startswith("#")]
+    locked = {canonicalize_name(name): version for name, version in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in map(Requirement, project["dependencies"]):
+        version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement

@@ -32,8 +32,8 @@ def create_project(folder: Path) -> str:
     existing = [file.as_posix() for file in files if (folder / file).exists()]
     if existing:
         raise UserError(
-            f"{folder} already holds {_shortened(existing)}: run `salmask init` in an empty folder, "
-            "or `salmask init --upgrade` in a project to replace its code"
+            f"{folder} already holds {_shortened(existing)}: run `salmask init` in an empty "
+            "folder, or `salmask init --upgrade` in a project to replace its code"
         )
     if shutil.which("git") is None:
         raise UserError("git is not installed; DVC needs it: install it, then run this again")

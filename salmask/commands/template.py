@@ -24,9 +24,7 @@ PATTERNS = (
 
 def template_files(source: Path) -> list[Path]:
     """The project files below `source`, relative to it, sorted."""
-    return sorted(
-        path.relative_to(source) for pattern in PATTERNS for path in source.glob(pattern)
-    )
+    return sorted(path.relative_to(source) for pattern in PATTERNS for path in source.glob(pattern))
 
 
 def template_source(package: Path) -> Path:
