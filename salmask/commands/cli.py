@@ -52,7 +52,7 @@ def lineage(file: Path, images: bool) -> None:
 @click.option("--upgrade", is_flag=True, help="Replace dvc.yaml, stages/ and slurm/ of a project.")
 @_readable_errors
 def init(upgrade: bool) -> None:
-    """Starts a project in the current folder: dvc.yaml, params.yaml, stages, slurm and suites."""
+    """Start a project in the current folder, which may hold none of its files."""
     from salmask.commands.init import create_project, upgrade_project
 
     click.echo(upgrade_project(Path.cwd()) if upgrade else create_project(Path.cwd()))
