@@ -20,7 +20,7 @@ import click
 from PIL import Image
 
 from salmask.data import prepare as preparation
-from salmask.datasets import registry as sources
+from salmask.datasets import imagefolder
 
 _KINDS = 64
 
@@ -43,7 +43,7 @@ def measure(photos: Path, out: Path, memory: Path) -> dict[str, float]:
     """One preparation in this process: seconds, and MB at its peak and after the imports."""
     imports = _peak()
     start = time.perf_counter()
-    listing = sources.imagefolder(out, 0, root=photos)
+    listing = imagefolder.read(out, 0, root=photos)
     preparation.write(listing, "benchmark", out, 0.0, 8, memory)
     return {"seconds": time.perf_counter() - start, "imports": imports, "peak": _peak()}
 

@@ -18,7 +18,7 @@ import torch
 
 from salmask.data import manifest
 from salmask.data import prepare as preparation
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.devices import autocast, pick_device, place
 from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig
@@ -61,7 +61,8 @@ def main(photos: Path, count: int, levels: str, precision: str, workers: int, ro
     trunk = place(trunk, device)
     files = sorted(photos.rglob("*.jpg"))
     found = [
-        Found(str(files[i % len(files)].relative_to(photos)), -1, "train") for i in range(count)
+        ListedFile(str(files[i % len(files)].relative_to(photos)), -1, "train")
+        for i in range(count)
     ]
     times: dict[str, list[float]] = {"bare": [], "stage": []}
     with tempfile.TemporaryDirectory() as scratch:

@@ -8,7 +8,7 @@ from pathlib import Path
 from salmask.code_digests import code_digest
 from salmask.data import manifest
 from salmask.data import prepare as preparation
-from salmask.datasets.registry import configured
+from salmask.datasets.reader import dataset_reader
 from salmask.devices import pick_device
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
@@ -22,7 +22,7 @@ def prepare(stage: str, key: str, name: str, out: Path) -> None:
     to `out`. name: which of the stage's; "" for the only one, called as its source is."""
     params = Params.read()
     choice, seed = params.choice(key), params.seed()
-    policy, source = configured(choice, f"params.yaml: {key}")
+    policy, source = dataset_reader(choice, f"params.yaml: {key}")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     there = out.resolve()

@@ -14,7 +14,7 @@ from PIL import Image
 from salmask.data import manifest
 from salmask.data import prepare as preparation
 from salmask.data.manifest import Manifest
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.job import Job
 
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def make_manifest(tmp_path: Path) -> Callable[[list[Labelled]], Manifest]:
         for index, (pixels, label, split) in enumerate(images):
             name = f"{index:03d}.png"
             Image.fromarray(pixels).save(folder / "images" / name)
-            files.append(Found(name, label, split))
+            files.append(ListedFile(name, label, split))
         preparation.write(Listing(folder / "images", classes, files), "toy", folder, 0)
         return manifest.load(folder)
 

@@ -13,9 +13,9 @@ from packaging.utils import canonicalize_name
 
 from salmask import frameworks
 from salmask.commands.cli import main
-from salmask.datasets.download import DOWNLOADS
-from salmask.datasets.layout import KNOWN
-from salmask.datasets.registry import SOURCES, configured
+from salmask.datasets import DATASETS
+from salmask.datasets.download import downloads
+from salmask.datasets.reader import dataset_reader
 from salmask.detection import datasets as annotated
 from salmask.encoders.importing import Import
 from salmask.masks import strategies
@@ -74,17 +74,16 @@ def test_every_mask_is_named(name: str) -> None:
 
 def test_every_known_set_is_in_the_table_of_data_sets() -> None:
     cells = [line.split("|") for line in DATA.splitlines() if line.startswith("| `")]
-    sources = {name for row in cells for name in re.findall(r"`(\w+)`", row[1])}
-    assert set(KNOWN) <= sources <= set(SOURCES)
+    assert {name for row in cells for name in re.findall(r"`(\w+)`", row[1])} == set(DATASETS)
     fetched = {name for row in cells for name in re.findall(r"`([\w-]+)`", row[4])}
-    assert fetched | {"cifar10", "cifar100"} == set(DOWNLOADS)
+    assert fetched | {"cifar10", "cifar100"} == set(downloads())
 
 
 def test_data_sets_of_the_examples_are_accepted() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
     params = yaml.safe_load(example)
     for section in [params["data"], *params["transfer"].values()]:
-        configured(Choice(section.pop("name"), section), "data")
+        dataset_reader(Choice(section.pop("name"), section), "data")
 
 
 def test_sets_to_detect_in_are_accepted() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from salmask import frameworks
 from salmask.commands.grids import refuse_grids
-from salmask.datasets.registry import configured
+from salmask.datasets.reader import dataset_reader
 from salmask.detection import datasets as detection
 from salmask.detection.detector import trunk_of
 from salmask.encoders import importing
@@ -61,7 +61,7 @@ def validate(params: Params) -> None:
     Images and weights are not looked at, but for what a name says of them.
     """
     _refuse_unknown(params.values, _SECTIONS, params.source)
-    configured(params.choice("data"), f"{params.source}: data")
+    dataset_reader(params.choice("data"), f"{params.source}: data")
     localizer = params.choice("localizer")
     bind(
         pick(localizers.LOCALIZERS, localizer, "localizer"),
@@ -97,7 +97,7 @@ def entry(params: Params, name: str) -> tuple[importing.Import, str]:
 
 def _validate_evaluations(params: Params) -> None:
     for name in params.section("transfer", dict[str, Any]):
-        configured(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
+        dataset_reader(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
     for name in params.section("detect", dict[str, Any]):
         detection.configured(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
     everywhere, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)

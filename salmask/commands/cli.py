@@ -92,9 +92,9 @@ def check() -> None:
 @_readable_errors
 def fingerprint_folder(folder: Path, file: Path) -> None:
     """List the files in FOLDER in FILE. Use FILE as data.root where DVC cannot watch FOLDER."""
-    from salmask.datasets.folder_fingerprint import write
+    from salmask.datasets.folder_fingerprint import write_fingerprint
 
-    count = write(folder, file)
+    count = write_fingerprint(folder, file)
     click.echo(f"{file} lists {count} files; run this command again when the files change")
 
 

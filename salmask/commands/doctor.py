@@ -21,10 +21,10 @@ from torch import Tensor
 from salmask.commands.check import validate
 from salmask.data.decode import decode, resample
 from salmask.data.inspection import inspect
-from salmask.data.prepare import Listing
-from salmask.datasets.folder_fingerprint import unwatchable
+from salmask.datasets.folder_fingerprint import untrackable
 from salmask.datasets.folders import is_folder
-from salmask.datasets.registry import configured
+from salmask.datasets.listing import Listing
+from salmask.datasets.reader import dataset_reader
 from salmask.devices import autocast, pick_device, place
 from salmask.encoders import importing
 from salmask.errors import UserError
@@ -76,7 +76,7 @@ def examine_machine(params: Params, root: Path) -> Iterator[Finding]:
     yield from _imports(params)
     with tempfile.TemporaryDirectory() as scratch:  # the demo draws its images there
         try:
-            listing = configured(params.choice("data"), "data")[1](Path(scratch), params.seed())
+            listing = dataset_reader(params.choice("data"), "data")[1](Path(scratch), params.seed())
         except UserError as error:
             yield Finding("stop", str(error))
             return
@@ -162,7 +162,7 @@ def _dvc(root: Any) -> Iterator[Finding]:
     """Yields a finding if DVC cannot watch data.root. DVC reads every file below it."""
     if not isinstance(root, str) or not is_folder(Path(root)):
         return
-    problems = list(islice(unwatchable(Path(root)), _MAX_LISTED))
+    problems = list(islice(untrackable(Path(root)), _MAX_LISTED))
     if problems:
         files = "; ".join(f"{path}: {reason}" for path, reason in problems)
         yield Finding(

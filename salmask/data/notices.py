@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_NAMED = 5
+from salmask.datasets.listing import shorten
 
 
 def first_with(digests: bytes) -> np.ndarray:
@@ -29,7 +29,7 @@ def notes(
     others = [split for split in dict.fromkeys(splits.tolist()) if split != "train"]
     said = [*_copies(splits, others, same_as), *_classes(classes, labels, splits, others)]
     if empty:
-        said.append(f"folders without images, which make no class: {named(empty)}")
+        said.append(f"folders without images, which make no class: {shorten(empty)}")
     return said
 
 
@@ -58,7 +58,7 @@ def _classes(
     said = []
 
     def of(numbers: set[int]) -> str:
-        return named([classes[number] for number in sorted(numbers)])
+        return shorten([classes[number] for number in sorted(numbers)])
 
     used = {split: set(labels[splits == split].tolist()) - {-1} for split in ("train", *others)}
     in_use = set().union(*used.values())
@@ -73,15 +73,3 @@ def _classes(
     elif len(in_use) == 1:
         said.append(f"only one class, {of(in_use)}: evaluations of labels are left out")
     return said
-
-
-def named(names: Sequence[str]) -> str:
-    """Names for a sentence: at most 5, then how many more there are; escaped where a terminal
-    could not show them."""
-    shown = ["".join(map(_shown, name)) for name in names[:_NAMED]]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _shown(letter: str) -> str:
-    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from salmask.data import notices
 from salmask.data.file_bytes import gone
 from salmask.data.inspection import Seen, inspect
 from salmask.data.inspection_cache import Memory
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
 from salmask.files import write_json
 from salmask.progress import progress
@@ -23,25 +23,6 @@ from salmask.provenance import file_digest
 
 COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
 _CHUNK = 1024  # files in flight: bounds the memory, and what a kill can cost
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file that a source offers. path: relative to the listing's root. label: -1 for none."""
-
-    path: str
-    label: int
-    split: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source found: the folder, the class names, the files, the folders without any."""
-
-    root: Path
-    classes: tuple[str, ...]
-    files: list[Found]
-    empty: tuple[str, ...] = ()
 
 
 def write(
@@ -64,7 +45,7 @@ def write(
     the folder of images vanishes on the way.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept: list[Found] = []
+    kept: list[ListedFile] = []
     digests = bytearray()
     with (
         _table(folder / "manifest.csv", COLUMNS) as rows,
@@ -100,14 +81,14 @@ def write(
         "classes": list(listing.classes),
         "images": dict(Counter(splits.tolist())),
         "rejected": rejected,
-        "notes": notices.notes(listing.classes, labels, splits, same_as, listing.empty),
+        "notes": notices.notes(listing.classes, labels, splits, same_as, listing.empty_folders),
         "digest": file_digest(folder / "manifest.csv"),
     }
     write_json(folder / "dataset.json", dataset)
     return rejected
 
 
-def _inspected(listing: Listing, memory: Path | None) -> Iterator[tuple[Found, Seen]]:
+def _inspected(listing: Listing, memory: Path | None) -> Iterator[tuple[ListedFile, Seen]]:
     """Every file and what it is, in the order of the listing."""
     files = iter(listing.files)
     with (

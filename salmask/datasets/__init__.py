@@ -1,0 +1,63 @@
+"""Data sets by name: the module `salmask/datasets/<name>.py` defines the record `DATASET`.
+
+A new data set is one new file. Nothing here imports torch or torchvision.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from salmask.by_name import ByName
+from salmask.datasets.listing import Listing
+
+
+@dataclass(frozen=True)
+class Download:
+    """Archives that `salmask fetch` downloads.
+
+    Args:
+        download: downloads the archives into a folder and unpacks them there.
+        files: the unpacked files and folders to keep, relative to that folder.
+        gigabytes: approximate size of the archives.
+        packages: packages that reading the data set needs.
+    """
+
+    download: Callable[[Path], None]
+    files: tuple[str, ...]
+    gigabytes: float
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that `data` and `transfer` in params.yaml can name.
+
+    Args:
+        read: function (out, seed, *, root, ...) -> Listing. It may write image files into the
+            folder `out`. `root` is the folder of the data set. Its other keyword-only arguments are
+            the options of the data set. It raises LayoutError when `root` has another layout.
+        layout: what `root` must contain. Empty when `read` accepts any folder of images.
+        origin: who publishes the data set.
+        terms: its licence, as far as we know it. The publisher's text is authoritative.
+        note: what is missing after a download or, without a download, how to get the data set.
+        downloads: by the name that `salmask fetch` accepts.
+    """
+
+    read: Callable[..., Listing]
+    layout: str = ""
+    origin: str = ""
+    terms: str = ""
+    note: str = ""
+    downloads: Mapping[str, Download] = field(default_factory=dict)
+
+    def instructions(self, name: str, root: Path) -> str:
+        """The expected layout of `root`, and how to get the data set; "" for any-folder sets."""
+        if not self.layout:
+            return ""
+        commands = ", ".join(f"`salmask fetch {download} {root}`" for download in self.downloads)
+        steps = [f"run {commands}" if commands else f"it is published by {self.origin}", self.note]
+        how = "; ".join(step for step in steps if step)
+        return f"Expected for {name}: {self.layout}. To get it: {how}"
+
+
+DATASETS = ByName[Dataset]("salmask.datasets", "DATASET")

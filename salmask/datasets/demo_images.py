@@ -1,11 +1,11 @@
-"""A procedural demo dataset: textured shapes on quiet backgrounds, drawn with numpy alone.
+"""The images of the demo: textured shapes on plain backgrounds, drawn with numpy.
 
-Each class is a triple (shape, texture, palette). Textures and palettes are shared between classes,
-so that neither colour nor texture alone can name them all. In `train` and `val` the kind of
-background follows the class half of the time, as habitats do in photographs; in `decorrelated` it
-never does, which shows how much an encoder leans on the background.
+Each class is a triple (shape, texture, palette). Classes share textures and palettes, so that
+neither colour nor texture alone identifies all classes. In `train` and `val`, half of the images
+have the background of their class, as habitats in photographs; in `decorrelated`, backgrounds are
+independent of the class, which measures how much an encoder relies on them.
 
-Image `index` depends only on (seed, split, index): there is no state to keep between calls.
+Image `index` depends on (seed, split, index) only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BACKGROUND_FOLLOWS_CLASS = {"train": 0.5, "val": 0.5, "decorrelated": 0.0}
 
 @dataclass(frozen=True)
 class DemoImage:
-    """One drawn image with everything that is known about it."""
+    """One image with its annotations."""
 
     image: NDArray[np.uint8]  # (side, side, 3), RGB
     mask: NDArray[np.bool_]  # (side, side), True on the object
@@ -36,7 +36,7 @@ class DemoImage:
 
 
 def _radial(x: Field, y: Field, points: int, inner: float) -> Field:
-    """Star polygon: `points` tips at radius 1, notches at `inner`; cos(pi/points) has no notch."""
+    """Star polygon: `points` tips at radius 1, notches at `inner`; none for cos(pi / points)."""
     half = np.pi / points
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)  # fold onto half a tip
     radius = np.hypot(x, y)
@@ -51,7 +51,7 @@ def _cross(x: Field, y: Field) -> Field:
 
 
 def _heart(x: Field, y: Field) -> Field:
-    x, y = abs(x), y + 0.12  # a square on its corner, with a disk on each of its upper sides
+    x, y = abs(x), y + 0.12  # a square standing on a corner, with a disk on each upper side
     disk: Field = np.hypot(x - 0.45, y + 0.45) - 0.636
     return np.minimum((x + abs(y) - 0.9) * 0.707, disk)
 
@@ -62,7 +62,7 @@ def _crescent(x: Field, y: Field) -> Field:
     return np.maximum(disk, -bite)
 
 
-# Implicit functions of (x, y), y downwards: negative inside, about a distance near the outline.
+# Implicit functions of (x, y), y downwards: negative inside; near the outline about the distance.
 SHAPES: dict[str, Callable[[Field, Field], Field]] = {
     "disk": lambda x, y: np.hypot(x, y) - 0.9,
     "ring": lambda x, y: abs(np.hypot(x, y) - 0.69) - 0.26,
@@ -76,7 +76,7 @@ SHAPES: dict[str, Callable[[Field, Field], Field]] = {
     "crescent": _crescent,
 }
 
-# Waves of (x, y) with about one period per unit; positive shows the second colour.
+# Functions of (x, y) with a period of about one unit; where positive, the second colour is shown.
 TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
     "plain": lambda x, y: np.full_like(x, -1.0),
     "stripes": lambda x, y: np.sin(2 * np.pi * x),
@@ -105,8 +105,8 @@ _CLASSES: dict[str, tuple[str, str, str]] = {
 }
 CLASSES: tuple[str, ...] = tuple(_CLASSES)
 
-# Ten quiet grounds: a tint and a relief of (x, y) within [-1, 1] or so.
-# Kind i is the habitat of class i.
+# Ten backgrounds: a colour and a brightness pattern of (x, y), approximately in [-1, 1].
+# Background i belongs to class i.
 BACKGROUNDS: tuple[tuple[Colour, Callable[[Field, Field], Field]], ...] = (
     ((0.60, 0.64, 0.67), lambda x, y: 0 * x),  # wall
     ((0.58, 0.65, 0.58), lambda x, y: y),  # meadow
@@ -130,16 +130,20 @@ def _grid(side: int) -> tuple[Field, Field]:
 
 @cache
 def _unit_share(shape: str) -> float:
-    """Share of the [-1, 1] square that the shape covers at scale 1."""
+    """Share of the square [-1, 1]^2 that the shape covers at scale 1."""
     x, y = _grid(128)
     return float(np.mean(SHAPES[shape](x, y) < 0))
 
 
 def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
-    """Draw image `index` of a split; its label is `index` modulo the number of classes.
+    """Draws image `index` of a split; its label is `index` modulo the number of classes.
 
-    Returns a DemoImage of a (side, side, 3) uint8 image and its (side, side) bool mask. A larger
-    side draws the same scene finer; only the pixel noise differs.
+    Args:
+        seed: of the data set.
+        split: a key of `SPLITS`.
+        index: any number of at least 0.
+        side: of the image, in px. Another side gives the same scene at another resolution; only
+            the pixel noise differs.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}, expected one of {sorted(SPLITS)}")
@@ -156,7 +160,7 @@ def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
     dx, dy = rng.uniform(-0.3, 0.3, size=2)
     ground = np.array(tint) + 0.07 * relief(x + dx, y + dy)[..., None]
 
-    # Pose: a drawn share of the image, a slight turn, and a shift that leaves most of it in view.
+    # Pose: random area, rotation of up to 40 degrees, and a shift that keeps most of it visible.
     scale = np.sqrt(rng.uniform(0.26, 0.52) / _unit_share(shape))
     turn = np.deg2rad(rng.uniform(-40, 40))
     shift_x, shift_y = rng.uniform(-0.24, 0.24, size=2)
@@ -164,9 +168,11 @@ def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
     u = cos * (x - shift_x) + sin * (y - shift_y)
     v = cos * (y - shift_y) - sin * (x - shift_x)
     outline = SHAPES[shape](u, v)
-    coverage = np.clip(0.5 - outline * scale * side / 2, 0, 1)[..., None]  # a pixel-wide soft edge
+    coverage = np.clip(0.5 - outline * scale * side / 2, 0, 1)[
+        ..., None
+    ]  # antialiased over one pixel
 
-    # The period and the phase vary, and either colour may lead: only hue and pattern tell classes.
+    # Random period, phase and order of colours: only hue and pattern identify a class.
     period = np.exp(rng.uniform(-0.12, 0.12)) / 2.2
     phase_u, phase_v = rng.uniform(-0.5, 0.5, size=2)
     lead = rng.choice([-1.0, 1.0])
@@ -176,7 +182,7 @@ def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
     thing = first + blend * (second - first)
     scene = ground + coverage * (thing - ground)
 
-    # Nuisances that augmentation also varies. No random hue: it would mark each image for MoCo.
+    # Variation that augmentation has as well. No random hue: MoCo could identify images by it.
     contrast, brightness = rng.uniform(0.35, 1.05), rng.uniform(-0.28, 0.28)
     scene = 0.52 + contrast * (scene - 0.62) + brightness
     scene = scene + rng.normal(0, 0.05, size=scene.shape)

@@ -1,8 +1,9 @@
-"""A small file that stands for a folder of images, for DVC to watch in the folder's place.
+"""A small file that represents a folder of images, so that DVC tracks this file instead.
 
-DVC reads every byte below the folder that `data.root` names, and gives up on what it cannot read: a
-link to nothing, a name that is not UTF-8, a pipe. A watch file names the folder and digests what
-lies in it by name, size and time of change; written anew, it differs when the folder does.
+DVC reads every byte below the folder that `data.root` names, and fails on entries that it cannot
+read: broken links, names that are not UTF-8, pipes. A fingerprint file contains the folder's path
+and a digest of the names, sizes and modification times below it. After a change of the folder,
+writing the file again gives another digest.
 """
 
 import hashlib
@@ -20,68 +21,77 @@ from salmask.files import write_json
 SCHEMA = "salmask.watch/1"
 
 
-def write(folder: Path, file: Path) -> int:
-    """Writes the watch file of a folder; returns how many files lie below it. Raises UserError for
-    what is no folder."""
+def write_fingerprint(folder: Path, file: Path) -> int:
+    """Writes the fingerprint of a folder; returns the number of files below it.
+
+    Raises UserError when `folder` is not a folder.
+    """
     if not is_folder(folder):
         raise UserError(f"{folder} is not a folder")
     sha, count = hashlib.sha256(), 0
-    for path, state in _entries(folder):
-        what = f"{state.st_size} {state.st_mtime_ns}" if state else "unknown"
-        sha.update(os.fsencode(os.path.relpath(path, folder)) + f"\0{what}\n".encode())
+    for path, status in _entries(folder):
+        state = f"{status.st_size} {status.st_mtime_ns}" if status else "unknown"
+        sha.update(os.fsencode(os.path.relpath(path, folder)) + f"\0{state}\n".encode())
         count += 1
-    about = {"schema": SCHEMA, "folder": str(folder.resolve()), "files": count}
-    write_json(file, about | {"digest": sha.hexdigest()})
+    header = {"schema": SCHEMA, "folder": str(folder.resolve()), "files": count}
+    write_json(file, header | {"digest": sha.hexdigest()})
     return count
 
 
 def folder_of(root: Path, where: str = "data.root") -> Path:
-    """The folder that `root` is, or that the watch file `root` stands for. where: the key that
-    names it. Raises UserError."""
+    """`root` if it is a folder, or the folder that the fingerprint file `root` represents.
+
+    Args:
+        root: a folder or a fingerprint file.
+        where: key of `root` in params.yaml, for error messages.
+
+    Raises UserError when there is no folder.
+    """
     if is_folder(root):
         return root
     try:
-        about = json.loads(root.read_text())
-        folder = Path(about["folder"]) if about["schema"] == SCHEMA else None
+        content = json.loads(root.read_text())
+        folder = Path(content["folder"]) if content["schema"] == SCHEMA else None
     except OSError:
-        raise LayoutError(f"{where}: {root} is neither a folder nor a watch file") from None
+        raise LayoutError(
+            f"{where}: {root} is neither a folder nor a file written by `salmask fingerprint-folder`"
+        ) from None
     except (ValueError, KeyError, TypeError):
         folder = None
     if folder is None:
         raise UserError(
-            f"{where}: {root} is not a folder, nor a file that `salmask fingerprint-folder` has "
-            "written"
+            f"{where}: {root} is not a folder, and not written by `salmask fingerprint-folder`"
         )
     if not is_folder(folder):
-        raise UserError(f"{where}: {folder}, which {root} stands for, is not a folder")
+        raise UserError(f"{where}: {folder}, which {root} represents, is not a folder")
     return folder
 
 
-def unwatchable(folder: Path) -> Iterator[tuple[str, str]]:
-    """What makes DVC fail, or wait for ever, on a folder: (path, why), the path as text."""
-    for path, state in _entries(folder):
+def untrackable(folder: Path) -> Iterator[tuple[str, str]]:
+    """Entries on which DVC would fail or wait for ever: (printable path, reason)."""
+    for path, status in _entries(folder):
         shown = os.path.relpath(path, folder).encode(errors="backslashreplace").decode()
-        if not _is_text(path):
+        if not _is_utf8(path):
             yield shown, "its name is not UTF-8"
-        elif state is None:
-            yield shown, "a link to nothing"
-        elif not stat.S_ISREG(state.st_mode):
+        elif status is None:
+            yield shown, "a broken link"
+        elif not stat.S_ISREG(status.st_mode):
             yield shown, "a pipe, a socket or a device"
         elif not os.access(path, os.R_OK):
             yield shown, "permission denied"
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result | None]]:
-    """Every entry that is no folder, in order, with what it is, if that can be told."""
-    for here, _, names in walk(folder):
+    """Every entry that is not a folder, in order, with its status; None if that is unavailable."""
+    for parent, _, names in walk(folder):
         for name in names:
             try:
-                yield here / name, (here / name).stat()
+                yield parent / name, (parent / name).stat()
             except OSError:
-                yield here / name, None
+                yield parent / name, None
 
 
-def _is_text(path: Path) -> bool:
+def _is_utf8(path: Path) -> bool:
     try:
         str(path).encode()
     except UnicodeEncodeError:

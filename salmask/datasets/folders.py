@@ -1,4 +1,4 @@
-"""Folders as they come: links among them, and some that may not be entered."""
+"""Walking through folders that contain symbolic links and unreadable folders."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,11 +7,10 @@ from pathlib import Path
 from salmask.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-Ignored = Callable[[OSError], None]
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; not, where what lies above it may not be entered."""
+    """Whether a folder exists at `path`; False when a parent folder may not be entered."""
     try:
         return path.is_dir()
     except OSError:
@@ -19,48 +18,50 @@ def is_folder(path: Path) -> bool:
 
 
 def walk(
-    base: Path, unlisted: Ignored | None = None
+    base: Path, on_error: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """As os.walk: every folder, the names of the folders in it and of everything else, sorted.
+    """Like os.walk: every folder, and the sorted names of its subfolders and of its other entries.
 
-    Links to folders are followed, each folder once, so that a loop of links ends. unlisted: is
-    called with the error of a folder that cannot be listed.
+    Symbolic links to folders are followed, but each folder is visited once, so that cycles end.
+
+    Args:
+        base: folder to start from.
+        on_error: is called with the error of a folder that cannot be listed.
     """
-    seen: set[str] = set()
-    for here, below, names in os.walk(base, followlinks=True, onerror=unlisted):
-        real = os.path.realpath(here)
-        if real in seen:
-            below.clear()
+    visited: set[str] = set()
+    for folder, subfolders, names in os.walk(base, followlinks=True, onerror=on_error):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
             continue
-        seen.add(real)
-        below.sort()  # which of two links to one folder comes first must not depend on the disk
-        yield Path(here), below, sorted(names)
+        visited.add(real)
+        subfolders.sort()  # the order of two links to one folder must not depend on the disk
+        yield Path(folder), subfolders, sorted(names)
 
 
 def images_below(base: Path) -> tuple[list[str], list[str]]:
-    """Every file with an image's extension below a folder, and the folders right in it; sorted.
+    """All files below `base` with an image's extension, and the direct subfolders, both sorted.
 
-    Paths are relative to the folder. Links to folders are followed, each folder once, so that a
-    loop of links ends. A folder below that cannot be listed stands among the files, to be refused
-    with its reason; raises UserError when it is the folder itself.
+    Paths are relative to `base`. A subfolder that cannot be listed appears among the files, so that
+    `prepare` rejects it with the reason. Raises UserError when `base` itself cannot be listed.
     """
 
-    def unlisted(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         if Path(error.filename) == base:
             raise UserError(f"data.root: {base} cannot be listed: {error.strerror}")
         images.append(os.path.relpath(error.filename, base))
 
     images: list[str] = []
-    folders: list[str] = []
-    for here, below, names in walk(base, unlisted):
-        if here == base:
-            folders, prefix = list(below), ""
+    direct: list[str] = []
+    for folder, subfolders, names in walk(base, on_error):
+        if folder == base:
+            direct, prefix = list(subfolders), ""
         else:
-            prefix = f"{os.path.relpath(here, base)}/"
+            prefix = f"{os.path.relpath(folder, base)}/"
         images += [prefix + name for name in names if name.lower().endswith(EXTENSIONS)]
-    return sorted(images, key=lambda path: path.split("/")), folders
+    return sorted(images, key=lambda path: path.split("/")), direct
 
 
 def class_of(path: str) -> str:
-    """The first folder of a path, or "" for an image that lies in none."""
+    """The first folder of a path; "" when it has none."""
     return path.partition("/")[0] if "/" in path else ""

@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from salmask.datasets.demo_images import CLASSES
 from salmask.datasets.demo_scenes import scene
 from salmask.datasets.folder_fingerprint import folder_of
-from salmask.datasets.registry import held_out
+from salmask.datasets.random_split import is_held_out
 from salmask.detection import annotations
 from salmask.detection.annotations import VOC_CLASSES, Bad
 from salmask.detection.objects import Annotations, Picture
@@ -111,7 +111,7 @@ def coco(
     if test is not None:
         return root, first, read(test, test_images)
     base = _inside(root, train_images)
-    chosen = [held_out(str(p.file.relative_to(base)), seed, test_share) for p in first.pictures]
+    chosen = [is_held_out(str(p.file.relative_to(base)), seed, test_share) for p in first.pictures]
     parts = [
         replace(first, pictures=tuple(p for p, is_test in zip(first.pictures, chosen, strict=True)
                                       if is_test == wanted))

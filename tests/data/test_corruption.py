@@ -12,7 +12,7 @@ from PIL import Image
 
 from salmask.data import manifest
 from salmask.data import prepare as preparation
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from tests.helpers.image_files import saved
 
 COUNT = 200
@@ -80,7 +80,7 @@ def damaged(tmp_path_factory):
         (folder / f"{seed:03d}.jpg").write_bytes(data)
     names = [f"{seed:03d}.jpg" for seed in range(COUNT)]
     begin = time.monotonic()
-    listing = Listing(folder, (), [Found(name, -1, "train") for name in names])
+    listing = Listing(folder, (), [ListedFile(name, -1, "train") for name in names])
     preparation.write(listing, "damaged", folder / "out", max_rejected=1)
     seconds = time.monotonic() - begin
     with (folder / "out" / "rejected.csv").open() as stream:

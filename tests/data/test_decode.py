@@ -11,6 +11,7 @@ from salmask.data import manifest
 from salmask.data import prepare as preparation
 from salmask.data.decode import decode
 from salmask.data.inspection import inspect
+from salmask.datasets.listing import ListedFile, Listing
 from tests.helpers.icc import ADOBE_RGB, DISPLAY_P3, SRGB, in_srgb, of_gray, of_primaries
 from tests.helpers.image_files import chunk, palette, png, saved
 
@@ -221,8 +222,8 @@ def test_broken_exif_leaves_the_pixels(shown):
 
 def test_the_manifest_holds_the_upright_size(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=oriented(6))
-    files = [preparation.Found("turned.jpg", -1, "train")]
-    preparation.write(preparation.Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
+    files = [ListedFile("turned.jpg", -1, "train")]
+    preparation.write(Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
     assert manifest.load(tmp_path / "data").sizes.tolist() == [[40, 20]]
 
 

@@ -15,7 +15,7 @@ from salmask.data import file_bytes as content
 from salmask.data import inspection, manifest
 from salmask.data import inspection_cache as seen
 from salmask.data import prepare as preparation
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.provenance import file_digest
 
 
@@ -39,7 +39,7 @@ class Folder:
     def write(self, memory=True, **options) -> list[str]:
         """Prepares; the files that were read for it, in order."""
         self.read.clear()
-        files = [Found(name, -1, "train") for name in self.names()]
+        files = [ListedFile(name, -1, "train") for name in self.names()]
         listing = Listing(self.root, (), files)
         preparation.write(
             listing, "x", self.out, 0.9, memory=self.memory if memory else None, **options
@@ -233,7 +233,7 @@ PREPARE = """
 import sys, time
 from pathlib import Path
 from salmask.data import inspection, manifest, preparation
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.provenance import file_digest
 preparation._CHUNK = 16
 whole, root, out, memory = inspection.content, *map(Path, sys.argv[1:4])
@@ -241,7 +241,7 @@ def slow(path):
     time.sleep(0.02)
     return whole(path)
 inspection.content = slow
-files = [Found(path.name, -1, "train") for path in sorted(root.iterdir())]
+files = [ListedFile(path.name, -1, "train") for path in sorted(root.iterdir())]
 preparation.write(Listing(root, (), files), "x", out, 0.9, memory=memory)
 """
 

@@ -10,7 +10,7 @@ from PIL import Image
 from salmask.data import manifest
 from salmask.data import prepare as preparation
 from salmask.data.loader import centred
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
 
 
@@ -31,7 +31,7 @@ def listing(tmp_path) -> Listing:
         root,
         ("x", "y"),
         [
-            Found(name, labels.get(name, -1), "val" if name == "three.png" else "train")
+            ListedFile(name, labels.get(name, -1), "val" if name == "three.png" else "train")
             for name in ["a/one.png", "cut.jpg", "a/two.png", "text.png", "three.png"]
         ],
     )
@@ -89,7 +89,7 @@ def test_the_allowed_share_may_just_be_reached(listing, tmp_path):
 
 
 def test_a_folder_with_nothing_usable_is_refused(listing, tmp_path):
-    nothing = Listing(listing.root, (), [Found("text.png", -1, "train")])
+    nothing = Listing(listing.root, (), [ListedFile("text.png", -1, "train")])
     with pytest.raises(UserError, match=r"no usable image .*1 of 1 files"):
         preparation.write(nothing, "photos", tmp_path / "data", max_rejected=1)
     assert set(_rejected(tmp_path / "data")) == {"text.png"}
@@ -158,7 +158,7 @@ def test_file_names_of_any_kind_survive(tmp_path):
         (tmp_path / "plain.png").rename(tmp_path / name)
         (tmp_path / ("z" + name[1:])).write_text("no image")
     names = NAMES + ["z" + name[1:] for name in NAMES]
-    listing = Listing(tmp_path, (), [Found(name, -1, "train") for name in names])
+    listing = Listing(tmp_path, (), [ListedFile(name, -1, "train") for name in names])
     preparation.write(listing, "x", tmp_path / "data", 0.5, memory=tmp_path / "seen.sqlite")
     before = _contents(tmp_path / "data")
     preparation.write(listing, "x", tmp_path / "data", 0.5, memory=tmp_path / "seen.sqlite")
@@ -233,7 +233,7 @@ def test_an_image_of_another_size_is_used_and_told_once(pair, caplog):
 
 def test_a_scaled_jpeg_is_of_the_size_in_the_manifest(tmp_path, caplog):
     Image.new("RGB", (400, 800), "red").save(tmp_path / "large.jpg")
-    listing = Listing(tmp_path, (), [Found("large.jpg", -1, "train")])
+    listing = Listing(tmp_path, (), [ListedFile("large.jpg", -1, "train")])
     preparation.write(listing, "x", tmp_path / "data", 0)
     found = manifest.load(tmp_path / "data")
     assert manifest.read_image(found, 0, at_least=50).size == (50, 100)
@@ -289,7 +289,7 @@ def test_a_worker_that_misses_the_folder_says_it_in_one_sentence(pair, workers):
 def test_a_folder_of_images_that_is_gone_is_refused_at_the_start(tmp_path, how):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (3, 2)).save(tmp_path / "photos" / "a.png")
-    listing = Listing(tmp_path / "photos", (), [Found("a.png", -1, "train")])
+    listing = Listing(tmp_path / "photos", (), [ListedFile("a.png", -1, "train")])
     preparation.write(listing, "x", tmp_path / "data", 0)
     (tmp_path / "photos").rename(tmp_path / "moved")
     if how == "empty":

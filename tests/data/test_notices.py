@@ -7,8 +7,8 @@ from PIL import Image
 
 from salmask.data import manifest, notices
 from salmask.data import prepare as preparation
-from salmask.data.prepare import Found, Listing
-from salmask.datasets import registry as sources
+from salmask.datasets import imagefolder
+from salmask.datasets.listing import ListedFile, Listing
 
 
 def of(labels, splits, contents=None, classes="abcdefgh", empty=()) -> list[str]:
@@ -72,8 +72,7 @@ def test_what_labels_lack(labels, classes, said):
     assert of(labels, SPLIT, classes=classes) == said
 
 
-def test_names_that_cannot_be_printed_are_escaped():
-    assert notices.named(["b\udcff", "new\nline", "é"]) == "b\\udcff, new\\nline, é"
+def test_empty_folders_are_named():
     assert of(TWO, SPLIT, classes="ab", empty=["x", "y"]) == [
         "folders without images, which make no class: x, y"
     ]
@@ -84,7 +83,7 @@ def test_names_that_cannot_be_printed_are_escaped():
 
 def prepared(root, folder) -> tuple[dict, list[dict[str, str]]]:
     """What dataset.json and duplicates.csv say of a folder of images."""
-    preparation.write(sources.imagefolder(folder, 0, root=root), "x", folder, 0)
+    preparation.write(imagefolder.read(folder, 0, root=root), "x", folder, 0)
     with (folder / "duplicates.csv").open(newline="") as stream:
         return json.loads((folder / "dataset.json").read_text()), list(csv.DictReader(stream))
 
@@ -123,6 +122,6 @@ def test_without_copies_the_list_of_them_is_empty(tmp_path):
 def test_copies_are_kept_in_the_manifest(tmp_path):
     for name in ("1.png", "2.png", "3.png"):
         Image.new("RGB", (9, 9)).save(tmp_path / name)
-    files = [Found(name, -1, "train") for name in ("1.png", "2.png", "3.png")]
+    files = [ListedFile(name, -1, "train") for name in ("1.png", "2.png", "3.png")]
     preparation.write(Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
     assert len(manifest.load(tmp_path / "data")) == 3

@@ -16,12 +16,12 @@ from PIL import Image
 from torchvision.datasets import Imagenette
 
 from salmask.commands.cli import main
-from salmask.datasets import download as fetch
-from salmask.datasets.layout import KNOWN
-from salmask.datasets.registry import SOURCES, configured
+from salmask.datasets import DATASETS
+from salmask.datasets.download import downloads, fetch
+from salmask.datasets.reader import dataset_reader
 from salmask.errors import UserError
 from salmask.params.values import Choice
-from tests.datasets.test_archives import cifar10, cifar100, stl10
+from tests.datasets.test_binary_archives import cifar10, cifar100, stl10
 
 UTILS = "torchvision.datasets.utils"
 KINDS = sorted(Imagenette._WNID_TO_CLASS)
@@ -116,10 +116,10 @@ def world(monkeypatch):
     served: dict[str, bytes] = {}
 
     def get(url: str, to: str) -> None:
-        found = served.get(url.rpartition("/")[2])
-        if found is None:
+        content = served.get(url.rpartition("/")[2])
+        if content is None:
             raise urllib.error.URLError("no route to host")
-        Path(to).write_bytes(found)
+        Path(to).write_bytes(content)
 
     def right(path: str, md5: str) -> bool:
         return not Path(path).read_bytes().endswith(b"half")
@@ -140,119 +140,110 @@ def files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def source_of(name: str) -> str:
-    return next(source for source, about in KNOWN.items() if name in about.fetch)
-
-
-@pytest.mark.parametrize("name", fetch.DOWNLOADS)
-def test_what_is_fetched_is_what_the_source_reads(tmp_path, world, name):
+@pytest.mark.parametrize("name", downloads())
+def test_every_download_can_be_read_as_its_data_set(tmp_path, world, name):
     world |= archives(name, tmp_path)
     folder = tmp_path / "got"
-    source, options = source_of(name), {}
-    if source == "voc":
-        options["years"] = [int(name[3:])]
-    told = f"{folder} holds {name} now: name: {source}, root: {folder}"
-    assert fetch.fetch(name, folder).startswith(told)
+    dataset_name, dataset = downloads()[name]
+    options = {"years": [int(name[3:])]} if dataset_name == "voc" else {}
+    message = f"{folder} now contains {name}: use name: {dataset_name}, root: {folder}"
+    assert fetch(name, folder).startswith(message)
     assert sorted({path.split("/")[0] for path in files(folder)}) == sorted(
-        {path.split("/")[0] for path in fetch.DOWNLOADS[name].makes}
+        {path.split("/")[0] for path in dataset.downloads[name].files}
     )
     assert not [path for path in files(folder) if path.endswith((".tgz", ".zip", ".gz", ".tar"))]
+    _, read = dataset_reader(Choice(dataset_name, {"root": str(folder)} | options), "data")
     if name == "inat2018":  # torchvision's archive has no annotations
         with pytest.raises(UserError, match=r"train2018\.json cannot be read"):
-            configured(Choice(source, {"root": str(folder)}), "data")[1](tmp_path / "out", 0)
+            read(tmp_path / "out", 0)
         return
-    found = configured(Choice(source, {"root": str(folder)} | options), "data")[1]
-    listing = found(tmp_path / "out", 0)
+    listing = read(tmp_path / "out", 0)
     assert listing.files and all((listing.root / f.path).is_file() for f in listing.files)
 
 
-def test_a_second_time_nothing_is_fetched(tmp_path, world):
+def test_a_complete_data_set_is_not_downloaded_again(tmp_path, world):
     world |= archives("voc2012", tmp_path)
-    fetch.fetch("voc2012", tmp_path / "got")
+    fetch("voc2012", tmp_path / "got")
     before = files(tmp_path / "got")
     world.clear()
-    assert "holds voc2012 already: " in fetch.fetch("voc2012", tmp_path / "got")
+    assert "already contains voc2012: " in fetch("voc2012", tmp_path / "got")
     assert files(tmp_path / "got") == before
 
 
 def test_the_years_of_voc_lie_side_by_side(tmp_path, world):
     for name in ("voc2007", "voc2012"):
         world |= archives(name, tmp_path)
-        fetch.fetch(name, tmp_path / "got")
-    found = configured(Choice("voc", {"root": str(tmp_path / "got")}), "data")[1](tmp_path, 0)
-    assert [file.split for file in found.files] == ["train", "val", "train"]
+        fetch(name, tmp_path / "got")
+    _, read = dataset_reader(Choice("voc", {"root": str(tmp_path / "got")}), "data")
+    assert [file.split for file in read(tmp_path, 0).files] == ["train", "val", "train"]
 
 
 @pytest.mark.parametrize(
-    ("name", "broken", "told"),
+    ("name", "broken", "message"),
     [
-        (
-            "imagenette",
-            {"imagenette2.tgz": b"a half"},
-            r"last file being imagenette2\.tgz: .*corru",
-        ),
-        ("imagenette", {"imagenette2.tgz": None}, r"imagenette could not be fetched: .*no route"),
-        ("imagenette", {"imagenette2.tgz": b"no archive"}, r"imagenette2\.tgz: not a gzip file"),
-        ("voc2007", {"VOCtest_06-Nov-2007.tar": b"half"}, r"file being VOCtest_06-Nov-2007\.tar"),
+        ("imagenette", {"imagenette2.tgz": b"a half"}, r"last file: imagenette2\.tgz\): .*corru"),
+        ("imagenette", {"imagenette2.tgz": None}, r"download of imagenette failed: .*no route"),
+        ("imagenette", {"imagenette2.tgz": b"no archive"}, r"imagenette2\.tgz\): not a gzip file"),
+        ("voc2007", {"VOCtest_06-Nov-2007.tar": b"half"}, r"file: VOCtest_06-Nov-2007\.tar"),
         ("flowers102", {"setid.mat": None}, "no route"),
-        ("caltech101", {"caltech-101.zip": b"nonsense"}, r"caltech-101\.zip: File is not a zip"),
+        ("caltech101", {"caltech-101.zip": b"nonsense"}, r"caltech-101\.zip\): File is not a zip"),
     ],
 )
-def test_a_download_that_fails_says_what_and_leaves_nothing(tmp_path, world, name, broken, told):
+def test_a_failed_download_leaves_no_files(tmp_path, world, name, broken, message):
     good = archives(name, tmp_path)
     world |= {file: data for file, data in (good | broken).items() if data is not None}
     folder = tmp_path / "got"
-    with pytest.raises(UserError, match=told):
-        fetch.fetch(name, folder)
+    with pytest.raises(UserError, match=message):
+        fetch(name, folder)
     assert list(folder.iterdir()) == []
     world |= good
-    assert "now" in fetch.fetch(name, folder)  # the next one does not trip over it
+    assert "now" in fetch(name, folder)  # the next one does not trip over it
 
 
-def test_an_archive_that_ends_early_leaves_nothing_that_looks_whole(tmp_path, world):
+def test_a_truncated_archive_leaves_no_files(tmp_path, world):
     good = archives("imagenette", tmp_path)["imagenette2.tgz"]
     world["imagenette2.tgz"] = good[: len(good) // 2]
-    with pytest.raises(UserError, match=r"imagenette could not be fetched, the last file being"):
-        fetch.fetch("imagenette", tmp_path / "got")
+    with pytest.raises(UserError, match=r"download of imagenette failed \(last file: "):
+        fetch("imagenette", tmp_path / "got")
     assert files(tmp_path) == [f for f in files(tmp_path) if f.startswith("packing/")]
 
 
-def test_one_that_is_interrupted_leaves_nothing(tmp_path, world, monkeypatch):
+def test_an_interrupted_download_leaves_no_files(tmp_path, world, monkeypatch):
     def get(url: str, to: str) -> None:
         Path(to).write_bytes(b"the first bytes")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"{UTILS}._urlretrieve", get)
     with pytest.raises(KeyboardInterrupt):
-        fetch.fetch("cifar10", tmp_path / "got")
+        fetch("cifar10", tmp_path / "got")
     assert list((tmp_path / "got").iterdir()) == []
 
 
-def test_what_a_killed_one_left_is_no_obstacle(tmp_path, world):
+def test_the_leftover_of_a_killed_download_is_removed(tmp_path, world):
     world |= archives("imagenette", tmp_path)
     left = tmp_path / "got/imagenette.partial/imagenette2/train"
     left.mkdir(parents=True)  # which torchvision alone would take for the whole
-    assert "now" in fetch.fetch("imagenette", tmp_path / "got")
+    assert "now" in fetch("imagenette", tmp_path / "got")
     assert not left.exists() and len(files(tmp_path / "got")) == 20
 
 
-def test_a_half_that_somebody_else_put_there_is_not_touched(tmp_path, world):
+def test_an_incomplete_data_set_is_not_touched(tmp_path, world):
     (tmp_path / "got/flowers-102/jpg").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds a part of flowers102, not flowers-102/imagelabels"):
-        fetch.fetch("flowers102", tmp_path / "got")
+    with pytest.raises(UserError, match=r"a part of flowers102, without flowers-102/imagelabels"):
+        fetch("flowers102", tmp_path / "got")
 
 
-def test_too_small_a_disk_is_told_before(tmp_path, world, monkeypatch):
+def test_too_little_disk_space_is_an_error(tmp_path, world, monkeypatch):
     free(monkeypatch, 10**11)
-    with pytest.raises(UserError, match=r"inat2018 takes about 240 GB .* has 100\.0 GB"):
-        fetch.fetch("inat2018", tmp_path / "got")
+    with pytest.raises(UserError, match=r"inat2018 needs about 240 GB .* has 100\.0 GB"):
+        fetch("inat2018", tmp_path / "got")
     assert list((tmp_path / "got").iterdir()) == []
 
 
-def test_what_is_no_folder_is_told(tmp_path, world):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path, world):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cifar10 could not be placed in .*file"):
-        fetch.fetch("cifar10", tmp_path / "file")
+    with pytest.raises(UserError, match=r"cifar10 cannot be written to .*file"):
+        fetch("cifar10", tmp_path / "file")
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -263,39 +254,39 @@ def call(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_without_a_name_everything_is_listed():
-    code, said = call()
+def test_without_a_name_all_data_sets_are_listed():
+    code, output = call()
     assert code == 0
-    for name, about in KNOWN.items():
-        assert re.search(rf"^{name}: ", said, re.MULTILINE) and about.terms in said
-    for name in fetch.DOWNLOADS:
-        assert f"{name} (about " in said
+    for name, dataset in DATASETS.items():
+        if dataset.layout:
+            assert re.search(rf"^{name}: ", output, re.MULTILINE) and dataset.terms in output
+    for name in downloads():
+        assert f"{name} (about " in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (("imagenet", "there"), "`imagenet` cannot be fetched: imagenet wants: train/WNID"),
-        (("tinyimagenet", "there"), "get tiny-imagenet-200.zip there and unpack it"),
-        (("places205", "there"), "torchvision has only Places365, which is another set"),
-        (("coco", "there"), "get train2017.zip"),
-        (("mnist", "there"), "there is no such data set; there are: imagenette, "),
+        (("imagenet", "there"), "`imagenet` cannot be downloaded: Expected for imagenet: train/WN"),
+        (("tinyimagenet", "there"), "download tiny-imagenet-200.zip there and unpack it"),
+        (("places205", "there"), "torchvision only has Places365, a different data set"),
+        (("coco", "there"), "download train2017.zip"),
+        (("mnist", "there"), "there is no such data set; there are: caltech101, "),
         (("cifar10",), "where to? salmask fetch cifar10 FOLDER"),
     ],
 )
-def test_what_cannot_be_fetched_is_said(arguments, told):
-    code, said = call(*arguments)
-    assert code == 2 and told in said and "Traceback" not in said
+def test_other_names_are_errors(arguments, message):
+    code, output = call(*arguments)
+    assert code == 2 and message in output and "Traceback" not in output
 
 
-def test_the_command_fetches(tmp_path, world):
+def test_the_command_downloads(tmp_path, world):
     world |= archives("imagenette-160", tmp_path)
-    code, said = call("imagenette-160", str(tmp_path / "got"))
-    assert code == 0 and said.splitlines()[-1].endswith(f"root: {tmp_path / 'got'}")
+    code, output = call("imagenette-160", str(tmp_path / "got"))
+    assert code == 0 and output.splitlines()[-1].endswith(f"root: {tmp_path / 'got'}")
 
 
-def test_tables_agree():
-    assert set(KNOWN) <= set(SOURCES)
-    named = [name for about in KNOWN.values() for name in about.fetch]
-    assert sorted(named) == sorted(fetch.DOWNLOADS)
-    assert all(about.fetch or about.rest for about in KNOWN.values())
+def test_every_data_set_of_known_layout_can_be_had():
+    for dataset in DATASETS.values():
+        assert not dataset.layout or (dataset.origin and dataset.terms)
+        assert not dataset.layout or dataset.downloads or dataset.note

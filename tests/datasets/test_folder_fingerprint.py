@@ -4,8 +4,8 @@ import socket
 import pytest
 from PIL import Image
 
-from salmask.datasets import folder_fingerprint as watch
-from salmask.datasets import registry as sources
+from salmask.datasets import folder_fingerprint as fingerprint
+from salmask.datasets.reader import dataset_reader
 from salmask.errors import UserError
 from salmask.params.values import Choice
 
@@ -20,31 +20,31 @@ def folder(tmp_path):
 
 
 def digest(folder, file):
-    watch.write(folder, file)
+    fingerprint.write_fingerprint(folder, file)
     return file.read_bytes()
 
 
-def test_a_watch_file_stands_for_its_folder(folder, tmp_path):
-    assert watch.write(folder, tmp_path / "images.json") == 2
-    assert watch.folder_of(tmp_path / "images.json") == folder
+def test_a_fingerprint_file_represents_its_folder(folder, tmp_path):
+    assert fingerprint.write_fingerprint(folder, tmp_path / "images.json") == 2
+    assert fingerprint.folder_of(tmp_path / "images.json") == folder
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "coco"])
-def test_every_source_reads_the_folder_of_a_watch_file(folder, tmp_path, name):
+def test_every_data_set_reads_the_folder_of_a_fingerprint_file(folder, tmp_path, name):
     (folder / "cat").rename(folder / "train2017")
-    watch.write(folder, tmp_path / "images.json")
+    fingerprint.write_fingerprint(folder, tmp_path / "images.json")
     direct, through = (
-        sources.configured(Choice(name, {"root": str(root)}), "data")[1](tmp_path, 0)
+        dataset_reader(Choice(name, {"root": str(root)}), "data")[1](tmp_path, 0)
         for root in (folder, tmp_path / "images.json")
     )
     assert direct == through and len(direct.files) == {"imagefolder": 2, "coco": 1}[name]
 
 
-def test_what_its_folder_lacks_is_told_of_the_folder(folder, tmp_path):
-    watch.write(folder, tmp_path / "images.json")
+def test_a_wrong_layout_is_reported_for_the_folder_and_not_the_file(folder, tmp_path):
+    fingerprint.write_fingerprint(folder, tmp_path / "images.json")
     choice = Choice("cifar10", {"root": str(tmp_path / "images.json")})
     with pytest.raises(UserError, match=f"`salmask fetch cifar10 {folder}`"):
-        sources.configured(choice, "data")[1](tmp_path, 0)
+        dataset_reader(choice, "data")[1](tmp_path, 0)
 
 
 def test_it_differs_when_the_folder_does_and_only_then(folder, tmp_path):
@@ -60,23 +60,23 @@ def test_it_differs_when_the_folder_does_and_only_then(folder, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"schema": "other", "folder": "."}'])
-def test_another_file_is_refused_by_name(tmp_path, text):
+def test_another_file_is_an_error(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match=r"x\.json is not a folder, nor .* `salmask fingerprint"):
-        watch.folder_of(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"x\.json is not a folder, and .* `salmask fingerprint-"):
+        fingerprint.folder_of(tmp_path / "x.json")
 
 
-def test_a_folder_that_is_gone_is_told(folder, tmp_path):
-    watch.write(folder, tmp_path / "images.json")
+def test_a_missing_folder_is_an_error(folder, tmp_path):
+    fingerprint.write_fingerprint(folder, tmp_path / "images.json")
     folder.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"photos, which .*images\.json stands for, is not"):
-        watch.folder_of(tmp_path / "images.json")
+    with pytest.raises(UserError, match=r"photos, which .*images\.json represents, is not"):
+        fingerprint.folder_of(tmp_path / "images.json")
     with pytest.raises(UserError, match="is not a folder"):
-        watch.write(folder, tmp_path / "images.json")
+        fingerprint.write_fingerprint(folder, tmp_path / "images.json")
 
 
-def test_what_stops_dvc_is_found(folder, tmp_path, monkeypatch):
-    assert not list(watch.unwatchable(folder))
+def test_entries_that_stop_dvc_are_listed(folder, tmp_path, monkeypatch):
+    assert not list(fingerprint.untrackable(folder))
     os.mkfifo(folder / "pipe.jpg")
     (folder / "broken.jpg").symlink_to(folder / "nothing.jpg")
     (folder / "round").symlink_to(folder)  # a loop of folders is fine
@@ -84,11 +84,11 @@ def test_what_stops_dvc_is_found(folder, tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as bound:
         monkeypatch.chdir(folder)  # a socket's whole path is limited to about 100 bytes
         bound.bind("socket")
-    found = dict(watch.unwatchable(folder))
-    assert found == {
-        "broken.jpg": "a link to nothing",
+    entries = dict(fingerprint.untrackable(folder))
+    assert entries == {
+        "broken.jpg": "a broken link",
         r"caf\udce9.txt": "its name is not UTF-8",
         "pipe.jpg": "a pipe, a socket or a device",
         "socket": "a pipe, a socket or a device",
     }
-    assert watch.write(folder, tmp_path / "images.json") == 6
+    assert fingerprint.write_fingerprint(folder, tmp_path / "images.json") == 6

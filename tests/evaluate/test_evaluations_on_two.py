@@ -20,7 +20,7 @@ from salmask import distributed
 from salmask.data import manifest as manifests
 from salmask.data import prepare as preparation
 from salmask.data.manifest import Manifest
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.heads import mlp
 from salmask.encoders.on_disk import InputSpec
@@ -165,7 +165,7 @@ def made_of_colours(folder: Path) -> Manifest:
             pixels[..., i % 2] //= 2
             name = f"{len(files):03d}.png"
             Image.fromarray(pixels).save(folder / "images" / name)
-            files.append(Found(name, i % 2, split))
+            files.append(ListedFile(name, i % 2, split))
     preparation.write(Listing(folder / "images", ("a", "b"), files), "toy", folder, 0)
     return manifests.load(folder)
 

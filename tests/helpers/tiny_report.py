@@ -11,7 +11,7 @@ from PIL import Image
 
 from salmask.data import manifest
 from salmask.data import prepare as preparation
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder
 from salmask.encoders.on_disk import InputSpec
@@ -70,9 +70,9 @@ def make_project(
             path = f"{split}/{i}.png"
             (data / "images" / split).mkdir(parents=True, exist_ok=True)
             picture(i, 24 + 8 * (i % 2)).save(data / "images" / path)
-            found.append(Found(path, i % len(classes) if classes else -1, split))
+            found.append(ListedFile(path, i % len(classes) if classes else -1, split))
     (data / "images/train/broken.png").write_text("not an image")
-    found.append(Found("train/broken.png", -1, "train"))
+    found.append(ListedFile("train/broken.png", -1, "train"))
     preparation.write(Listing(data / "images", classes, found), "mine", data, 0.5)
     rows = manifest.load(data)
     plan = stores.Plan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})

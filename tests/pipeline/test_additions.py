@@ -61,18 +61,25 @@ class Framework(nn.Module):
 '''
 
 DATASET = '''
-def prefixed(out: Path, seed: int, *, root: Path, held: str = "b") -> Listing:
-    """Images called CLASS-NAME.png. held: what the names of validation images begin with."""
+from pathlib import Path
+
+from salmask.datasets import Dataset
+from salmask.datasets.listing import ListedFile, Listing
+
+
+def read(out: Path, seed: int, *, root: Path, held: str = "b") -> Listing:
+    """Images called CLASS-NAME.png. held: prefix of the names of validation images."""
     paths = sorted(path.name for path in root.glob("*-*.png"))
-    kinds = sorted({path.partition("-")[0] for path in paths})
+    classes = sorted({path.partition("-")[0] for path in paths})
     files = []
     for path in paths:
-        kind, _, name = path.partition("-")
+        class_name, _, name = path.partition("-")
         split = "val" if name.startswith(held) else "train"
-        files.append(Found(path, kinds.index(kind), split))
-    return Listing(root.resolve(), tuple(kinds), files)
+        files.append(ListedFile(path, classes.index(class_name), split))
+    return Listing(root.resolve(), tuple(classes), files)
 
 
+DATASET = Dataset(read)
 '''
 
 RUNS = {
@@ -162,19 +169,15 @@ def test_a_framework_is_a_file(project: Project) -> None:
     assert changed(before, sources(project)) == {"params.yaml", "salmask/frameworks/alike.py"}
 
 
-def test_a_data_set_is_a_function_and_its_entry(project: Project, tmp_path: Path) -> None:
+def test_a_data_set_is_one_file(project: Project, tmp_path: Path) -> None:
     before = sources(project)
     for index, name in enumerate(("cat-a1", "cat-b1", "dog-a1", "dog-a2", "dog-b1", "unnamed")):
         Image.new("RGB", (16, 12), (40 * index, 9, 9)).save(tmp_path / f"{name}.png")
-    path = project.folder / "salmask/datasets/registry.py"
-    text = path.read_text()
-    start = "\n\nSOURCES: dict[str, Callable[..., Any]] = {\n"
-    assert text.count(start) == 1
-    path.write_text(text.replace(start, f'\n{DATASET.strip()}{start}    "prefixed": prefixed,\n'))
+    (project.folder / "salmask/datasets/prefixed.py").write_text(DATASET)
     insert(project, "transfer:", f"  pets: {{name: prefixed, root: {tmp_path}, held: b}}")
 
     said = project.stage("transfer_data", "--name", "pets")
     assert "pets: 5 images (3 train, 2 val), 2 classes" in said
     told = json.loads((project.folder / "artifacts/transfer/pets/dataset.json").read_text())
     assert told["classes"] == ["cat", "dog"] and told["root"] == str(tmp_path)
-    assert changed(before, sources(project)) == {"params.yaml", "salmask/datasets/registry.py"}
+    assert changed(before, sources(project)) == {"params.yaml", "salmask/datasets/prefixed.py"}

@@ -107,7 +107,7 @@ def test_a_comment_reruns_only_code(project: Project) -> None:
 
 
 def test_new_code_that_makes_the_same_files_stops_there(project: Project) -> None:
-    path = project.folder / "salmask/datasets/registry.py"
+    path = project.folder / "salmask/datasets/reader.py"
     path.write_text(path.read_text() + "\nUNUSED = 1\n")
     assert project.repro() == ["code", "prepare", "report"]
 

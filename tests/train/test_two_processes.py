@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from salmask.data import prepare as preparation
-from salmask.data.prepare import Found, Listing
+from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import InterruptedRunError
 from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
@@ -128,7 +128,7 @@ def a_manifest(folder: Path) -> Path:
     for index in range(24):
         pixels = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"data/images/{index:03d}.png")
-        files.append(Found(f"{index:03d}.png", 0, "train"))
+        files.append(ListedFile(f"{index:03d}.png", 0, "train"))
     preparation.write(Listing(folder / "data/images", ("a",), files), "toy", folder / "data", 0)
     return folder / "data"
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets
 
 from salmask.errors import UserError
-from tests.helpers.trees import by_split, listing
+from tests.helpers.trees import files_by_split, read_dataset
 
 LETTERS = list("abcdefghij")
 
@@ -66,34 +66,34 @@ def pixels_of(path: Path) -> np.ndarray:
 
 def test_cifar10_comes_out_of_its_batches_as_files(tmp_path):
     pixels = cifar10(tmp_path / "root")
-    found = listing(tmp_path, "cifar10")
-    assert Counter(file.split for file in found.files) == {"train": 10, "val": 2}
-    assert by_split(found)["val"] == [("val/00000.png", "d"), ("val/00001.png", "a")]
-    assert (pixels_of(found.root / "train/00001.png") == pixels[1]).all()
+    listing = read_dataset(tmp_path, "cifar10")
+    assert Counter(file.split for file in listing.files) == {"train": 10, "val": 2}
+    assert files_by_split(listing)["val"] == [("val/00000.png", "d"), ("val/00001.png", "a")]
+    assert (pixels_of(listing.root / "train/00001.png") == pixels[1]).all()
 
 
 def test_cifar100_has_its_fine_labels(tmp_path):
     cifar100(tmp_path / "root")
-    found = listing(tmp_path, "cifar100")
-    assert Counter((file.split, file.label) for file in found.files) == {
+    listing = read_dataset(tmp_path, "cifar100")
+    assert Counter((file.split, file.label) for file in listing.files) == {
         ("train", 1): 3, ("val", 1): 2,
     }  # fmt: skip
-    assert found.classes == tuple(LETTERS)
+    assert listing.classes == tuple(LETTERS)
 
 
 @pytest.mark.parametrize("unlabelled", [False, True])
 def test_stl10_with_and_without_its_unlabelled_images(tmp_path, unlabelled):
     pixels = stl10(tmp_path / "root")
-    found = listing(tmp_path, "stl10", unlabelled=unlabelled)
+    listing = read_dataset(tmp_path, "stl10", unlabelled=unlabelled)
     more = [(f"unlabeled/{n:05d}.png", "") for n in range(4)]
-    assert by_split(found) == {
+    assert files_by_split(listing) == {
         "train": [("train/00000.png", "j"), ("train/00001.png", "a"), ("train/00002.png", "b")]
         + (more if unlabelled else []),
         "val": [("test/00000.png", "b"), ("test/00001.png", "b")],
     }
-    assert (pixels_of(found.root / "train/00002.png") == pixels[2]).all()
+    assert (pixels_of(listing.root / "train/00002.png") == pixels[2]).all()
     if unlabelled:
-        assert (pixels_of(found.root / "unlabeled/00003.png") == pixels[6]).all()
+        assert (pixels_of(listing.root / "unlabeled/00003.png") == pixels[6]).all()
 
 
 SETS = {
@@ -110,19 +110,21 @@ def test_what_is_missing_or_broken_is_told_and_not_downloaded(tmp_path, monkeypa
     monkeypatch.setattr(theirs, "download", lambda self: pytest.fail("a download"))
     root.mkdir()
     fetch = f"`salmask fetch {name} {root}`"
-    with pytest.raises(UserError, match=f"root: no folder {folder} in it.*To have it: {fetch}"):
-        listing(tmp_path, name)
+    with pytest.raises(
+        UserError, match=f"root: it does not contain the folder {folder}.*To get it: run {fetch}"
+    ):
+        read_dataset(tmp_path, name)
     make(root)
     (root / some).write_bytes(b"broken")
-    with pytest.raises(UserError, match=f"{folder}: a file is missing, or is not .*md5.*{fetch}"):
-        listing(tmp_path, name)
+    with pytest.raises(UserError, match=f"{folder}: a file is missing or has a wrong md5.*{fetch}"):
+        read_dataset(tmp_path, name)
     (root / some).unlink()
     with pytest.raises(UserError, match=f"{folder}: a file is missing"):
-        listing(tmp_path, name)
+        read_dataset(tmp_path, name)
 
 
 def test_stl10_without_the_names_of_its_classes_is_told(tmp_path):
     stl10(tmp_path / "root")
     (tmp_path / "root/stl10_binary/class_names.txt").unlink()
     with pytest.raises(UserError, match=r"class_names\.txt cannot be read: no such.*fetch stl10"):
-        listing(tmp_path, "stl10")
+        read_dataset(tmp_path, "stl10")

@@ -1,0 +1,35 @@
+"""CIFAR-10."""
+
+from pathlib import Path
+
+from salmask.datasets import Dataset, Download
+from salmask.datasets.binary_archives import read_cifar
+from salmask.datasets.listing import Listing
+
+
+def read(out: Path, seed: int, *, root: Path) -> Listing:
+    """CIFAR-10: 50,000 images of `train` and 10,000 of `val`, written to out/images.
+
+    Args:
+        out: folder to write into.
+        seed: not used.
+        root: contains cifar-10-batches-py, the Python version of the data set.
+    """
+    from torchvision.datasets import CIFAR10
+
+    return read_cifar(CIFAR10, out, root)
+
+
+def _download(folder: Path) -> None:
+    from torchvision.datasets import CIFAR10
+
+    CIFAR10(folder, download=True)
+
+
+DATASET = Dataset(
+    read,
+    layout="cifar-10-batches-py, its Python version",
+    origin="University of Toronto",
+    terms="none stated",
+    downloads={"cifar10": Download(_download, ("cifar-10-batches-py",), 0.2)},
+)

@@ -1,0 +1,35 @@
+"""CIFAR-100."""
+
+from pathlib import Path
+
+from salmask.datasets import Dataset, Download
+from salmask.datasets.binary_archives import read_cifar
+from salmask.datasets.listing import Listing
+
+
+def read(out: Path, seed: int, *, root: Path) -> Listing:
+    """CIFAR-100: 50,000 images of `train` and 10,000 of `val`, written to out/images.
+
+    Args:
+        out: folder to write into.
+        seed: not used.
+        root: contains cifar-100-python, the Python version of the data set.
+    """
+    from torchvision.datasets import CIFAR100
+
+    return read_cifar(CIFAR100, out, root)
+
+
+def _download(folder: Path) -> None:
+    from torchvision.datasets import CIFAR100
+
+    CIFAR100(folder, download=True)
+
+
+DATASET = Dataset(
+    read,
+    layout="cifar-100-python, its Python version",
+    origin="University of Toronto",
+    terms="none stated",
+    downloads={"cifar100": Download(_download, ("cifar-100-python",), 0.2)},
+)

@@ -1,0 +1,37 @@
+"""The procedural demo, which `prepare` draws."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from salmask.datasets import Dataset
+from salmask.datasets.demo_images import CLASSES, SPLITS, render
+from salmask.datasets.listing import ListedFile, Listing
+
+
+def read(
+    out: Path, seed: int, *, root: str, images: dict[str, int] = SPLITS, first: int = 0
+) -> Listing:
+    """Draws the images into out/images, and the true object masks into out/masks.
+
+    Args:
+        out: folder to write into.
+        seed: of the drawings.
+        root: not read; a file whose change makes DVC run `prepare` again.
+        images: number of images of each split.
+        first: index of the first image of each split. Different indices give different images.
+    """
+    files = []
+    for split, count in images.items():
+        for kind in ("images", "masks"):
+            (out / kind / split).mkdir(parents=True, exist_ok=True)
+        for index in range(first, first + count):
+            drawing = render(seed, split, index)
+            name = f"{split}/{index:05d}.png"
+            Image.fromarray(drawing.image).save(out / "images" / name)
+            Image.fromarray(drawing.mask).save(out / "masks" / name)
+            files.append(ListedFile(name, drawing.label, split))
+    return Listing(out / "images", CLASSES, files)
+
+
+DATASET = Dataset(read)

@@ -1,0 +1,30 @@
+"""ImageNet-100: the 100 classes of Tian et al. 2020 (CMC), which Chin et al. 2024 use as well."""
+
+import json
+from pathlib import Path
+
+from salmask.datasets import Dataset
+from salmask.datasets.listing import Listing
+from salmask.datasets.wordnet import LAYOUT, ORIGIN, TERMS, read_classes
+
+_CLASSES = Path(__file__).with_name("imagenet100.json")
+
+
+def read(out: Path, seed: int, *, root: Path) -> Listing:
+    """ImageNet-100 in a folder of ImageNet-1K, or in a folder with these classes only.
+
+    Args:
+        out: not used.
+        seed: not used.
+        root: see `wordnet.LAYOUT`.
+    """
+    return read_classes(root, json.loads(_CLASSES.read_text()))
+
+
+DATASET = Dataset(
+    read,
+    layout=f"a folder of ImageNet-1K, or one with the 100 classes only: {LAYOUT}",
+    origin=ORIGIN,
+    terms=TERMS,
+    note="download ImageNet there with an account and unpack it",
+)

@@ -1,0 +1,52 @@
+"""Imagenette: ten classes of ImageNet."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from salmask.datasets import Dataset, Download
+from salmask.datasets.layout import LayoutError, select_folder
+from salmask.datasets.listing import Listing
+from salmask.datasets.wordnet import class_folders, read_classes
+
+_FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160")
+
+
+def read(out: Path, seed: int, *, root: Path) -> Listing:
+    """Imagenette. Its list of noisy labels is not read.
+
+    Args:
+        out: not used.
+        seed: not used.
+        root: contains train/CLASS/... and val/CLASS/..., or one of `_FOLDERS` with these. The
+            class folders may have any names.
+    """
+    root = select_folder(root, *_FOLDERS)
+    classes = class_folders(root / "train")
+    if len(classes) != 10:
+        raise LayoutError(f"{root / 'train'} contains {len(classes)} class folders instead of 10")
+    return read_classes(root, classes)
+
+
+def _download(size: str) -> Callable[[Path], None]:
+    def download(folder: Path) -> None:
+        from torchvision.datasets import Imagenette
+
+        Imagenette(folder, size=size, download=True)
+
+    return download
+
+
+DATASET = Dataset(
+    read,
+    layout=(
+        "train/CLASS/*.JPEG and val/CLASS/*.JPEG, ten classes, or imagenette2, imagenette2-320 or "
+        "imagenette2-160 that contains these"
+    ),
+    origin="fast.ai",
+    terms="ImageNet's photographs: non-commercial research",
+    downloads={
+        "imagenette": Download(_download("full"), ("imagenette2",), 1.6),
+        "imagenette-320": Download(_download("320px"), ("imagenette2-320",), 0.35),
+        "imagenette-160": Download(_download("160px"), ("imagenette2-160",), 0.1),
+    },
+)

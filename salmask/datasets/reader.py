@@ -1,0 +1,58 @@
+"""From the section `data` (or an entry of `transfer`) of params.yaml to the files of a data set."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from salmask.datasets import DATASETS
+from salmask.datasets.folder_fingerprint import folder_of
+from salmask.datasets.layout import LayoutError
+from salmask.datasets.listing import Listing
+from salmask.errors import UserError
+from salmask.params.values import STRICT, Choice, bind, check, pick
+
+
+@dataclass(frozen=True, config=STRICT)
+class FilePolicy:
+    """Options that every data set accepts.
+
+    Args:
+        max_rejected: largest accepted share of unusable files.
+        min_side: in px; images with a smaller side are rejected.
+    """
+
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05
+    min_side: PositiveInt = 8
+
+
+def dataset_reader(choice: Choice, where: str) -> tuple[FilePolicy, Callable[[Path, int], Listing]]:
+    """Checks the options of a data set; returns its policy and a function (out, seed) -> Listing.
+
+    Args:
+        choice: name and options of the data set.
+        where: file and key of the section, for error messages.
+
+    Raises UserError for an unknown name or option; so does the returned function when `root` does
+    not have the expected layout.
+    """
+    names = {field.name for field in fields(FilePolicy)}
+    policy = {key: value for key, value in choice.options.items() if key in names}
+    own = {key: value for key, value in choice.options.items() if key not in names}
+    dataset = pick(DATASETS, choice, where)
+    options = bind(dataset.read, Choice(choice.name, own), where)
+
+    def read(out: Path, seed: int) -> Listing:
+        root = options["root"]
+        try:
+            if isinstance(root, Path):
+                root = folder_of(root, f"{where}.root")
+            return dataset.read(out, seed, **options | {"root": root})
+        except LayoutError as error:
+            instructions = dataset.instructions(choice.name, root)
+            raise UserError(f"{error}. {instructions}" if instructions else str(error)) from None
+
+    return check(policy, FilePolicy, where), read

@@ -1,0 +1,45 @@
+"""STL-10."""
+
+from pathlib import Path
+
+from salmask.datasets import Dataset, Download
+from salmask.datasets.binary_archives import open_archive, write_images
+from salmask.datasets.layout import read_text
+from salmask.datasets.listing import ListedFile, Listing
+
+
+def read(out: Path, seed: int, *, root: Path, unlabelled: bool = False) -> Listing:
+    """STL-10: 5,000 images of `train` and 8,000 of `val`, written to out/images.
+
+    Args:
+        out: folder to write into.
+        seed: not used.
+        root: contains stl10_binary.
+        unlabelled: whether `train` also contains the 100,000 images without labels.
+    """
+    from torchvision.datasets import STL10
+
+    parts = {"train": "train", "unlabeled": "train", "test": "val"}
+    if not unlabelled:
+        del parts["unlabeled"]
+    files: list[ListedFile] = []
+    for part, split in parts.items():
+        data = open_archive(STL10, root, split=part)
+        files += write_images(data, data.labels.tolist(), split, out / "images", part)
+    classes = read_text(root / STL10.base_folder / STL10.class_names_file).split()
+    return Listing(out / "images", tuple(classes), files)
+
+
+def _download(folder: Path) -> None:
+    from torchvision.datasets import STL10
+
+    STL10(folder, download=True)
+
+
+DATASET = Dataset(
+    read,
+    layout="stl10_binary, its binary files",
+    origin="Stanford",
+    terms="ImageNet's photographs: research",
+    downloads={"stl10": Download(_download, ("stl10_binary",), 2.7)},
+)

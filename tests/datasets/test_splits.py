@@ -1,0 +1,46 @@
+"""Folders with given splits."""
+
+import pytest
+
+from salmask.errors import UserError
+from tests.helpers.trees import files_by_split, make_images, read_dataset
+
+
+def test_splits_by_folders(tmp_path):
+    root = tmp_path / "root"
+    make_images(root, "train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg", "test/a/4.jpg", "test/5.jpg")
+    assert files_by_split(read_dataset(tmp_path, "splits")) == {
+        "train": [("train/a/1.jpg", "a"), ("train/b/2.jpg", "b")],
+        "val": [("val/b/3.jpg", "b")],
+        "test": [("test/5.jpg", ""), ("test/a/4.jpg", "a")],
+    }
+
+
+def test_splits_by_lists(tmp_path):
+    root = tmp_path / "root"
+    make_images(root, "a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg", "c/5.jpg")
+    (root / "train.txt").write_text("b/3.jpg\na/1.jpg\n\n")
+    (root / "held.txt").write_text("a/2.jpg\n")
+    listing = read_dataset(tmp_path, "splits", test="held.txt")
+    assert files_by_split(listing) == {
+        "train": [("b/3.jpg", "b"), ("a/1.jpg", "a")],
+        "test": [("a/2.jpg", "a")],
+    }
+    assert listing.classes == ("a", "b")  # what no list names is no class
+
+
+@pytest.mark.parametrize(
+    ("lists", "options", "message"),
+    [
+        ({"train": "a/1.jpg"}, {}, "neither a folder test nor a list test or test.txt"),
+        ({"train": "a/1.jpg", "test": "a/2.jpg"}, {"val": "dev"}, "neither a folder dev nor"),
+        ({"train": "a/1.jpg", "test": "a/1.jpg"}, {}, "a/1.jpg is in train and in test"),
+        ({"train": "", "test": ""}, {}, "no images in class folders"),
+    ],
+)
+def test_splits_that_do_not_fit_are_refused(tmp_path, lists, options, message):
+    make_images(tmp_path / "root", "a/1.jpg", "a/2.jpg")
+    for name, text in lists.items():
+        (tmp_path / "root" / f"{name}.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_dataset(tmp_path, "splits", **options)
