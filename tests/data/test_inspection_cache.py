@@ -232,7 +232,8 @@ def test_a_memory_that_cannot_be_made_is_done_without(folder, caplog):
 PREPARE = """
 import sys, time
 from pathlib import Path
-from salmask.data import inspection, manifest, preparation
+from salmask.data import inspection
+from salmask.data import prepare as preparation
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.provenance import file_digest
 preparation._CHUNK = 16

@@ -272,7 +272,7 @@ def test_without_a_name_all_data_sets_are_listed():
         (("places205", "there"), "torchvision only has Places365, a different data set"),
         (("coco", "there"), "download train2017.zip"),
         (("mnist", "there"), "there is no such data set; there are: caltech101, "),
-        (("cifar10",), "where to? salmask fetch cifar10 FOLDER"),
+        (("cifar10",), "the folder is missing: salmask fetch cifar10"),
     ],
 )
 def test_other_names_are_errors(arguments, message):
