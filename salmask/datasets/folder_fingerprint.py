@@ -54,7 +54,7 @@ def folder_of(root: Path, where: str = "data.root") -> Path:
         folder = Path(content["folder"]) if content["schema"] == SCHEMA else None
     except OSError:
         raise LayoutError(
-            f"{where}: {root} is neither a folder nor a file written by `salmask fingerprint-folder`"
+            f"{where}: {root} is neither a folder nor a file of `salmask fingerprint-folder`"
         ) from None
     except (ValueError, KeyError, TypeError):
         folder = None

@@ -75,12 +75,12 @@ def test_files_that_stop_dvc_are_told_with_the_way_out(photos, tmp_path, monkeyp
     (photos / "cat" / "gone.jpg").symlink_to(photos / "nothing.jpg")
     said = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
     assert said.exit_code == 1
-    assert "cat/gone.jpg: a link to nothing" in said.output
+    assert "cat/gone.jpg: a broken link" in said.output
     assert "salmask fingerprint-folder photos images.json" in said.output
     assert CliRunner().invoke(main, ["fingerprint-folder", "photos", "images.json"]).exit_code == 0
     said = doctor(tmp_path, monkeypatch, data={"name": "imagefolder", "root": "images.json"})
     assert said.exit_code == 0, said.output
-    note = "1 of 21 sampled files are not images, for example gone.jpg: a link to nothing"
+    note = "1 of 21 sampled files are not images, for example gone.jpg: a broken link"
     assert f"note  data: {note}" in said.output
 
 
