@@ -32,7 +32,7 @@ def test_a_foreign_encoder_detects_and_is_followed_to_the_images(tmp_path):
     checkpoint(project, seed=0)
     ran = project.repro("detect", "prepare")
     assert sorted(ran) == [
-        "code", "detect@theirs-scenes", "detect_data@scenes", "imported@theirs", "prepare"
+        "detect@theirs-scenes", "detect_data@scenes", "imported@theirs", "prepare"
     ]  # fmt: skip
     out = tmp_path / "artifacts/evaluate/theirs/detect-scenes"
     assert sorted(p.name for p in out.iterdir()) == [

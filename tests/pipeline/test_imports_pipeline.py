@@ -32,7 +32,7 @@ def test_a_foreign_checkpoint_is_scored_without_saliency_and_followed_to_its_fil
     project = Project(tmp_path, params)
     digest = checkpoint(project, seed=0)
     ran = project.repro("imported", "evaluate-imported")
-    assert sorted(ran) == ["code", "evaluate-imported@theirs-knn", "imported@theirs", "prepare"]
+    assert sorted(ran) == ["evaluate-imported@theirs-knn", "imported@theirs", "prepare"]
     assert not (tmp_path / "artifacts/saliency").exists()
     made = tmp_path / "artifacts/pretrain/theirs"
     assert sorted(p.name for p in made.iterdir()) == [
