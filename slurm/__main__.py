@@ -1,4 +1,4 @@
-"""`python -m slurm`: what a person asks about runs and their jobs, beside `dvc repro`."""
+"""`python -m slurm`: the state, logs and jobs of runs."""
 
 import contextlib
 import os
@@ -9,17 +9,15 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+from tabulate import tabulate
 
 from salmask.errors import UserError
-from salmask.params.names import run_names
-from salmask.params.yaml_file import Params
 from slurm import follow
 from slurm.folder import is_done, read_job_json, runs_folder
-from slurm.profile import chosen
 
 
 class Commands(click.Group):
-    """A user's mistake ends with its message and exit code 2."""
+    """A group of commands. A UserError ends them with its message and exit code 2."""
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -31,37 +29,35 @@ class Commands(click.Group):
 
 @click.group(cls=Commands)
 def main() -> None:
-    """Runs and their jobs, in SALMASK_RUNS or runs/."""
+    """Shows and controls the runs in SALMASK_RUNS or runs/."""
 
 
 @main.command()
 def status() -> None:
-    """One line for every run: its state, where, and how far it is."""
-    rows = [("run", "state", "job", "where", "checkpoint")]
-    rows += [_row(folder) for folder in _folders()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    """Shows each run's state, its nodes and its newest checkpoint."""
+    headers = ["run", "state", "job", "where", "checkpoint"]
+    rows = [_status_row(folder) for folder in _run_folders()]
+    click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
 
 
 @main.command()
 @click.argument("run")
-@click.option("--follow", "on", is_flag=True, help="Go on showing what comes, until Ctrl-C.")
-def logs(run: str, on: bool) -> None:
-    """Prints the log of a run's last job. RUN: its folder, or a part of its name."""
-    folder = _find(run)
+@click.option("--follow", "keep_open", is_flag=True, help="Keep printing new lines until Ctrl-C.")
+def logs(run: str, keep_open: bool) -> None:
+    """Prints the log of a run's last job. RUN: the run's folder, or a part of its name."""
+    folder = _find_run(run)
     job = read_job_json(folder).get("job")
     if not job:
-        raise UserError(f"{folder.name} has no job: it ran where it was started")
-    found = follow.logs_of(folder, job).values()
-    if not found:
-        raise UserError(f"job {job} has written no log yet: {follow.log_of(folder, job)}")
-    with contextlib.ExitStack() as opened:
-        streams = [opened.enter_context(log.open(errors="replace")) for log in found]
-        for log, stream in zip(found, streams, strict=True):
+        raise UserError(f"{folder.name} has no job: it ran in the process that started it")
+    files = follow.existing_logs(folder, job).values()
+    if not files:
+        raise UserError(f"job {job} has written no log yet: {follow.log_path(folder, job)}")
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(log.open(errors="replace")) for log in files]
+        for log, stream in zip(files, streams, strict=True):
             click.echo(f"{log}:", err=True)
             click.echo(stream.read(), nl=False)
-        while on:
+        while keep_open:
             for stream in streams:
                 click.echo(stream.read(), nl=False)
             time.sleep(1)
@@ -69,31 +65,35 @@ def logs(run: str, on: bool) -> None:
 
 @main.command()
 @click.argument("run", required=False)
-@click.option("--all", "every", is_flag=True, help="The jobs of all runs in this folder.")
-def cancel(run: str | None, every: bool) -> None:
-    """Stops a run's job. It saves a checkpoint, from which the next job goes on."""
-    if every == bool(run):
-        raise UserError("name one run, or say --all")
-    folders = _folders() if every else [_find(run or "")]
-    found = {
-        job: folder
-        for folder in folders
-        if "executor" in read_job_json(folder) and (fingerprint := _fingerprint(folder))
-        for job, status in _jobs(folder).live(fingerprint).items()
-        if job == read_job_json(folder).get("job") or Path(status.log).is_relative_to(folder)
-    }
-    for job, folder in found.items():
-        _jobs(folder).cancel(job)
-        click.echo(f"job {job} ({folder.name}) is cancelled")
-    if not found:
-        click.echo("no job is queued or runs")
+@click.option("--all", "all_runs", is_flag=True, help="Cancel the jobs of all runs in the folder.")
+def cancel(run: str | None, all_runs: bool) -> None:
+    """Cancels a run's job. The job saves a checkpoint, from which the next job continues."""
+    if all_runs == bool(run):
+        raise UserError("give either the name of a run or --all")
+    cancelled = False
+    for folder in _run_folders() if all_runs else [_find_run(run or "")]:
+        metadata, fingerprint = read_job_json(folder), _fingerprint(folder)
+        if "executor" not in metadata or not fingerprint:
+            continue
+        backend = _backend(folder)
+        for job, status in backend.active_jobs(fingerprint).items():
+            if job == metadata.get("job") or Path(status.log).is_relative_to(folder):
+                backend.cancel(job)
+                click.echo(f"cancelled job {job} ({folder.name})")
+                cancelled = True
+    if not cancelled:
+        click.echo("no job waits or runs")
 
 
 @main.command()
 def submit() -> None:
-    """Puts every pretraining of params.yaml on the cluster at once; `dvc repro` then collects."""
-    if chosen().executor != "slurm":  # on one machine they would all run at the same time
-        raise UserError("SALMASK_CLUSTER names no cluster: nothing to submit to")
+    """Submits all pretraining runs of params.yaml; `dvc repro` collects their results later."""
+    from salmask.params.names import run_names
+    from salmask.params.yaml_file import Params
+    from slurm.profile import read_profile
+
+    if read_profile().executor != "slurm":  # one machine would start all runs at the same time
+        raise UserError("set SALMASK_CLUSTER to a profile with `executor: slurm`")
     names, failed = run_names(Params.read()), []
     for name in names:
         command = [sys.executable, "-m", "stages.pretrain", "--run", name]
@@ -104,50 +104,49 @@ def submit() -> None:
         raise UserError(f"not submitted: {', '.join(failed)}")
 
 
-def _row(folder: Path) -> tuple[str, str, str, str, str]:
-    told = read_job_json(folder)
-    job = str(told.get("job", ""))
-    state, where = "stopped", str(told.get("host", ""))
+def _status_row(folder: Path) -> tuple[str, str, str, str, str]:
+    metadata = read_job_json(folder)
+    job = str(metadata.get("job", ""))
+    state, where = "stopped", str(metadata.get("host", ""))
     if job:
-        found = _jobs(folder).ask(job, _fingerprint(folder))
-        state = found.state.lower() if found else "Slurm does not answer"
-        where = found.nodes if found else ""
-        if found and found.state == "PENDING" and found.reason not in ("", "None"):
-            state += f" ({found.reason})"
+        status = _backend(folder).job_status(job, _fingerprint(folder))
+        state = status.state.lower() if status else "Slurm does not answer"
+        where = status.nodes if status else ""
+        if status and status.state == "PENDING" and status.reason not in ("", "None"):
+            state += f" ({status.reason})"
     if is_done(folder):
         state = "done"
-    saved = sorted(path.stem for path in folder.glob("work/**/step-*.pt"))
-    return folder.name, state, job, where, saved[-1] if saved else ""
+    checkpoints = sorted(path.stem for path in folder.glob("work/**/step-*.pt"))
+    return folder.name, state, job, where, checkpoints[-1] if checkpoints else ""
 
 
-def _jobs(folder: Path) -> ModuleType:
-    """Who knows of a run's last job."""
-    return follow.JOBS[read_job_json(folder).get("executor", "slurm")]
+def _backend(folder: Path) -> ModuleType:
+    """The module that controls the jobs of a run."""
+    return follow.BACKENDS[read_job_json(folder).get("executor", "slurm")]
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the run in a folder: the end of its name."""
+    """The last part of the name of a run's folder."""
     return folder.name.rpartition("-")[2]
 
 
-def _folders() -> list[Path]:
+def _run_folders() -> list[Path]:
     runs = runs_folder(Path.cwd())
-    found = sorted(path.parent for path in runs.glob("*/job.json"))
-    if not found:
-        raise UserError(f"no runs in {runs}: this is for the project's folder, or set SALMASK_RUNS")
-    return found
+    folders = sorted(path.parent for path in runs.glob("*/job.json"))
+    if not folders:
+        raise UserError(f"no runs in {runs}: change to the project's folder, or set SALMASK_RUNS")
+    return folders
 
 
-def _find(run: str) -> Path:
-    """The one run of that name, or with that part of it."""
-    folders = _folders()
-    found = [f for f in folders if f.name == Path(run).name] or [
-        f for f in folders if run in f.name
-    ]
-    if len(found) != 1:
-        listed = ", ".join(f.name for f in found or folders)
-        raise UserError(f"{run} is {'several runs' if found else 'no run'}: {listed}")
-    return found[0]
+def _find_run(run: str) -> Path:
+    """The only run with that name, or with that text in its name. Raises UserError."""
+    folders = _run_folders()
+    exact = [folder for folder in folders if folder.name == Path(run).name]
+    matches = exact or [folder for folder in folders if run in folder.name]
+    if len(matches) != 1:
+        names = ", ".join(folder.name for folder in matches or folders)
+        raise UserError(f"{'several runs match' if matches else 'no run matches'} {run}: {names}")
+    return matches[0]
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The folder in which one piece of long work happens, whoever does it.
+"""The folder of a run, in which one piece of long work is done.
 
-runs/<stage>-<name>-<fingerprint>/ lies outside the folders that DVC deletes before a stage starts,
-so that a second try goes on where the first one stopped:
+runs/<stage>-<name>-<fingerprint>/ is outside the folders that DVC deletes before a stage starts, so
+that a second attempt continues where the first one stopped:
 
-    lock          held by the one process that works here, or by all that share the work
-    launch.lock   held while deciding whether a job must be submitted
-    job.json      who, where, since when: what changes between equal runs
-    jobs/         what Slurm's jobs were given, and their logs
-    work/         checkpoints and half-finished stores
+    lock          held by the process that works here, or by all jobs of an array
+    launch.lock   held while a launcher decides whether to submit a job
+    job.json      host, job id and times: what differs between equal runs
+    jobs/         submission scripts, pickled job specifications and logs
+    work/         checkpoints and unfinished stores
     out/          final files, with provenance.json
-    DONE          written last; from then on the result is only published
+    DONE          written last; from then on, stages only publish the result
 """
 
 import fcntl
@@ -18,14 +18,11 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from salmask.errors import UserError
 from salmask.files import write_json
@@ -33,137 +30,132 @@ from salmask.job import Job
 from salmask.provenance import FILE_NAME, Recipe, file_digest, record
 from slurm.profile import Profile
 
-FIRST_WORDS = "controller.log"  # in jobs/: what a job of this machine says before it has a log
-_SILENT_SECONDS = 2.0  # one that ends takes about that long
+if TYPE_CHECKING:
+    import torch
 
-Work = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Shared:
-    """How several jobs share a piece of work before its `Work` completes it.
-
-    fill(job, number, count, **arguments): does one share of `count`; whether all is there then.
-    pieces: into how many shares the work can be split at most.
-    """
-
-    fill: Callable[..., bool]
-    pieces: int
+CONTROLLER_LOG = "controller.log"  # in jobs/: output of a local job before its own log exists
+_SILENT_SECONDS = 2.0  # a process that is about to end needs about that long
 
 
 def runs_folder(root: Path) -> Path:
-    """Where runs work: SALMASK_RUNS, else runs/ in the repository that DVC was started in.
+    """The folder of all runs: SALMASK_RUNS, else runs/ in the repository where DVC was started.
 
-    Under `dvc exp run --temp` and in the queue, DVC_ROOT is the main repository while the current
-    folder is a temporary copy that vanishes.
+    Under `dvc exp run --temp` and in DVC's queue, DVC_ROOT is the main repository, while the
+    current folder is a temporary copy that DVC deletes.
     """
-    if named := os.environ.get("SALMASK_RUNS"):
-        return Path(named).resolve()
+    if path := os.environ.get("SALMASK_RUNS"):
+        return Path(path).resolve()
     return Path(os.environ.get("DVC_ROOT") or root).resolve() / "runs"
 
 
-def label_of(recipe: Recipe) -> str:
-    """The name of a run's folder, and of its jobs."""
+def run_label(recipe: Recipe) -> str:
+    """The name of a run's folder and of its jobs."""
     return "-".join(filter(None, [recipe.stage, recipe.name, recipe.fingerprint]))
 
 
-def job_in(folder: Path, recipe: Recipe, seed: int, device: torch.device, chosen: Profile) -> Job:
-    """What the work is told of where it runs."""
+def make_job(
+    folder: Path, recipe: Recipe, seed: int, device: "torch.device", profile: Profile
+) -> Job:
+    """The Job that the work receives as its first argument."""
     return Job(
         fingerprint=recipe.fingerprint,
         work=folder / "work",
         out=folder / "out",
         device=device,
         seed=seed,
-        workers=chosen.cores(),
-        checkpoint_minutes=chosen.checkpoint_minutes,
+        workers=profile.cores(),
+        checkpoint_minutes=profile.checkpoint_minutes,
     )
 
 
-def make_places(job: Job) -> None:
-    for place in (job.work, job.out):
-        place.mkdir(exist_ok=True)
+def make_folders(job: Job) -> None:
+    for folder in (job.work, job.out):
+        folder.mkdir(exist_ok=True)
 
 
 def finish(folder: Path, job: Job, recipe: Recipe) -> None:
-    """Writes provenance and DONE over the final files, and removes the unfinished ones."""
+    """Writes provenance.json and DONE, then removes the unfinished files."""
     write_json(job.out / FILE_NAME, record(recipe, job.out, job.device))
     write_json(folder / "DONE", {FILE_NAME: file_digest(job.out / FILE_NAME)})
     shutil.rmtree(job.work)
 
 
 def is_done(folder: Path) -> bool:
-    """Whether DONE stands there and every file in out/ is still the one that was made."""
+    """Whether DONE exists and every file in out/ still has the digest in provenance.json."""
     try:
         done = json.loads((folder / "DONE").read_text())
         if done[FILE_NAME] != file_digest(folder / "out" / FILE_NAME):
             return False
-        made = json.loads((folder / "out" / FILE_NAME).read_text())["outputs"]
-        return all(file_digest(folder / "out" / name) == sha for name, sha in made.items())
+        outputs = json.loads((folder / "out" / FILE_NAME).read_text())["outputs"]
+        return all(file_digest(folder / "out" / name) == sha for name, sha in outputs.items())
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return False
 
 
-def publish_files(folder: Path, to: Path) -> None:
-    """Copies the final files of a finished run; leaves nothing else at the destination."""
-    shutil.rmtree(folder / "work", ignore_errors=True)  # of a process that died when it was done
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(folder / "out", to)
+def publish_files(folder: Path, destination: Path) -> None:
+    """Copies the final files of a finished run and removes everything else at the destination."""
+    shutil.rmtree(folder / "work", ignore_errors=True)  # left by a process that died in `finish`
+    shutil.rmtree(destination, ignore_errors=True)
+    shutil.copytree(folder / "out", destination)
 
 
 @contextmanager
 def locked(
     folder: Path, name: str = "lock", minutes: float | None = None, shared: bool = False
 ) -> Iterator[None]:
-    """Holds one of the folder's locks; a process that waits for long says for what.
+    """Holds one of the folder's locks. Prints a message when it has to wait for long.
 
-    minutes: after which it gives up with a UserError, if ever. shared: together with all that
-    share it too.
+    Args:
+        folder: the run's folder.
+        name: the file name of the lock.
+        minutes: raise a UserError after this time; None waits without a limit.
+        shared: allow other processes to hold the lock in shared mode at the same time.
     """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with (folder / name).open("a+") as stream:  # NFS shares no lock of what cannot be read
-        if not _taken(stream.fileno(), kind, _SILENT_SECONDS):
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with (folder / name).open("a+") as stream:  # on NFS, a shared lock needs a readable file
+        if not _acquire(stream.fileno(), mode, _SILENT_SECONDS):
             print(f"another process works in {folder}; waiting for it", flush=True)
             if minutes is None:
-                fcntl.flock(stream, kind)
-            elif not _taken(stream.fileno(), kind, 60 * minutes):
+                fcntl.flock(stream, mode)
+            elif not _acquire(stream.fileno(), mode, 60 * minutes):
                 raise UserError(
                     f"another process still works in {folder} after {minutes:g} minutes"
                 )
         yield
 
 
-def _taken(descriptor: int, kind: int, seconds: float) -> bool:
-    """Whether the lock could be had in that time."""
-    until = time.monotonic() + seconds
+def _acquire(descriptor: int, mode: int, seconds: float) -> bool:
+    """Tries to acquire a lock for some seconds. Returns whether it succeeded."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 return False
             time.sleep(min(0.2, seconds))
 
 
 def read_job_json(folder: Path) -> dict[str, Any]:
-    """What job.json says; nothing if there is none."""
+    """The content of job.json; an empty dict if the file is missing or not valid."""
     try:
-        told: dict[str, Any] = json.loads((folder / "job.json").read_text())
+        content: dict[str, Any] = json.loads((folder / "job.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-    return told
+    return content
 
 
 def now() -> str:
+    """The current time in UTC, to the second, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_head() -> str | None:
+    """The current commit; None outside a Git repository."""
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return process.stdout.strip()

@@ -1,4 +1,4 @@
-"""Waits for a job: shows its log, and notices its end, whatever that is."""
+"""Waits for a job: prints its log, and reports how it ended."""
 
 import contextlib
 import re
@@ -8,50 +8,61 @@ from pathlib import Path
 
 from salmask.files import write_bytes
 from salmask.provenance import Recipe
-from slurm import machine, scheduler
+from slurm import local_jobs, scheduler
 from slurm.errors import JobFailedError, OutOfMemoryError
-from slurm.folder import FIRST_WORDS, is_done, label_of
-from slurm.scheduler import Status
+from slurm.folder import CONTROLLER_LOG, is_done, run_label
+from slurm.scheduler import JobStatus
 
-SETTLING_SECONDS = 90  # how long a job may be about to end
-_LOOK_SECONDS = 1.0  # between looks at the folder
-_ASK_SECONDS = 5.0  # between questions to Slurm
-_DEAD_ANSWERS = 3  # so many in a row make a failure: a last file may be on its way
-_TAIL = 20
-_NO_MEMORY = ("exceeded memory limit", "oom-kill", "oom_kill", "OOM Killed")  # Slurm's, in a log
-_NOISE = re.compile(r"submitit (INFO|WARNING) ")
+BACKENDS = {"slurm": scheduler, "local-jobs": local_jobs}  # executor -> where its jobs run
 
-LAST_WORDS = ("error: ", "the work failed")  # of a task that found its end itself
-
-JOBS = {"slurm": scheduler, "local-jobs": machine}  # who knows the jobs of an executor
-
-nap = time.sleep
+_POLL_SECONDS = 1.0  # between looks at the run's folder
+_STATUS_SECONDS = 5.0  # between requests for the job's state
+_END_CONFIRMATIONS = 3  # end states in a row before a report: DONE may appear late on NFS
+_TAIL_LINES = 20
+_OUT_OF_MEMORY_TEXTS = ("exceeded memory limit", "oom-kill", "oom_kill", "OOM Killed")
+_SUBMITIT_LINE = re.compile(r"submitit (INFO|WARNING) ")
+_FAILURE_PREFIXES = ("error: ", "the work failed")  # last line of a task that failed by itself
 
 
-def log_of(folder: Path, job: str, element: str = "") -> Path:
-    """The log of a job's first task, and of the shell lines around it; or of an array's element."""
+def log_path(folder: Path, job: str, element: str = "") -> Path:
+    """The log of a job's first task and of its setup lines.
+
+    Args:
+        folder: the run's folder.
+        job: the job's id.
+        element: an index of the job array; "" if the job is no array.
+    """
     return folder / "jobs" / f"{job}{element and '_' + element}_0_log.out"
 
 
-def logs_of(folder: Path, job: str) -> dict[str, Path]:
-    """The logs that there are: of the job under "", or of an array's elements under "0", "1"..."""
-    named = {p: re.fullmatch(rf"{job}(?:_(\d+))?_0_log.out", p.name) for p in _files(folder)}
-    found = {match.group(1) or "": log for log, match in named.items() if match}
-    return dict(sorted(found.items(), key=lambda item: int(item[0] or 0)))
-
-
-def _files(folder: Path) -> list[Path]:
-    return list((folder / "jobs").glob("*_log.out"))
+def existing_logs(folder: Path, job: str) -> dict[str, Path]:
+    """The first tasks' logs that exist, by array index; the key is "" if the job is no array."""
+    pattern = re.compile(rf"{job}(?:_(\d+))?_0_log.out")
+    files = (folder / "jobs").glob("*_log.out")
+    logs = {match.group(1) or "": f for f in files if (match := pattern.fullmatch(f.name))}
+    return dict(sorted(logs.items(), key=lambda item: int(item[0] or 0)))
 
 
 def wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
-    """Returns True when the run is done; False when its job ended well without that. Raises
-    JobFailedError when it ended otherwise (OutOfMemoryError, if so), and stops the other elements
-    of its array then.
+    """Waits for a job and prints its log.
 
-    Ctrl-C leaves the job alone, and this process with exit code 130.
+    Ctrl-C does not stop the job; this process then exits with code 130.
+
+    Args:
+        folder: the run's folder.
+        job: the job's id.
+        recipe: the recipe of the run.
+        executor: `slurm` or `local-jobs`.
+
+    Returns:
+        True when the run is done; False when the job ended without an error but the run is not
+        done.
+
+    Raises:
+        JobFailedError: the job failed. The other elements of its array are cancelled.
+        OutOfMemoryError: the job failed because it used too much memory.
     """
-    label = label_of(recipe)
+    label = run_label(recipe)
     try:
         return _wait(folder, job, recipe, executor)
     except KeyboardInterrupt:
@@ -65,50 +76,51 @@ def wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
 
 
 def _wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
-    jobs = JOBS[executor]
-    said, seen, dead, asked = "", Status(""), 0, 0.0
+    backend = BACKENDS[executor]
+    last_line, last_status, ends, asked = "", JobStatus(""), 0, 0.0
     while True:
-        done = is_done(folder)  # first, so that all of the log is there when it is
-        show_new(folder, job)
+        done = is_done(folder)  # before the log is read, so that the log is complete when done
+        print_new_lines(folder, job)
         if done:
             return True
-        if time.monotonic() - asked >= _ASK_SECONDS:
+        if time.monotonic() - asked >= _STATUS_SECONDS:
             asked = time.monotonic()
-            status = jobs.ask(job, recipe.fingerprint)
-            seen = status if status and status.state != scheduler.GONE else seen
-            dead = dead + 1 if status and status.ended else 0
-            if dead == _DEAD_ANSWERS and status:
+            status = backend.job_status(job, recipe.fingerprint)
+            if status and status.state != scheduler.NOT_FOUND:
+                last_status = status
+            ends = ends + 1 if status and status.ended else 0
+            if ends == _END_CONFIRMATIONS and status:
                 if status.state == "COMPLETED":
                     return False
-                if job in jobs.live(recipe.fingerprint):
-                    jobs.cancel(job)
-                told = report(folder, job, label_of(recipe), status, seen)
-                raise _kind_of_end(folder, job, status)(told)
-            say = _news(job, status)
-            if say != said and not (status and status.ended):
-                print(say, flush=True)
-                said = say
-        nap(_LOOK_SECONDS)
+                if job in backend.active_jobs(recipe.fingerprint):
+                    backend.cancel(job)
+                message = failure_report(folder, job, run_label(recipe), status, last_status)
+                raise _error_class(folder, job, status)(message)
+            line = _status_line(job, status)
+            if line != last_line and not (status and status.ended):
+                print(line, flush=True)
+                last_line = line
+        time.sleep(_POLL_SECONDS)
 
 
-def _news(job: str, status: Status | None) -> str:
+def _status_line(job: str, status: JobStatus | None) -> str:
     if status is None:
         return f"job {job}: Slurm does not answer; waiting until it does"
-    why = f" ({status.reason})" if status.reason not in ("", "None") else ""
-    where = f" on {status.nodes}" if status.nodes else ""
-    return f"job {job} is {status.state.lower()}{where}{why}"
+    reason = f" ({status.reason})" if status.reason not in ("", "None") else ""
+    nodes = f" on {status.nodes}" if status.nodes else ""
+    return f"job {job} is {status.state.lower()}{nodes}{reason}"
 
 
-def show_new(folder: Path, job: str) -> None:
-    """Prints what the logs have gained since somebody was last shown them; whole lines only."""
-    for element, log in logs_of(folder, job).items():
-        _show_new(log, f"{element}: " if element else "")
+def print_new_lines(folder: Path, job: str) -> None:
+    """Prints the complete lines of the logs that no launcher has printed before."""
+    for element, log in existing_logs(folder, job).items():
+        _print_new_lines(log, f"{element}: " if element else "")
 
 
-def _show_new(log: Path, before: str) -> None:
-    shown = log.with_suffix(".shown")
+def _print_new_lines(log: Path, prefix: str) -> None:
+    position_file = log.with_suffix(".shown")
     try:
-        start = int(shown.read_text()) if shown.is_file() else 0
+        start = int(position_file.read_text()) if position_file.is_file() else 0
         with log.open("rb") as stream:
             stream.seek(start)
             new = stream.read()
@@ -117,62 +129,71 @@ def _show_new(log: Path, before: str) -> None:
     new = new[: new.rfind(b"\n") + 1]
     if new:
         for line in new.decode(errors="replace").splitlines():
-            if not _NOISE.match(line):
-                print(before + line, flush=True)
-        with contextlib.suppress(FileNotFoundError):  # another who waits here was faster
-            write_bytes(shown, str(start + len(new)).encode())
+            if not _SUBMITIT_LINE.match(line):
+                print(prefix + line, flush=True)
+        with contextlib.suppress(FileNotFoundError):  # another launcher wrote it at the same time
+            write_bytes(position_file, str(start + len(new)).encode())
 
 
-def _kind_of_end(folder: Path, job: str, status: Status) -> type[JobFailedError]:
-    """Only where cgroups watch over memory does Slurm have a state for it."""
-    ends = [line for log in logs_of(folder, job).values() for line in _tail(log)]
-    if status.state == "OUT_OF_MEMORY" or any(word in line for line in ends for word in _NO_MEMORY):
-        return OutOfMemoryError
-    return JobFailedError
+def _error_class(folder: Path, job: str, status: JobStatus) -> type[JobFailedError]:
+    """Slurm has a state for "out of memory" only with cgroups; otherwise the log says so."""
+    lines = [line for log in existing_logs(folder, job).values() for line in _tail(log)]
+    in_log = any(text in line for line in lines for text in _OUT_OF_MEMORY_TEXTS)
+    return OutOfMemoryError if status.state == "OUT_OF_MEMORY" or in_log else JobFailedError
 
 
-def report(folder: Path, job: str, label: str, status: Status, seen: Status) -> str:
-    """What became of a job that left no result. seen: the last that Slurm knew of it."""
+def failure_report(
+    folder: Path, job: str, label: str, status: JobStatus, last_status: JobStatus
+) -> str:
+    """The message about a job that ended without a result.
+
+    Args:
+        folder: the run's folder.
+        job: the job's id.
+        label: the name of the run.
+        status: the job's final state.
+        last_status: the last state that is not NOT_FOUND.
+    """
     element = status.element if status.element.isdigit() else ""
-    log = log_of(folder, job, element)
-    told = status if status.exit else seen
-    state = (
-        f"was {seen.state or 'never seen'} and is gone"
-        if status.state == scheduler.GONE
-        else (f"ended as {status.state}")
-    )
-    facts = [state]
-    if told.exit:
-        code, _, number = told.exit.partition(":")
-        facts.append(f"signal {number}" if number not in ("", "0") else f"exit code {code}")
-    if told.nodes:
-        facts.append(f"on {told.nodes}")
-    if told.reason not in ("", "None"):
-        facts.append(told.reason)
-    if log.is_file():
-        tail = ["the end of its log:", *_tail(log), f"all of it: {log}"]
-    elif said := _tail(folder / "jobs" / FIRST_WORDS):
-        tail = ["it left no log, but said at its start:", *said]
+    log = log_path(folder, job, element)
+    details = status if status.exit else last_status
+    if status.state == scheduler.NOT_FOUND:
+        facts = [f"disappeared (last state: {last_status.state or 'unknown'})"]
     else:
-        tail = [f"it left no log: is {log.parent} visible from its node?"]
-    if other := _other_failure(log):
-        tail += ["and of another task's:", *_tail(other), f"all of it: {other}"]
+        facts = [f"ended as {status.state}"]
+    if details.exit:
+        code, _, number = details.exit.partition(":")
+        facts.append(f"signal {number}" if number not in ("", "0") else f"exit code {code}")
+    if details.nodes:
+        facts.append(f"on {details.nodes}")
+    if details.reason not in ("", "None"):
+        facts.append(details.reason)
+    if log.is_file():
+        lines = ["the end of its log:", *_tail(log), f"the whole log: {log}"]
+    elif early_output := _tail(folder / "jobs" / CONTROLLER_LOG):
+        lines = ["it wrote no log; its first output was:", *early_output]
+    else:
+        lines = [f"it wrote no log: can its node read and write {log.parent}?"]
+    if other := _failed_task_log(log):
+        lines += ["the end of another task's log:", *_tail(other), f"the whole log: {other}"]
+    name = log.name.removesuffix("_0_log.out")
     return "\n".join(
-        [f"job {log.name.removesuffix('_0_log.out')} ({label}) {', '.join(facts)}", *tail,
-         "`dvc repro` submits it again, and goes on from its last checkpoint"]
+        [f"job {name} ({label}) {', '.join(facts)}", *lines,
+         "`dvc repro` submits it again and continues from the last checkpoint"]
     )  # fmt: skip
 
 
 def _tail(log: Path) -> list[str]:
+    """The last lines of a log, indented, without submitit's own."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    return [f"    {line}" for line in [x for x in lines if not _NOISE.match(x)][-_TAIL:]]
+    return [f"    {line}" for line in lines if not _SUBMITIT_LINE.match(line)][-_TAIL_LINES:]
 
 
-def _other_failure(first: Path) -> Path | None:
-    """The log of a task but the first that says why it failed, if there is one."""
+def _failed_task_log(first: Path) -> Path | None:
+    """The log of another task than the first one, if its last line says why the task failed."""
     job = first.name.removesuffix("_0_log.out")
     for log in sorted(first.parent.glob(f"{job}_*_log.out")):
         last = (_tail(log) or [""])[-1].strip()
-        if log != first and last.startswith(LAST_WORDS):
+        if log != first and last.startswith(_FAILURE_PREFIXES):
             return log
     return None

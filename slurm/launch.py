@@ -1,38 +1,38 @@
-"""Runs a piece of long work exactly once, wherever it was interrupted, and publishes its result.
+"""Runs a piece of long work once, resumes it where it was interrupted, and publishes its result.
 
-The work happens in a folder of its own (slurm/folder.py): in this process, or in a Slurm job that
-this process submits, or finds, and waits for.
+The work is done in the run's folder (slurm/folder.py): by this process, or by a job that this
+process submits, or finds already submitted, and waits for.
 """
 
 import contextlib
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from salmask.devices import pick_device
 from salmask.errors import UserError
 from salmask.files import write_json
 from salmask.provenance import Recipe
-from slurm import follow, profile, submission, worker
-from slurm.errors import JobFailedError, OutOfMemoryError, full_disk_named
+from slurm import follow, submission
+from slurm.errors import JobFailedError, OutOfMemoryError, named_disk_full
 from slurm.folder import (
-    Shared,
-    Work,
     finish,
     git_head,
     is_done,
-    job_in,
-    label_of,
     locked,
-    make_places,
+    make_folders,
+    make_job,
     now,
     publish_files,
     read_job_json,
+    run_label,
     runs_folder,
 )
+from slurm.job_spec import JobArray, JobSpec, Work
+from slurm.profile import Profile, read_profile
+
+_COMPLETING_SECONDS = 90  # the maximum time that a job is in the state COMPLETING
 
 
 def run(
@@ -41,147 +41,153 @@ def run(
     work: Work,
     arguments: dict[str, Any],
     publish: Path,
-    shared: Shared | None = None,
+    *,
+    parallel: bool = False,
+    array: JobArray | None = None,
 ) -> None:
-    """Does `work(job, **arguments)` unless it is done already, then copies its files to `publish`.
+    """Calls `work(job, **arguments)` unless its result exists, then copies the files to `publish`.
 
-    recipe: what decides the result; its fingerprint names the folder, so that other parameters,
-    inputs or code never meet this run's checkpoints. shared: how an array of jobs may share the
-    work, as many as the profile has tasks. With SALMASK_SUBMIT_ONLY set, a job is
-    submitted but not waited for, and nothing is published.
+    With SALMASK_SUBMIT_ONLY set, the job is submitted, and nothing is waited for or published.
+
+    Args:
+        recipe: everything that decides the result. Its fingerprint is part of the name of the run's
+            folder, so that checkpoints of other parameters, inputs or code are never used.
+        seed: the seed of the run.
+        work: the function that does the work; it must be importable or picklable.
+        arguments: its keyword arguments.
+        publish: the output folder of the stage. Its content is replaced.
+        parallel: whether all tasks of the profile share the work; else a job has one task.
+        array: how the jobs of an array share the work; None for one job.
     """
-    chosen = profile.chosen()
-    label = label_of(recipe)
+    profile = read_profile()
+    label = run_label(recipe)
     folder = runs_folder(Path.cwd()) / label
-    with full_disk_named(folder):
-        _made(folder)
-        when = "finished earlier"
-        if chosen.executor != "local" and not is_done(folder):
-            when = "finished"
-            spec = worker.JobSpec(folder, Path.cwd(), recipe, chosen, seed, work, arguments, shared)
-            if not _by_a_job(spec):
+    spec = JobSpec(folder, Path.cwd(), recipe, profile, seed, work, arguments, parallel, array)
+    with named_disk_full(folder):
+        _make_run_folder(folder)
+        state = "finished earlier"
+        if profile.executor != "local" and not is_done(folder):
+            state = "finished"
+            if not _run_in_job(spec):
                 return
         with locked(folder):
             if is_done(folder):
-                print(f"{label}: {when}; publishing its result to {publish}", flush=True)
-            elif chosen.executor == "local":
-                _here(folder, recipe, chosen, seed, work, arguments)
+                print(f"{label}: {state}; publishing its result to {publish}", flush=True)
+            elif profile.executor == "local":
+                _run_here(spec)
             else:
-                raise JobFailedError(f"{label}: its result changed while it was waited for")
-            with full_disk_named(publish):
+                raise JobFailedError(f"{label}: its result changed before it was published")
+            with named_disk_full(publish):
                 publish_files(folder, publish)
 
 
-def _made(folder: Path) -> None:
+def _make_run_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(
             f"the runs' folder {folder.parent} cannot be used ({error.strerror}: "
-            f"{error.filename}): set SALMASK_RUNS to one that you may write in"
+            f"{error.filename}): set SALMASK_RUNS to a folder where you have write permission"
         ) from None
 
 
-def _here(
-    folder: Path,
-    recipe: Recipe,
-    chosen: profile.Profile,
-    seed: int,
-    work: Work,
-    arguments: dict[str, Any],
-) -> None:
-    """The `local` executor: this process does the work."""
-    torch.set_num_threads(chosen.cores())
-    job = job_in(folder, recipe, seed, pick_device(), chosen)
-    make_places(job)
-    told = {"recipe": vars(recipe), "host": socket.gethostname(), "pid": os.getpid()}
-    told |= {"git": git_head(), "started": now()}
-    write_json(folder / "job.json", told)
-    work(job, **arguments)
-    finish(folder, job, recipe)
-    write_json(folder / "job.json", told | {"finished": now()})
+def _run_here(spec: JobSpec) -> None:
+    """Does the work in this process (the executor `local`)."""
+    import torch
+
+    from salmask.devices import pick_device
+
+    torch.set_num_threads(spec.profile.cores())
+    job = make_job(spec.folder, spec.recipe, spec.seed, pick_device(), spec.profile)
+    make_folders(job)
+    metadata = {"recipe": vars(spec.recipe), "host": socket.gethostname(), "pid": os.getpid()}
+    metadata |= {"git": git_head(), "started": now()}
+    write_json(spec.folder / "job.json", metadata)
+    spec.work(job, **spec.arguments)
+    finish(spec.folder, job, spec.recipe)
+    write_json(spec.folder / "job.json", metadata | {"finished": now()})
 
 
 # ---------------------------------------------------------------------------------------- jobs
 
 
-def _by_a_job(spec: worker.JobSpec) -> bool:
-    """Has a job do the work, and waits for it unless that is not wanted; whether it did.
+def _run_in_job(spec: JobSpec) -> bool:
+    """Submits a job and waits for it. Returns False if SALMASK_SUBMIT_ONLY says not to wait.
 
-    A job that ran out of memory is followed by another as long as each saves more than was there,
-    `max_requeues` times at most.
+    A job that ran out of memory is submitted again if it saved more than the attempt before it, up
+    to `max_requeues` times.
     """
-    folder, recipe, label = spec.folder, spec.recipe, label_of(spec.recipe)
-    apart, further = False, spec.chosen.max_requeues
+    folder, label = spec.folder, run_label(spec.recipe)
+    incomplete, retries = False, spec.profile.max_requeues
     while True:
-        before = _saved(folder)
+        saved_before = _saved_files(folder)
         job = _submit_or_attach(spec)
         if os.environ.get("SALMASK_SUBMIT_ONLY"):
             return False
         try:
-            if not job or follow.wait(folder, job, recipe, spec.chosen.executor):
+            if not job or follow.wait(folder, job, spec.recipe, spec.profile.executor):
                 return True
         except OutOfMemoryError as error:
-            if not further or _saved(folder) == before:
+            if not retries or _saved_files(folder) == saved_before:
                 raise
-            further -= 1
-            print(f"{error.message}\n{label}: it got further, so another goes on", flush=True)
+            retries -= 1
+            print(f"{error.message}\n{label}: it made progress; submitting it again", flush=True)
             continue
-        if apart:
-            raise JobFailedError(f"{label}: its jobs ended again and again without a result")
-        # The last two of an array can miss each other's end, where files show up late.
-        print(f"{label}: all shares are done; another job puts them together", flush=True)
-        apart = True
+        if incomplete:
+            raise JobFailedError(f"{label}: two jobs in a row ended without a result")
+        # Where files appear late, the last two jobs of an array may not see each other's shares.
+        print(f"{label}: all shares are done; submitting a job to complete the result", flush=True)
+        incomplete = True
 
 
-def _saved(folder: Path) -> set[tuple[str, int]]:
-    """What a later try would go on from, with the times of its writing."""
-    found = set()
-    with contextlib.suppress(FileNotFoundError):  # a job that works there replaces and removes
+def _saved_files(folder: Path) -> set[tuple[str, int]]:
+    """The files from which a later attempt continues, with their modification times."""
+    files = set()
+    with contextlib.suppress(FileNotFoundError):  # a running job replaces and removes files
         for path in (folder / "work").rglob("*"):
             if path.is_file() and path.suffix != ".partial":
-                found.add((str(path), path.stat().st_mtime_ns))
-    return found
+                files.add((str(path), path.stat().st_mtime_ns))
+    return files
 
 
-def _submit_or_attach(spec: worker.JobSpec) -> str | None:
-    """The id of the one job that does this work; None if it was done meanwhile."""
-    folder, recipe, chosen = spec.folder, spec.recipe, spec.chosen
-    label = label_of(recipe)
+def _submit_or_attach(spec: JobSpec) -> str | None:
+    """Submits a job unless the run has one. Returns its id; None if the run is done already."""
+    folder, recipe, profile = spec.folder, spec.recipe, spec.profile
+    label = run_label(recipe)
     with locked(folder, "launch.lock"):
         if is_done(folder):
             return None
-        if job := _living(folder, recipe.fingerprint, chosen.executor):
-            print(f"{label}: job {job} is at it already; attached to it", flush=True)
+        if job := _active_job(folder, recipe.fingerprint, profile.executor):
+            print(f"{label}: attached to job {job}, which exists already", flush=True)
         else:
             job, count = submission.submit(spec)
-            of = f", {count} tasks," if count > 1 else ""
-            print(f"{label}: submitted as job {job}{of} to {_where(chosen)}", flush=True)
+            tasks = f", {count} tasks," if count > 1 else ""
+            print(f"{label}: submitted as job {job}{tasks} to {_target(profile)}", flush=True)
         if read_job_json(folder).get("job") != job:
-            told: dict[str, Any] = {"recipe": vars(recipe), "job": job}
-            told |= {"executor": chosen.executor}
-            told |= {"host": socket.gethostname(), "git": git_head(), "submitted": now()}
-            write_json(folder / "job.json", told)
+            metadata: dict[str, Any] = {"recipe": vars(recipe), "job": job}
+            metadata |= {"executor": profile.executor, "host": socket.gethostname()}
+            metadata |= {"git": git_head(), "submitted": now()}
+            write_json(folder / "job.json", metadata)
         return job
 
 
-def _where(chosen: profile.Profile) -> str:
-    if chosen.executor == "local-jobs":
+def _target(profile: Profile) -> str:
+    if profile.executor == "local-jobs":
         return "this machine"
-    return chosen.partition or "the default partition"
+    return profile.partition or "the default partition"
 
 
-def _living(folder: Path, fingerprint: str, executor: str) -> str | None:
-    """The run's job that is queued or runs, also when its launcher died before noting its id."""
-    noted = str(read_job_json(folder).get("job", ""))
-    for _ in range(follow.SETTLING_SECONDS):
-        found = {
+def _active_job(folder: Path, fingerprint: str, executor: str) -> str | None:
+    """The run's job that waits or runs, even if its launcher was killed before writing job.json."""
+    recorded = str(read_job_json(folder).get("job", ""))
+    for _ in range(_COMPLETING_SECONDS):
+        jobs = {
             job: status
-            for job, status in follow.JOBS[executor].live(fingerprint).items()
-            if job == noted or Path(status.log).is_relative_to(folder)
+            for job, status in follow.BACKENDS[executor].active_jobs(fingerprint).items()
+            if job == recorded or Path(status.log).is_relative_to(folder)
         }
-        settled = [job for job, status in found.items() if status.state != "COMPLETING"]
-        if settled or not found:
-            return next(iter(settled), None)
-        follow.nap(1)  # one that ends, or is put back into the queue: soon we know
+        active = [job for job, status in jobs.items() if status.state != "COMPLETING"]
+        if active or not jobs:
+            return next(iter(active), None)
+        time.sleep(1)  # the job either ends or returns to the queue
     return None

@@ -1,4 +1,4 @@
-"""Cluster profiles: where jobs run and with what. Never part of a result."""
+"""Cluster profiles: where and how jobs run. They do not change results."""
 
 import os
 from dataclasses import field
@@ -14,19 +14,23 @@ from salmask.params.values import STRICT, check
 
 CLUSTERS = Path(__file__).parent / "clusters"
 
-# The stages whose processes can share one piece of work; every other stage is a job of one task.
-SHARED = ("pretrain", "knn", "linear_fast", "linear", "finetune", "transfer", "detect", "variance")
-
-# What the launcher itself tells sbatch, or finds its jobs by.
-RESERVED = ("array", "comment", "error", "job-name", "open-mode", "output", "requeue", "signal")
+# Options of sbatch that the launcher sets itself, or by which it identifies its jobs.
+RESERVED_OPTIONS = (
+    "array", "comment", "error", "job-name", "open-mode", "output", "requeue", "signal"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, config=STRICT)
 class Profile:
-    """executor: `local` runs the work in the waiting process, `local-jobs` in processes of its own
-    on the same machine, `slurm` in a job. cpus: processor cores of each task; all by default, or
-    one in a job. checkpoint_minutes: the longest stretch of pretraining or detection that a kill
-    can cost. All others are for jobs, and explained in clusters/example-gpu.yaml."""
+    """A file of slurm/clusters/. clusters/example-gpu.yaml explains every field.
+
+    Args:
+        executor: `local` runs the work in the process of the stage, `local-jobs` in separate
+            processes on the same machine, `slurm` in a Slurm job.
+        cpus: processor cores of each task. None: one core in a Slurm job, else all cores of the
+            machine, divided by the number of tasks.
+        checkpoint_minutes: the maximum time between two checkpoints of a training.
+    """
 
     executor: Literal["local", "local-jobs", "slurm"] = "local"
     cpus: PositiveInt | None = None
@@ -60,26 +64,30 @@ class Profile:
                 f"{self.time_min}"
             )
         for name in self.additional:
-            if name.replace("_", "-") in RESERVED:
-                raise ValueError(f"additional.{name}: the launcher sets this itself")
+            if name.replace("_", "-") in RESERVED_OPTIONS:
+                raise ValueError(f"additional.{name}: the launcher sets this option; remove it")
 
     def cores(self) -> int:
-        """Threads of one process."""
+        """Number of threads of one task."""
         if self.executor == "slurm":
             return self.cpus or 1
         return self.cpus or max(1, len(os.sched_getaffinity(0)) // self.tasks_per_node)
 
-    def tasks(self, stage: str) -> tuple[int, int]:
-        """How many nodes a stage's job has, and tasks on each."""
-        return (self.nodes, self.tasks_per_node) if stage in SHARED else (1, 1)
+    def tasks(self, parallel: bool) -> tuple[int, int]:
+        """The number of nodes of a job, and of tasks on each node.
 
-    def shares(self, pieces: int) -> int:
-        """How many jobs of one task share work of so many pieces."""
+        Args:
+            parallel: whether several tasks share the work of the job.
+        """
+        return (self.nodes, self.tasks_per_node) if parallel else (1, 1)
+
+    def array_size(self, pieces: int) -> int:
+        """The number of jobs in an array, for work that consists of so many pieces."""
         return min(self.nodes * self.tasks_per_node, pieces)
 
-    def sbatch(self, stage: str) -> dict[str, Any]:
-        """What submitit's SlurmExecutor is told of a stage's job."""
-        nodes, tasks = self.tasks(stage)
+    def sbatch_options(self, parallel: bool) -> dict[str, Any]:
+        """Parameters of submitit's SlurmExecutor for one job. parallel: as in `tasks`."""
+        nodes, tasks = self.tasks(parallel)
         return {
             "partition": self.partition,
             "account": self.account,
@@ -96,12 +104,12 @@ class Profile:
         }
 
 
-def chosen() -> Profile:
-    """The profile that SALMASK_CLUSTER names, else clusters/local.yaml. Raises UserError."""
+def read_profile() -> Profile:
+    """The profile at the path in SALMASK_CLUSTER, else clusters/local.yaml. Raises UserError."""
     path = Path(os.environ.get("SALMASK_CLUSTER") or CLUSTERS / "local.yaml")
     if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in CLUSTERS.glob("*.yaml")))
-        raise UserError(f"SALMASK_CLUSTER: no profile at {path}; there are {known}")
+        available = ", ".join(sorted(str(p) for p in CLUSTERS.glob("*.yaml")))
+        raise UserError(f"SALMASK_CLUSTER: there is no file {path}; profiles: {available}")
     try:
         fields = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

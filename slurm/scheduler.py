@@ -1,7 +1,7 @@
-"""What Slurm knows of a job, asked by its own commands.
+"""The state of Slurm's jobs, read through Slurm's commands.
 
-Accounting may be off (then `sacct` answers nothing), the controller may be away for a while, and
-forgets a job some minutes after its end.
+Accounting may be off (then `sacct` prints nothing). The controller may be unavailable for a while,
+and it forgets a job some minutes after the job's end.
 """
 
 import os
@@ -11,17 +11,25 @@ from dataclasses import dataclass, replace
 
 from salmask.errors import UserError
 
-GONE = "GONE"
-ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
-         "PREEMPTED", "REVOKED", "TIMEOUT", GONE}  # fmt: skip
-_PATIENCE_SECONDS = 60
+NOT_FOUND = "NOT_FOUND"
+END_STATES = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
+              "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", NOT_FOUND}  # fmt: skip
+_TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Status:
-    """state: as Slurm spells it, or GONE when it has forgotten the job. reason: why it waits or
-    ended. exit: of its first failing task, as CODE:SIGNAL. log: where sbatch's output goes.
-    element: which of a job array this is about, if about one."""
+class JobStatus:
+    """The state of a job, or of one element of a job array.
+
+    Args:
+        state: Slurm's name of the state, or NOT_FOUND when Slurm has no record of the job.
+        reason: why the job waits or why it ended.
+        exit: exit code and signal of the first task that failed, as CODE:SIGNAL.
+        nodes: the nodes of the job, as Slurm lists them.
+        comment: the comment of the job (see `job_comment`).
+        log: the file to which sbatch writes the output.
+        element: index in the job array; "" if the job is not part of an array.
+    """
 
     state: str
     reason: str = ""
@@ -33,98 +41,104 @@ class Status:
 
     @property
     def ended(self) -> bool:
-        return self.state in ENDED
+        return self.state in END_STATES
 
 
-def mark(fingerprint: str) -> str:
-    """The comment by which a run's jobs are known; job ids are used again some day."""
+def job_comment(fingerprint: str) -> str:
+    """The comment that identifies the jobs of a run. Job ids do not: Slurm reuses them."""
     return f"salmask-{fingerprint}"
 
 
-def ask(job: str, fingerprint: str) -> Status | None:
-    """A job's state; None while Slurm does not answer. Another run's job of that id is none.
+def job_status(job: str, fingerprint: str) -> JobStatus | None:
+    """The state of a run's job; None while Slurm does not answer.
 
-    An array has failed when one of its elements has, and else ends with the last of them.
+    The state is NOT_FOUND if the job of this id belongs to another run. An array counts as failed
+    when one of its elements failed; otherwise it ends when its last element ends.
     """
-    found = _elements(job, fingerprint)
-    if not found:
+    elements = _element_statuses(job, fingerprint)
+    if not elements:
         return None
-    failed = [one for one in found if one.ended and one.state != "COMPLETED"]
-    alive = sorted((one for one in found if not one.ended), key=lambda one: one.state != "RUNNING")
-    if failed or not alive:
-        return (failed + found)[0]
-    nodes = sorted({one.nodes for one in alive if one.nodes})
-    return replace(alive[0], nodes=",".join(nodes))
+    failed = [one for one in elements if one.ended and one.state != "COMPLETED"]
+    active = sorted((one for one in elements if not one.ended), key=lambda s: s.state != "RUNNING")
+    if failed or not active:
+        return (failed + elements)[0]
+    nodes = sorted({one.nodes for one in active if one.nodes})
+    return replace(active[0], nodes=",".join(nodes))
 
 
-def _elements(job: str, fingerprint: str) -> list[Status]:
-    """What Slurm knows of a job, or of an array's elements; nothing while it does not answer."""
-    code, out = call("scontrol", "--oneliner", "show", "job", job)
+def _element_statuses(job: str, fingerprint: str) -> list[JobStatus]:
+    """The states of a job, or of all elements of an array; empty while Slurm does not answer."""
+    code, output = run_command("scontrol", "--oneliner", "show", "job", job)
     if code == 0:
-        found = [_read(line) for line in out.strip().splitlines()]
-        return [one for one in found if not one.comment or mark(fingerprint) in one.comment] or [
-            Status(GONE)
-        ]
-    forgotten = "Invalid job id" in out
+        comment = job_comment(fingerprint)
+        statuses = [_parse_job(line) for line in output.strip().splitlines()]
+        of_run = [one for one in statuses if not one.comment or comment in one.comment]
+        return of_run or [JobStatus(NOT_FOUND)]
+    forgotten = "Invalid job id" in output
     if not forgotten:
-        code, out = call("squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N")
-        rows = [line.split("|") for line in out.strip().splitlines() if line.count("|") == 2]
+        code, output = run_command("squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N")
+        rows = [line.split("|") for line in output.strip().splitlines() if line.count("|") == 2]
         if code == 0 and rows:
-            return [Status(state, reason, nodes=nodes) for state, reason, nodes in rows]
-        forgotten = (code == 0 and not out.strip()) or "Invalid job id" in out
-    return (_from_accounting(job) or [Status(GONE)]) if forgotten else []
+            return [JobStatus(state, reason, nodes=nodes) for state, reason, nodes in rows]
+        forgotten = (code == 0 and not output.strip()) or "Invalid job id" in output
+    return (_accounting_statuses(job) or [JobStatus(NOT_FOUND)]) if forgotten else []
 
 
-def _from_accounting(job: str) -> list[Status]:
-    wanted = "--format=State,ExitCode,NodeList"
-    code, out = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", wanted)
-    rows = [line.split("|") for line in out.strip().splitlines() if line.count("|") == 2]
-    found = [Status(state.split()[0], exit=told, nodes=nodes) for state, told, nodes in rows]
-    return [one for one in found if not code and one.ended]  # and no record that nobody closed
+def _accounting_statuses(job: str) -> list[JobStatus]:
+    """The states of an ended job in Slurm's database; empty without accounting."""
+    command = ("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}")
+    code, output = run_command(*command, "--format=State,ExitCode,NodeList")
+    rows = [line.split("|") for line in output.strip().splitlines() if line.count("|") == 2]
+    statuses = [JobStatus(state.split()[0], exit=end, nodes=nodes) for state, end, nodes in rows]
+    return [one for one in statuses if not code and one.ended]  # some records are never closed
 
 
-def live(fingerprint: str) -> dict[str, Status]:
-    """This user's jobs of a run that Slurm has not ended, by id; an array is one job."""
-    listed = ["--noheader", f"--user={os.getuid()}", "--format=%F|%k"]
-    code, out = call("squeue", *listed)
+def active_jobs(fingerprint: str) -> dict[str, JobStatus]:
+    """This user's jobs of a run that have not ended, by id. An array counts as one job.
+
+    Raises UserError when squeue fails.
+    """
+    code, output = run_command("squeue", "--noheader", f"--user={os.getuid()}", "--format=%F|%k")
     if code:
-        raise UserError(f"Slurm's squeue does not work here: {out.strip()}")
-    rows = (line.partition("|") for line in out.splitlines())
-    ids = dict.fromkeys(job for job, _, comment in rows if mark(fingerprint) in comment)
-    found = {job: [s for s in _elements(job, fingerprint) if not s.ended] for job in ids}
-    return {job: alive[0] for job, alive in found.items() if alive}
+        raise UserError(f"Slurm's squeue does not work here: {output.strip()}")
+    rows = (line.partition("|") for line in output.splitlines())
+    comment = job_comment(fingerprint)
+    ids = dict.fromkeys(job for job, _, text in rows if comment in text)
+    active = {
+        job: [one for one in _element_statuses(job, fingerprint) if not one.ended] for job in ids
+    }
+    return {job: elements[0] for job, elements in active.items() if elements}
 
 
 def requeue(job: str) -> bool:
-    """Puts a running job back into the queue; whether Slurm agreed."""
-    code, out = call("scontrol", "requeue", job)
+    """Puts a running job back into the queue. Returns whether Slurm accepted the request."""
+    code, output = run_command("scontrol", "requeue", job)
     if code:
-        print(f"scontrol requeue {job}: {out.strip()}", flush=True)
+        print(f"scontrol requeue {job}: {output.strip()}", flush=True)
     return code == 0
 
 
 def cancel(job: str) -> None:
-    """Raises UserError when Slurm refuses."""
-    code, out = call("scancel", job)
+    """Cancels a job. Raises UserError when Slurm refuses."""
+    code, output = run_command("scancel", job)
     if code:
-        raise UserError(f"scancel {job}: {out.strip()}")
+        raise UserError(f"scancel {job}: {output.strip()}")
 
 
-def address(nodes: str) -> str:
-    """Where the first of a list of nodes ("n[1-4]") is reached: NodeAddr, or its name."""
-    _, out = call("scontrol", "show", "hostnames", nodes)
-    first = out.split()[0]
-    _, out = call("scontrol", "--oneliner", "show", "node", first)
-    return _field(out, "NodeAddr") or first
+def first_address(nodes: str) -> str:
+    """The network address of the first of a list of nodes ("n[1-4]"): NodeAddr, or its name."""
+    name = first_host(nodes)
+    _, output = run_command("scontrol", "--oneliner", "show", "node", name)
+    return _field(output, "NodeAddr") or name
 
 
 def first_host(nodes: str) -> str:
     """The name of the first of a list of nodes."""
-    return call("scontrol", "show", "hostnames", nodes)[1].split()[0]
+    return run_command("scontrol", "show", "hostnames", nodes)[1].split()[0]
 
 
-def _read(line: str) -> Status:
-    return Status(
+def _parse_job(line: str) -> JobStatus:
+    return JobStatus(
         _field(line, "JobState"),
         _field(line, "Reason"),
         _field(line, "ExitCode"),
@@ -136,20 +150,24 @@ def _read(line: str) -> Status:
 
 
 def _field(line: str, name: str) -> str:
-    found = re.search(rf"(?:^|\s){name}=(.*?)(?=\s\S+?=|$)", line.strip())
-    return found.group(1) if found else ""
+    match = re.search(rf"(?:^|\s){name}=(.*?)(?=\s\S+?=|$)", line.strip())
+    return match.group(1) if match else ""
 
 
-def outside() -> dict[str, str]:
-    """Our environment without the variables of a job that we may run in: sbatch obeys them."""
+def environment_outside_jobs() -> dict[str, str]:
+    """The environment without the variables of a surrounding job, which sbatch would use."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     return kept | {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
 
 
-def call(*command: str) -> tuple[int, str]:
-    """Exit code and output, of which there is hardly ever both kinds."""
+def run_command(*command: str) -> tuple[int, str]:
+    """Runs one of Slurm's commands; returns its exit code and its output.
+
+    The output includes stderr if the command failed. The exit code is 127 if the command is not
+    installed, and 124 if it does not end within a minute.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
     except FileNotFoundError:
         return 127, f"{command[0]} is not installed"
     except subprocess.TimeoutExpired:

@@ -1,66 +1,97 @@
-"""Hands a piece of work to Slurm, or to processes of their own on this machine."""
+"""Submits a piece of work to Slurm, or starts it in separate processes on this machine."""
 
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import submitit
-
-from slurm import scheduler, worker
+from slurm import scheduler
 from slurm.errors import JobFailedError
-from slurm.folder import FIRST_WORDS, label_of
-from slurm.worker import JobSpec
+from slurm.folder import CONTROLLER_LOG, run_label
+from slurm.job_spec import JobSpec
+from slurm.profile import Profile
 
-_YEAR = 365 * 24 * 60
+_YEAR_MINUTES = 365 * 24 * 60
 
 
 def submit(spec: JobSpec) -> tuple[str, int]:
-    """The job's id, and how many elements of an array share the work. Raises JobFailedError when
-    sbatch refuses it."""
-    if spec.chosen.executor == "local-jobs":
-        return _start_here(spec), 1
-    count = spec.chosen.shares(spec.shared.pieces) if spec.shared else 1
-    return _sbatch(spec, count), count
+    """Submits the work. Returns the job's id and the number of jobs in its array (1 for no array).
+
+    Raises JobFailedError when sbatch refuses the job.
+    """
+    if spec.profile.executor == "local-jobs":
+        return _start_locally(spec), 1
+    size = spec.profile.array_size(spec.array.pieces) if spec.array else 1
+    return _sbatch(spec, size), size
 
 
-def _sbatch(spec: JobSpec, count: int) -> str:
+def setup_lines(profile: Profile, project: Path) -> list[str]:
+    """The lines of bash that a Slurm job runs before its tasks.
+
+    They set the profile's variables, run the profile's `setup`, and make the project's folder the
+    current folder and the first entry of Python's path: `stages` and `slurm` are imported from it.
+    A line that fails ends the job and is printed.
+    """
+    folder = shlex.quote(str(project))
+    return [
+        """trap 'echo "setup failed with exit code $?: $BASH_COMMAND"; exit 1' ERR""",
+        *(f"export {name}={shlex.quote(v)}" for name, v in profile.environment.items()),
+        *profile.setup,
+        "trap - ERR",
+        f"cd {folder}",
+        f'export PYTHONPATH={folder}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+    ]
+
+
+def with_project_on_path(environment: Mapping[str, str], project: Path) -> dict[str, str]:
+    """The environment with the project's folder as the first entry of PYTHONPATH."""
+    paths = [str(project), environment.get("PYTHONPATH", "")]
+    return dict(environment) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _sbatch(spec: JobSpec, size: int) -> str:
+    import submitit  # inside the functions that use it, as everywhere: stages import this module
+
+    from slurm import worker
+
     executor = submitit.SlurmExecutor(folder=spec.folder / "jobs")
     executor.update_parameters(
-        **spec.chosen.sbatch(spec.recipe.stage),
-        job_name=label_of(spec.recipe),
-        comment=scheduler.mark(spec.recipe.fingerprint),
+        **spec.profile.sbatch_options(spec.parallel),
+        job_name=run_label(spec.recipe),
+        comment=scheduler.job_comment(spec.recipe.fingerprint),
         wckey="",
         stderr_to_stdout=True,
-        setup=worker.setup(spec.chosen),
+        setup=setup_lines(spec.profile, spec.project),
         srun_args=[
             "--open-mode=append",
             "--kill-on-bad-exit=1",
-            f"--cpus-per-task={spec.chosen.cores()}",  # srun takes it from nowhere since 22.05
+            f"--cpus-per-task={spec.profile.cores()}",  # since 22.05, srun ignores sbatch's value
         ],
     )
-    if count == 1:
-        specs = [replace(spec, shared=None)]
+    if size == 1:
+        specs = [replace(spec, array=None)]
     else:
-        specs = [replace(spec, number=number, count=count) for number in range(count)]
-    with _environment(scheduler.outside()):
+        specs = [replace(spec, index=index, size=size) for index in range(size)]
+    with _environment(scheduler.environment_outside_jobs()):
         try:
             jobs = executor.map_array(worker.main, specs)
         except submitit.core.utils.FailedJobError as error:
-            refused = str(error).strip()
-            raise JobFailedError(f"sbatch refused {label_of(spec.recipe)}: {refused}") from None
+            raise JobFailedError(
+                f"sbatch refused {run_label(spec.recipe)}: {str(error).strip()}"
+            ) from None
     return str(jobs[0].job_id).partition("_")[0]
 
 
 @contextmanager
-def _environment(there: dict[str, str]) -> Iterator[None]:
-    """With these variables and no others: submitit hands on what it finds."""
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Replaces the environment of this process, which submitit passes on to the job."""
     before = dict(os.environ)
     os.environ.clear()
-    os.environ |= there
+    os.environ |= variables
     try:
         yield
     finally:
@@ -68,57 +99,64 @@ def _environment(there: dict[str, str]) -> Iterator[None]:
         os.environ |= before
 
 
-def _start_here(spec: JobSpec) -> str:
-    chosen = spec.chosen
-    _, tasks = chosen.tasks(spec.recipe.stage)
-    gpus = min(chosen.gpus, tasks)
-    # The executor itself, for AutoExecutor would take Slurm where there is an srun; and it hides
-    # all GPUs that it is not told of.
+def _start_locally(spec: JobSpec) -> str:
+    import submitit
+
+    from slurm import worker
+
+    profile = spec.profile
+    _, tasks = profile.tasks(spec.parallel)
+    gpus = min(profile.gpus, tasks)
+    # Not AutoExecutor, which would use Slurm where srun is installed. Without visible_gpus,
+    # LocalExecutor would use the first GPUs of the machine.
     executor = submitit.LocalExecutor(folder=spec.folder / "jobs")
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
         visible_gpus=_visible_gpus(gpus),
-        timeout_min=chosen.time_min or _YEAR,
-        signal_delay_s=chosen.signal_seconds,
+        timeout_min=profile.time_min or _YEAR_MINUTES,
+        signal_delay_s=profile.signal_seconds,
         stderr_to_stdout=True,
-        setup=chosen.setup,
+        setup=(*profile.setup, f"cd {shlex.quote(str(spec.project))}") if profile.setup else (),
     )
-    there = dict(os.environ) | chosen.environment
-    with _environment(there), _detached(spec.folder / "jobs" / FIRST_WORDS):
-        return str(executor.submit(worker.main, replace(spec, shared=None)).job_id)
+    variables = with_project_on_path(os.environ | profile.environment, spec.project)
+    with _environment(variables), _detached(spec.folder / "jobs" / CONTROLLER_LOG):
+        return str(executor.submit(worker.main, replace(spec, array=None)).job_id)
 
 
 @contextmanager
 def _detached(log: Path) -> Iterator[None]:
-    """What starts in here outlives us: Ctrl-C and a closed terminal are not for it, nor does it
-    keep our output open, on whose end others may wait."""
+    """Processes that are started in this context keep running when this process ends.
+
+    They ignore Ctrl-C and a closed terminal, and write to `log`: with our output open, they would
+    block every process that waits for the end of our output.
+    """
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
-    ours = {number: os.dup(number) for number in (1, 2)}
+    copies = {number: os.dup(number) for number in (1, 2)}
     sys.stdout.flush()
     sys.stderr.flush()
     with log.open("wb") as stream:
-        for number in ours:
+        for number in copies:
             os.dup2(stream.fileno(), number)
     try:
         yield
     finally:
-        for number, kept in ours.items():
-            os.dup2(kept, number)
-            os.close(kept)
+        for number, copy in copies.items():
+            os.dup2(copy, number)
+            os.close(copy)
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
 
 
 def _visible_gpus(count: int) -> list[int]:
-    """The first of those that this process may use itself, by number."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not count or not named:
+    """The numbers of the first GPUs that this process may use."""
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not count or not variable:
         return list(range(count))
-    given = [name.strip() for name in named.split(",")]
-    if not all(name.isdigit() for name in given) or len(given) < count:
+    names = [name.strip() for name in variable.split(",")]
+    if not all(name.isdigit() for name in names) or len(names) < count:
         raise JobFailedError(
-            f"CUDA_VISIBLE_DEVICES={named}: the profile asks for {count} GPUs, and jobs on this "
-            "machine know them by numbers only"
+            f"CUDA_VISIBLE_DEVICES={variable}: the profile requests {count} GPUs; list at least as "
+            "many, by number (jobs on this machine cannot select GPUs by UUID)"
         )
-    return [int(name) for name in given[:count]]
+    return [int(name) for name in names[:count]]

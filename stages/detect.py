@@ -48,7 +48,7 @@ def main(name: str, dataset: str) -> None:
     )
     arguments = {"options": options, "data": data.resolve(), "encoder": encoder.resolve()}
     out = (EVALUATE / name / f"detect-{dataset}").resolve()
-    launch.run(made_by, seed, work, arguments, out)
+    launch.run(made_by, seed, work, arguments, out, parallel=True)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def score(
         "beside": beside,
     }
     folder = f"{protocol}-{apart}" if apart else protocol
-    launch.run(made_by, seed, work, arguments, (EVALUATE / run / folder).resolve())
+    out = (EVALUATE / run / folder).resolve()
+    launch.run(made_by, seed, work, arguments, out, parallel=True)
 
 
 def _digest_key(protocol: str, run: str) -> str:

@@ -14,7 +14,7 @@ from salmask.files import write_json
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record, value_digest
 from salmask.stage_modules import stage_modules
-from slurm.launch import runs_folder
+from slurm.folder import runs_folder
 
 
 def prepare(stage: str, key: str, name: str, out: Path) -> None:

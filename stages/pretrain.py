@@ -45,7 +45,7 @@ def main(name: str) -> None:
     localizer = json.loads(LOCALIZER_SPEC.read_text())
     inputs = loop.Inputs(DATA.resolve(), STORE.resolve(), localizer)
     arguments = {"config": config, "inputs": inputs}
-    launch.run(made_by, seed, work, arguments, (PRETRAIN / name).resolve())
+    launch.run(made_by, seed, work, arguments, (PRETRAIN / name).resolve(), parallel=True)
 
 
 if __name__ == "__main__":

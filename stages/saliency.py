@@ -22,7 +22,8 @@ from salmask.saliency.localizers import Trunk
 from salmask.saliency.store import Plan
 from salmask.stage_modules import stage_modules
 from slurm import launch
-from slurm.folder import Shared
+from slurm.folder import runs_folder
+from slurm.job_spec import JobArray
 from stages.errors import readable_errors
 from stages.paths import DATA, LOCALIZER, LOCALIZER_FILES, MANIFEST_FILES, SALIENCY, STORE
 
@@ -108,10 +109,10 @@ def main() -> None:
         Path.cwd(),
     )
     rows = len(manifest.load(DATA))
-    runs = launch.runs_folder(Path.cwd())
+    runs = runs_folder(Path.cwd())
     task = Task(config, DATA.resolve(), LOCALIZER.resolve(), made_by, runs)
-    shared = Shared(share, -(-rows // config.shard_rows))
-    launch.run(made_by, 0, work, {"task": task}, SALIENCY.resolve(), shared)
+    array = JobArray(share, -(-rows // config.shard_rows))
+    launch.run(made_by, 0, work, {"task": task}, SALIENCY.resolve(), array=array)
 
 
 if __name__ == "__main__":

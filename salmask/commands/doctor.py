@@ -96,10 +96,11 @@ def examine_machine(params: Params, root: Path) -> Iterator[Finding]:
 
 def _examine_cluster(root: Path) -> Iterator[Finding]:
     sys.path.insert(0, str(root))  # a project has a `slurm` package of its own
-    from slurm import doctor, profile
+    from slurm import doctor
+    from slurm.profile import read_profile
 
     try:
-        yield from doctor.examine_profile(profile.chosen())
+        yield from doctor.examine_profile(read_profile())
     except UserError as error:
         yield Finding("stop", str(error))
 

@@ -1,4 +1,4 @@
-"""A Slurm cluster on this machine: one for all tests, or one of a test's own."""
+"""A Slurm cluster on this machine: one for all tests, and separate ones for tests that break it."""
 
 import os
 import re
@@ -16,7 +16,11 @@ SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster.sh"
 
 
 class Cluster:
-    """conf: its slurm.conf. env: an environment in which Slurm's commands and submitit find it."""
+    """A running cluster.
+
+    Args:
+        conf: the path of its slurm.conf. `env` is the environment for Slurm's commands and submitit.
+    """
 
     def __init__(self, conf: Path) -> None:
         self.conf = conf
@@ -24,7 +28,7 @@ class Cluster:
         self.env = outside | {"SLURM_CONF": str(conf)}
 
     def run(self, *command: str) -> str:
-        """What the command prints; raises if it fails."""
+        """Runs a command and returns its output. Raises an error if it fails."""
         done = subprocess.run(
             command, env=self.env, text=True, stdout=subprocess.PIPE, timeout=60, check=True
         )
@@ -36,7 +40,7 @@ class Cluster:
         return subprocess.run(command, env=self.env, text=True, capture_output=True, timeout=120)
 
     def submit(self, script: str, *options: str) -> str:
-        """Submits the lines of a shell script; returns the job's id. It prints to /dev/null."""
+        """Submits the lines of a shell script, without a log. Returns the job's id."""
         return self.run("sbatch", "--parsable", "--output=/dev/null", *options, "--wrap", script)
 
     def job(self, job: str) -> dict[str, str]:
@@ -44,32 +48,32 @@ class Cluster:
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", job)))
 
     def wait(self, job: str, *states: str, seconds: float = 30) -> dict[str, str]:
-        """Waits until the job is in one of the states; returns its fields."""
+        """Waits until the job is in one of the states, and returns its fields."""
         end = time.monotonic() + seconds
-        while (found := self.job(job))["JobState"] not in states:
-            assert time.monotonic() < end, f"job {job} is not {' or '.join(states)}: {found}"
+        while (fields := self.job(job))["JobState"] not in states:
+            assert time.monotonic() < end, f"job {job} is not {' or '.join(states)}: {fields}"
             time.sleep(0.1)
-        return found
+        return fields
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """A test that fails tells what its clusters had to say: on a machine of CI nobody can look."""
+    """Adds the ends of the clusters' logs to the report of a failed test, for CI."""
     report = yield
     if report.failed and call.excinfo:
         for log in sorted(Path("/tmp").glob("salmask-slurm-*/cluster/log/*.log")):
-            report.sections.append((f"the end of {log.name}", _end(log)))
+            report.sections.append((f"the end of {log.name}", _last_lines(log)))
     return report
 
 
-def _end(log: Path, lines: int = 40) -> str:
+def _last_lines(log: Path, lines: int = 40) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 @contextmanager
 def running(*options: str) -> Iterator[Cluster]:
-    """A cluster in a new folder; skips the test if this machine lacks what it takes."""
-    # Not in tmp_path, for the paths of sockets must be short.
+    """A cluster in a new folder. Skips the test if this machine lacks Slurm's packages."""
+    # Not in tmp_path: the paths of sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="salmask-slurm-", dir="/tmp"))
     cluster = Cluster(folder / "cluster" / "slurm.conf")
     try:
@@ -86,9 +90,9 @@ def running(*options: str) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """The cluster of this session, or the one whose slurm.conf SALMASK_TEST_SLURM_CONF names."""
-    if named := os.environ.get("SALMASK_TEST_SLURM_CONF"):
-        yield Cluster(Path(named))
+    """One cluster for the session, or the one with the slurm.conf in SALMASK_TEST_SLURM_CONF."""
+    if path := os.environ.get("SALMASK_TEST_SLURM_CONF"):
+        yield Cluster(Path(path))
     else:
         with running() as started:
             yield started
@@ -96,5 +100,5 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def own_cluster() -> Callable[..., AbstractContextManager[Cluster]]:
-    """`with own_cluster("--accounting") as cluster:` for tests that break it, or need another."""
+    """`with own_cluster("--accounting") as cluster:` for tests that break a cluster or need another one."""
     return running

@@ -1,4 +1,4 @@
-"""What `salmask doctor` says of a cluster profile, before anything is submitted."""
+"""`salmask doctor` on a cluster profile, before a job is submitted."""
 
 import os
 import re
@@ -14,23 +14,25 @@ from click.testing import CliRunner, Result
 
 from salmask.commands.cli import main
 from salmask.findings import Finding
-from slurm import doctor, probe, scheduler
+from slurm import doctor, scheduler
+from slurm.doctor import partitions, probe
 from slurm.profile import Profile
-from slurm.scheduler import Status
-from tests.helpers.desk import ROOT, TINY, finished
+from slurm.scheduler import JobStatus
+from tests.helpers.workspace import ROOT, SMALL_PROFILE, output_of
 
 NODE = "NodeName=a CPUTot=8 RealMemory=64000 Gres={} AvailableFeatures=x,y State={} Partitions=gpu"
-TALK = """
-from slurm import doctor, probe, profile
+SCRIPT = """
+from slurm import doctor, profile
+from slurm.doctor import probe
 probe._START_SECONDS = 120
-for finding in doctor.examine_profile(profile.chosen()):
+for finding in doctor.examine_profile(profile.read_profile()):
     print(finding.state, finding.text)
 """
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """A project's folder that this process sits in, and no other job's or user's variables."""
+def workspace(tmp_path, monkeypatch):
+    """A project's folder as the current folder, in an environment without the variables of jobs."""
     for name in [n for n in os.environ if n.startswith(("SALMASK_", "SLURM_", "DVC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -42,49 +44,53 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def at_cluster(desk, cluster, monkeypatch):
+def on_cluster(workspace, cluster, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     monkeypatch.setattr(probe, "_START_SECONDS", 120.0)  # the machine may be busy
-    return desk
+    return workspace
 
 
 @pytest.fixture(scope="module")
 def hidden(cluster, tmp_path_factory):
-    """A folder, and a doctor at work in it who alone sees what is in there: it has a mount of its
-    own, of which the cluster's daemons know nothing."""
-    here = tmp_path_factory.mktemp("hidden")
+    """A folder, and a doctor that runs in it, in a mount namespace of its own: the files in the
+    folder are invisible to the cluster's daemons. None if this machine does not allow mounts."""
+    folder = tmp_path_factory.mktemp("hidden")
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0"']
-    if not shutil.which("unshare") or subprocess.run([*mount, here]).returncode:
+    if not shutil.which("unshare") or subprocess.run([*mount, folder]).returncode:
         yield None
         return
     mount[-1] += ' && cd "$0" && touch dvc.yaml && cp ../cluster.yaml . && exec "$@"'
-    (here.parent / "cluster.yaml").write_text(yaml.safe_dump(TINY))
+    (folder.parent / "cluster.yaml").write_text(yaml.safe_dump(SMALL_PROFILE))
     env = {k: v for k, v in cluster.env.items() if not k.startswith(("SALMASK_", "DVC_"))}
-    talk = subprocess.Popen(
-        [*mount, here, sys.executable, "-c", TALK],
+    process = subprocess.Popen(
+        [*mount, folder, sys.executable, "-c", SCRIPT],
         env=env | {"PYTHONPATH": str(ROOT), "SALMASK_CLUSTER": "cluster.yaml"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    yield here, talk
-    talk.kill()
-    talk.wait()
+    yield folder, process
+    process.kill()
+    process.wait()
 
 
-def told(**changes: object) -> list[Finding]:
-    """All findings on a small profile with these changes."""
-    fields = TINY | changes
+def findings_on(**changes: object) -> list[Finding]:
+    """All findings about a small profile with these changes."""
+    fields = SMALL_PROFILE | changes
     return list(doctor.examine_profile(Profile(**fields)))  # type: ignore[arg-type]
 
 
-def jobs_left(cluster) -> str:
+def doctor_jobs(cluster) -> str:
     return cluster.run("squeue", "--noheader", "--name=salmask-doctor", "--states=PD,R,CF,S")
 
 
-def command(monkeypatch, profile: str | None) -> Result:
-    """`salmask doctor` without its other examinations. profile: the text of cluster.yaml."""
+def run_doctor(monkeypatch, profile: str | None) -> Result:
+    """Runs `salmask doctor` without its other checks.
+
+    Args:
+        profile: the text of cluster.yaml; None for no file.
+    """
     monkeypatch.setattr("salmask.commands.doctor.examine_machine", lambda *_: iter(()))
     if profile is not None:
         Path("cluster.yaml").write_text(profile)
@@ -95,27 +101,27 @@ def command(monkeypatch, profile: str | None) -> Result:
 
 
 @pytest.mark.slurm
-def test_a_good_profile_is_all_ok_and_nothing_stays_behind(at_cluster, hidden):
-    """hidden: starts beside it, to save time."""
-    found = told(nodes=2)
-    stops = [f for f in found if f.state != "ok" and "accounting is off" not in f.text]
-    assert stops == [], found
-    said = "\n".join(f.text for f in found)
-    assert "partition test is up: 2 of 2 nodes ready, at most 60 min" in said
+def test_a_valid_profile_is_ok_and_no_job_or_file_remains(on_cluster, hidden):
+    """hidden: starts at the same time, to save time."""
+    findings = findings_on(nodes=2)
+    problems = [f for f in findings if f.state != "ok" and "accounting is off" not in f.text]
+    assert problems == [], findings
+    output = "\n".join(f.text for f in findings)
+    assert "partition test is up: 2 of 2 nodes ready, at most 60 min" in output
     assert re.search(
-        r"pretraining and evaluation \(2 nodes x 1 task, .*would take it, to start at .* n\[1-2\]",
-        said,
+        r"training and evaluation \(2 nodes x 1 task, .*would accept it, to start at .* n\[1-2\]",
+        output,
     )
-    assert "saliency (1 node x 1 task" in said
-    assert re.search(r"node n[12] sees the runs' folder, the project and Python", said)
-    assert list((at_cluster / "runs").iterdir()) == []
+    assert "saliency (1 node x 1 task" in output
+    assert re.search(r"node n[12] has the runs' folder, the project and Python", output)
+    assert list((on_cluster / "runs").iterdir()) == []
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(
-    ("changes", "complaints"),
+    ("changes", "messages"),
     [
-        ({"partition": "nope"}, ["no partition nope; there are: test, short, low"]),
+        ({"partition": "nope"}, ["there is no partition nope; partitions: test, short, low"]),
         ({"time_min": 61}, ["time_min 61: partition test allows 60 at most"]),
         ({"partition": "short", "time_min": None, "signal_seconds": 60}, ["no time to work"]),
         ({"nodes": 3}, ["nodes 3: partition test has 2", "sbatch refuses it: Requested node"]),
@@ -127,112 +133,120 @@ def test_a_good_profile_is_all_ok_and_nothing_stays_behind(at_cluster, hidden):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_the_cluster_will_never_give_stops(at_cluster, monkeypatch, changes, complaints):
-    monkeypatch.setattr(probe, "look", lambda chosen: [])
-    stops = " | ".join(f.text for f in told(**changes) if f.state == "stop")
-    for complaint in complaints:
-        assert complaint in stops
+def test_requests_that_the_cluster_cannot_fulfil_stop(on_cluster, monkeypatch, changes, messages):
+    monkeypatch.setattr(probe, "run_probe", lambda profile: [])
+    stops = " | ".join(f.text for f in findings_on(**changes) if f.state == "stop")
+    for message in messages:
+        assert message in stops
 
 
 @pytest.mark.slurm
-def test_one_partition_of_a_list_is_enough(at_cluster, monkeypatch):
-    monkeypatch.setattr(probe, "look", lambda chosen: [])
-    found = told(partition="short,low")
-    assert Finding("note", "time_min 5: partition short allows 1 at most") in found
-    assert "stop" not in {f.state for f in found}
+def test_one_partition_of_a_list_is_enough(on_cluster, monkeypatch):
+    monkeypatch.setattr(probe, "run_probe", lambda profile: [])
+    findings = findings_on(partition="short,low")
+    assert Finding("note", "time_min 5: partition short allows 1 at most") in findings
+    assert "stop" not in {f.state for f in findings}
 
 
 @pytest.mark.slurm
-def test_a_failing_line_of_setup_is_named(at_cluster):
-    found = probe.look(Profile(**TINY | {"setup": ["true", "no-such-module load x"]}))  # type: ignore[arg-type]
-    (finding,) = found
+def test_a_failing_line_of_setup_is_named(on_cluster):
+    setup = ["true", "no-such-module load x"]
+    (finding,) = probe.run_probe(Profile(**SMALL_PROFILE | {"setup": setup}))  # type: ignore[arg-type]
     assert finding.state == "stop"
     assert "setup failed with exit code 127: no-such-module load x" in finding.text
 
 
 @pytest.mark.slurm
-def test_folders_that_only_this_machine_sees_are_named(hidden, cluster):
+def test_folders_that_only_this_machine_can_read_are_named(hidden, cluster):
     if not hidden:
-        pytest.skip("no mounts of a process's own on this machine")
-    here, talk = hidden
-    said = finished(talk)
-    sees = rf"stop node n\d does not see the runs' folder {re.escape(str(here))}/runs, or"
-    assert re.search(sees, said), said
-    sees = rf"stop node n\d does not see the project {re.escape(str(here))}: clone it"
-    assert re.search(sees, said), said
-    assert "import" not in said and not jobs_left(cluster)
+        pytest.skip("this machine does not allow mount namespaces")
+    folder, process = hidden
+    output = output_of(process)
+    path = re.escape(str(folder))
+    message = rf"stop node n\d cannot read or write the runs' folder {path}/runs: set"
+    assert re.search(message, output), output
+    message = rf"stop node n\d cannot read the project {path}: move"
+    assert re.search(message, output), output
+    assert "import" not in output and not doctor_jobs(cluster)
 
 
 @pytest.mark.slurm
-def test_a_busy_cluster_is_a_note_and_the_job_is_cancelled(at_cluster, cluster, monkeypatch):
+def test_a_busy_cluster_is_a_note_and_the_job_is_cancelled(on_cluster, cluster, monkeypatch):
     monkeypatch.setattr(probe, "_START_SECONDS", 1.0)
-    (finding,) = probe.look(Profile(**TINY | {"additional": {"hold": True}}))  # type: ignore[arg-type]
+    (finding,) = probe.run_probe(Profile(**SMALL_PROFILE | {"additional": {"hold": True}}))  # type: ignore[arg-type]
     assert finding.state == "note"
     assert "the cluster is busy" in finding.text and "JobHeldUser" in finding.text
-    assert list((at_cluster / "runs").iterdir()) == [] and not jobs_left(cluster)
+    assert list((on_cluster / "runs").iterdir()) == [] and not doctor_jobs(cluster)
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(
-    ("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("number", "exception"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
-def test_who_stops_the_doctor_leaves_nothing(at_cluster, cluster, monkeypatch, number, leaves):
-    seen = []
+def test_a_stopped_doctor_leaves_no_job_and_no_file(
+    on_cluster, cluster, monkeypatch, number, exception
+):
+    jobs = []
 
-    def ask(job: str, fingerprint: str) -> Status:
-        seen.append(jobs_left(cluster))
+    def job_status(job: str, fingerprint: str) -> JobStatus:
+        jobs.append(doctor_jobs(cluster))
         os.kill(os.getpid(), number)
-        return Status("PENDING")
+        return JobStatus("PENDING")
 
-    monkeypatch.setattr(scheduler, "ask", ask)
-    with pytest.raises(leaves):
-        probe.look(Profile(**TINY | {"additional": {"hold": True}}))  # type: ignore[arg-type]
-    assert seen[0]  # there was a job
-    assert list((at_cluster / "runs").iterdir()) == [] and not jobs_left(cluster)
+    monkeypatch.setattr(scheduler, "job_status", job_status)
+    with pytest.raises(exception):
+        probe.run_probe(Profile(**SMALL_PROFILE | {"additional": {"hold": True}}))  # type: ignore[arg-type]
+    assert jobs[0]  # the job existed before the signal
+    assert list((on_cluster / "runs").iterdir()) == [] and not doctor_jobs(cluster)
 
 
 @pytest.mark.slurm
-def test_a_controller_that_is_away_stops(at_cluster, cluster, monkeypatch):
+def test_a_controller_that_does_not_answer_stops(on_cluster, cluster, monkeypatch):
     conf = re.sub(r"(?m)^SlurmctldPort=.*", "SlurmctldPort=1", cluster.conf.read_text())
-    (at_cluster / "slurm.conf").write_text(conf)
-    monkeypatch.setenv("SLURM_CONF", str(at_cluster / "slurm.conf"))
-    said = command(monkeypatch, yaml.safe_dump(TINY))
-    assert said.exit_code == 1
-    assert re.fullmatch(r"stop  Slurm's controller does not answer: Slurmctld.*DOWN\n", said.output)
+    (on_cluster / "slurm.conf").write_text(conf)
+    monkeypatch.setenv("SLURM_CONF", str(on_cluster / "slurm.conf"))
+    result = run_doctor(monkeypatch, yaml.safe_dump(SMALL_PROFILE))
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"stop  Slurm's controller does not answer: Slurmctld.*DOWN\n", result.output
+    )
 
 
 # -------------------------------------------------------------------------------- without Slurm
 
 
 @pytest.mark.parametrize(
-    ("profile", "complaint"),
+    ("profile", "message"),
     [
-        (None, "no profile at cluster.yaml; there are "),
+        (None, "there is no file cluster.yaml; profiles: "),
         ("a: [", "cluster.yaml is not valid YAML"),
         ("partitions: x", "partitions"),
     ],
 )
-def test_a_profile_that_cannot_be_read_stops(desk, monkeypatch, profile, complaint):
-    said = command(monkeypatch, profile)
-    assert said.exit_code == 1
-    assert said.output.startswith("stop ") and complaint in said.output
+def test_a_profile_that_cannot_be_read_stops(workspace, monkeypatch, profile, message):
+    result = run_doctor(monkeypatch, profile)
+    assert result.exit_code == 1
+    assert result.output.startswith("stop ") and message in result.output
 
 
-def test_a_local_profile_needs_no_cluster(desk, monkeypatch):
-    said = command(monkeypatch, "executor: local")
-    assert (said.exit_code, said.output) == (0, "ok    executor local: work runs on this machine\n")
+def test_a_local_profile_needs_no_cluster(workspace, monkeypatch):
+    result = run_doctor(monkeypatch, "executor: local")
+    assert (result.exit_code, result.output) == (
+        0,
+        "ok    executor local: work runs on this machine\n",
+    )
 
 
-def test_a_machine_without_slurm_is_told(desk, monkeypatch):
-    monkeypatch.setenv("PATH", str(desk))
-    said = command(monkeypatch, "executor: slurm")
-    assert said.exit_code == 1
-    assert "sbatch, squeue, scontrol, scancel, srun not found" in said.output
+def test_a_machine_without_slurm_stops(workspace, monkeypatch):
+    monkeypatch.setenv("PATH", str(workspace))
+    result = run_doctor(monkeypatch, "executor: slurm")
+    assert result.exit_code == 1
+    assert "sbatch, squeue, scontrol, scancel, srun not found" in result.output
 
 
-def test_a_runs_folder_that_cannot_be_made_stops(desk, monkeypatch):
+def test_a_runs_folder_that_cannot_be_created_stops(workspace, monkeypatch):
     monkeypatch.setenv("SALMASK_RUNS", "dvc.yaml")  # a file
-    (finding,) = probe.look(Profile("slurm"))
+    (finding,) = probe.run_probe(Profile("slurm"))
     assert finding.state == "stop" and "nothing can be written to the runs' folder" in finding.text
 
 
@@ -240,8 +254,8 @@ def test_a_runs_folder_that_cannot_be_made_stops(desk, monkeypatch):
     ("limit", "minutes"),
     [("01:00:00", 60), ("2-00:30:00", 2910), ("00:00:30", 0.5), ("UNLIMITED", None), ("", None)],
 )
-def test_limits_are_read(limit, minutes):
-    assert doctor.minutes(limit) == minutes
+def test_time_limits_are_parsed(limit, minutes):
+    assert partitions.parse_minutes(limit) == minutes
 
 
 @pytest.mark.parametrize(
@@ -250,53 +264,71 @@ def test_limits_are_read(limit, minutes):
      ("gpu:4g.20gb:3", 3)],
 )  # fmt: skip
 def test_gpus_are_counted(gres, count):
-    assert doctor.gpus_of(doctor.read_facts(NODE.format(gres, "IDLE"))) == count
+    assert partitions.gpus_of(partitions.parse_fields(NODE.format(gres, "IDLE"))) == count
 
 
 @pytest.mark.parametrize(
-    ("state", "away"),
-    [("IDLE", False), ("MIXED+PLANNED", False), ("IDLE+CLOUD+POWERED_DOWN", False), ("DOWN", True),
-     ("IDLE*", True), ("MIXED+DRAIN", True), ("DOWN*+CLOUD+NOT_RESPONDING", True)],
+    ("state", "ready"),
+    [("IDLE", True), ("MIXED+PLANNED", True), ("IDLE+CLOUD+POWERED_DOWN", True), ("DOWN", False),
+     ("IDLE*", False), ("MIXED+DRAIN", False), ("DOWN*+CLOUD+NOT_RESPONDING", False)],
 )  # fmt: skip
-def test_nodes_that_are_away_are_known(state, away):
-    assert doctor.is_away(doctor.read_facts(NODE.format("gpu:1", state))) is away
+def test_nodes_that_cannot_start_jobs_are_not_ready(state, ready):
+    assert partitions.is_ready(partitions.parse_fields(NODE.format("gpu:1", state))) is ready
 
 
 @pytest.mark.parametrize(
     ("constraint", "names"),
     [("", []), ("a100&80g", ["a100", "80g"]), ("[rack1*2&rack2*4]|x", ["rack1", "rack2", "x"])],
 )
-def test_features_are_found_in_a_constraint(constraint, names):
-    assert doctor.features_in(constraint) == names
+def test_features_are_parsed_from_a_constraint(constraint, names):
+    assert partitions.features_in(constraint) == names
 
 
-def test_nodes_that_are_down_make_a_note_and_too_few_that_fit_a_stop():
-    nodes = [doctor.read_facts(NODE.format(*x)) for x in (("gpu:4", "IDLE"), ("gpu:1", "DOWN"))]
-    partition = {"PartitionName": "gpu", "State": "UP", "MaxTime": "UNLIMITED", "MaxNodes": "1"}
-    chosen = Profile("slurm", nodes=2, gpus=2, tasks_per_node=2, constraint="x&z", time_min=9999)
-    found = list(doctor.fit(chosen, partition, nodes))
-    assert found == [
-        Finding("ok", "partition gpu is up: 1 of 2 nodes ready, any time"),
-        Finding("note", "nodes 2: jobs wait until more are ready (a DOWN)"),
-        Finding("stop", "nodes 2: partition gpu gives a job 1 at most"),
-        Finding("stop", "gpus 2: 2 such nodes are wanted, partition gpu has 1"),
-        Finding("stop", "constraint z: no node of partition gpu has it; there are: x, y"),
+def test_nodes_that_are_down_are_a_note_and_too_few_that_fit_stop():
+    nodes = [
+        partitions.parse_fields(NODE.format(*x)) for x in (("gpu:4", "IDLE"), ("gpu:1", "DOWN"))
     ]
-    assert next(doctor.fit(chosen, partition | {"State": "DRAIN"}, nodes)).state == "stop"
+    partition = {"PartitionName": "gpu", "State": "UP", "MaxTime": "UNLIMITED", "MaxNodes": "1"}
+    profile = Profile("slurm", nodes=2, gpus=2, tasks_per_node=2, constraint="x&z", time_min=9999)
+    findings = list(partitions.check_partition(profile, partition, nodes))
+    assert findings == [
+        Finding("ok", "partition gpu is up: 1 of 2 nodes ready, no time limit"),
+        Finding("note", "nodes 2: jobs wait until more nodes are ready (a DOWN)"),
+        Finding("stop", "nodes 2: partition gpu allows 1 for a job"),
+        Finding("stop", "gpus 2: the job needs 2 such nodes, partition gpu has 1"),
+        Finding("stop", "constraint z: no node of partition gpu has this feature; features: x, y"),
+    ]
+    drained = partitions.check_partition(profile, partition | {"State": "DRAIN"}, nodes)
+    assert next(drained).state == "stop"
 
 
 @pytest.mark.parametrize(
     ("status", "printed", "state", "text"),
     [
-        (Status("FAILED", exit="68:0", nodes="n7"), "", "stop", f"node n7 has no {sys.executable}"),
-        (Status("FAILED", exit="72:0", nodes="n7"), "a\nno torch\n", "stop", "and torch: no torch"),
-        (Status("FAILED", exit="1:0", nodes="n7"), None, "stop", "printed nothing to /runs"),
-        (Status("FAILED", exit="0:53", nodes="n7"), None, "stop", "(exit code 0:53)"),
-        (Status("TIMEOUT", exit="0:1", nodes="n7"), "", "note", "node n7 was not through"),
-        (Status("DEADLINE", "DeadLine"), None, "note", "the cluster is busy"),
-        (None, None, "note", "Slurm did not say"),
+        (
+            JobStatus("FAILED", exit="68:0", nodes="n7"),
+            "",
+            "stop",
+            f"n7 has no {sys.executable}",
+        ),
+        (
+            JobStatus("FAILED", exit="72:0", nodes="n7"),
+            "a\nno torch\n",
+            "stop",
+            "torch: no torch",
+        ),
+        (JobStatus("FAILED", exit="1:0", nodes="n7"), None, "stop", "wrote nothing to /runs"),
+        (JobStatus("FAILED", exit="0:53", nodes="n7"), None, "stop", "(exit code 0:53)"),
+        (
+            JobStatus("TIMEOUT", exit="0:1", nodes="n7"),
+            "",
+            "note",
+            "needs more than a minute",
+        ),
+        (JobStatus("DEADLINE", "DeadLine"), None, "note", "the cluster is busy"),
+        (None, None, "note", "Slurm does not give"),
     ],
 )
-def test_the_end_of_the_small_job_is_understood(status, printed, state, text):
-    (finding,) = probe.findings(status, printed, Path("/runs"))
+def test_the_end_of_the_probe_job_is_interpreted(status, printed, state, text):
+    (finding,) = probe.interpret(status, printed, Path("/runs"))
     assert finding.state == state and text in finding.text

@@ -1,97 +1,109 @@
-"""Launching through Slurm: one job for one result, whoever asks for it and however often."""
+"""Launching through Slurm: one job for each result, however many launchers there are."""
 
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.desk import Desk, finished, until
+from tests.helpers.workspace import Workspace, output_of, read_until, wait_until
 
 pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def desk(tmp_path, cluster):
-    return Desk(tmp_path, str(cluster.conf))
+def workspace(tmp_path, cluster):
+    return Workspace(tmp_path, str(cluster.conf))
 
 
-def jobs_of(desk: Desk, name: str) -> list[str]:
-    """Every job that was ever given this run."""
-    return sorted(p.name for p in (desk.run(name) / "jobs").glob("*_submission.sh"))
+def submissions(workspace: Workspace, name: str) -> list[str]:
+    """The scripts of all jobs that were submitted for a run."""
+    return sorted(p.name for p in workspace.run_folder(name).glob("jobs/*_submission.sh"))
 
 
-def test_a_job_does_the_work_and_its_files_are_published(desk, cluster):
-    said = finished(desk.toy("plain"))
-    assert "counts from 0" in said and "submitit" not in said
-    assert (desk.folder / "published" / "plain" / "count.txt").read_text() == "10\n"
-    told = cluster.job(desk.job("plain"))
-    assert told["Comment"] == "salmask-" + desk.run("plain").name.rpartition("-")[2]
-    assert told["JobName"] == desk.run("plain").name
-    assert (told["NumTasks"], told["TimeLimit"]) == ("1", "00:05:00")
-    assert not (desk.run("plain") / "work").exists()
+def test_a_job_does_the_work_and_its_files_are_published(workspace, cluster):
+    output = output_of(workspace.start_counting("plain"))
+    assert "counts from 0" in output and "submitit" not in output
+    published, run = workspace.folder / "published" / "plain", workspace.run_folder("plain")
+    assert (published / "count.txt").read_text() == "10\n"
+    job = cluster.job(workspace.job_id("plain"))
+    assert job["Comment"] == "salmask-" + run.name.rpartition("-")[2]
+    assert job["JobName"] == run.name
+    assert (job["NumTasks"], job["TimeLimit"]) == ("1", "00:05:00")
+    assert not (run / "work").exists()
+    # The job imports `stages` and `slurm` from the project, wherever salmask is installed.
+    paths = (published / "python_path.txt").read_text().split(os.pathsep)
+    assert paths[0] == str(workspace.folder)
 
-    (desk.folder / "published" / "plain" / "count.txt").unlink()
-    assert "finished earlier" in finished(desk.toy("plain"))
-    assert (desk.folder / "published" / "plain" / "count.txt").exists()
-    assert len(jobs_of(desk, "plain")) == 1
-    assert re.search(r"toy-plain-\w+ +done", desk.ask("status"))
-    assert "counts from 0" in desk.ask("logs", "plain")
+    (published / "count.txt").unlink()
+    assert "finished earlier" in output_of(workspace.start_counting("plain"))
+    assert (published / "count.txt").exists()
+    assert len(submissions(workspace, "plain")) == 1
+    assert re.search(r"counting-plain-\w+ +done", workspace.slurm_command("status"))
+    assert "counts from 0" in workspace.slurm_command("logs", "plain")
 
 
-def test_a_launcher_that_was_killed_attaches_again(desk):
-    first = desk.toy("again", "--ticks", "80")
-    until(lambda: desk.count("again") > 5)
-    job = desk.job("again")
+def test_a_new_launcher_attaches_to_the_job_of_a_killed_one(workspace):
+    first = workspace.start_counting("again", "--steps", "600")
+    wait_until(lambda: workspace.counted("again") > 5)
+    job = workspace.job_id("again")
     os.killpg(first.pid, signal.SIGKILL)
     before = first.communicate()[0]
-    (desk.run("again") / "job.json").unlink()  # as if it had died before noting the job
-    after = finished(desk.toy("again", "--ticks", "80"))
-    assert f"job {job} is at it already" in after
-    assert (before + after).count("counts from 0") == 1  # the log goes on where it was
-    assert desk.job("again") == job and len(jobs_of(desk, "again")) == 1
-    assert desk.starts("again") == [0]
+    # As if the launcher had been killed between sbatch and writing job.json.
+    (workspace.run_folder("again") / "job.json").unlink()
+    second = workspace.start_counting("again", "--steps", "600")
+    after = read_until(second, f"attached to job {job}")
+    workspace.finish_counting()
+    after += output_of(second)
+    assert (before + after).count("counts from 0") == 1  # the log continues where it stopped
+    assert workspace.job_id("again") == job and len(submissions(workspace, "again")) == 1
+    assert workspace.start_counts("again") == [0]
 
 
-def test_two_launchers_at_once_give_one_job(desk):
-    both = [desk.toy("twin", "--ticks", "30") for _ in range(2)]
-    said = [finished(process) for process in both]
-    assert sum("submitted as job" in text for text in said) == 1
-    assert len(jobs_of(desk, "twin")) == 1
-    assert desk.starts("twin") == [0]
+def test_two_launchers_at_the_same_time_submit_one_job(workspace):
+    launchers = [workspace.start_counting("twin", "--steps", "600") for _ in range(2)]
+    outputs = [read_until(launcher, " job ") for launcher in launchers]
+    workspace.finish_counting()
+    for launcher in launchers:
+        output_of(launcher)
+    assert sum("submitted as job" in output for output in outputs) == 1
+    assert len(submissions(workspace, "twin")) == 1
+    assert workspace.start_counts("twin") == [0]
 
 
-def test_ctrl_c_leaves_the_job_and_cancel_stops_it(desk, cluster):
-    waiting = desk.toy("left", "--ticks", "300")
-    until(lambda: desk.count("left") > 2)
-    waiting.send_signal(signal.SIGINT)
-    said, job = finished(waiting, 130), desk.job("left")
-    assert f"job {job} keeps running" in said and "python -m slurm cancel" in said
+def test_ctrl_c_leaves_the_job_running_and_cancel_stops_it(workspace, cluster):
+    launcher = workspace.start_counting("left", "--steps", "300")
+    wait_until(lambda: workspace.counted("left") > 2)
+    launcher.send_signal(signal.SIGINT)
+    output, job = output_of(launcher, 130), workspace.job_id("left")
+    assert f"job {job} keeps running" in output and "python -m slurm cancel" in output
     assert cluster.job(job)["JobState"] == "RUNNING"
-    assert re.search(rf"toy-left-\w+ +running +{job} +n[12]", desk.ask("status"))
-    assert f"job {job}" in desk.ask("cancel", "left")
+    status = workspace.slurm_command("status")
+    assert re.search(rf"counting-left-\w+ +running +{job} +n[12]", status)
+    assert f"job {job}" in workspace.slurm_command("cancel", "left")
     cluster.wait(job, "CANCELLED")
-    assert "no job is queued or runs" in desk.ask("cancel", "--all")
+    assert "no job waits or runs" in workspace.slurm_command("cancel", "--all")
 
 
-def test_a_job_refuses_what_changed_since_it_was_submitted(desk, cluster):
-    (desk.folder / "input").write_text("old")
-    desk.profile(additional={"hold": True})
-    waiting = desk.toy("stale", "--input", "input")
-    until(lambda: list(desk.folder.glob("runs/*")) and desk.job("stale"))
-    (desk.folder / "input").write_text("new")
-    cluster.run("scontrol", "release", desk.job("stale"))
-    assert "input changed since this job was submitted" in finished(waiting, 1)
+def test_a_job_refuses_inputs_that_changed_since_it_was_submitted(workspace, cluster):
+    (workspace.folder / "input").write_text("old")
+    workspace.write_profile(additional={"hold": True})
+    launcher = workspace.start_counting("stale", "--input", "input")
+    wait_until(lambda: list(workspace.folder.glob("runs/*")) and workspace.job_id("stale"))
+    (workspace.folder / "input").write_text("new")
+    cluster.run("scontrol", "release", workspace.job_id("stale"))
+    assert "input changed since this job was submitted" in output_of(launcher, 1)
 
 
-def test_without_waiting_jobs_are_submitted_and_collected_later(desk):
-    toy = str(Path(__file__).parents[1] / "helpers" / "toy.py")
-    for name in ("one", "two"):
-        finished(desk.start(toy, "--name", name, SALMASK_SUBMIT_ONLY="1"))
-        assert not (desk.folder / "published" / name).exists()
-    jobs = [desk.job(name) for name in ("one", "two")]
-    for name in ("one", "two"):
-        finished(desk.toy(name))
-        assert (desk.folder / "published" / name / "count.txt").exists()
-    assert [desk.job(name) for name in ("one", "two")] == jobs
+def test_jobs_can_be_submitted_now_and_collected_later(workspace):
+    names = ("one", "two")
+    launchers = [workspace.start_counting(name, SALMASK_SUBMIT_ONLY="1") for name in names]
+    for launcher in launchers:
+        output_of(launcher)
+    assert not (workspace.folder / "published").exists()
+    jobs = [workspace.job_id(name) for name in names]
+    for launcher in [workspace.start_counting(name) for name in names]:
+        output_of(launcher)
+    for name in names:
+        assert (workspace.folder / "published" / name / "count.txt").exists()
+    assert [workspace.job_id(name) for name in names] == jobs

@@ -1,4 +1,4 @@
-"""Cluster profiles: what is refused, and what a stage's job asks of Slurm."""
+"""Cluster profiles: which values are refused, and which options a job gives to sbatch."""
 
 from pathlib import Path
 
@@ -11,19 +11,19 @@ from slurm import profile
 
 @pytest.fixture
 def read(tmp_path, monkeypatch):
-    """A profile with these fields, read as a stage reads it."""
+    """A function that reads a profile with these fields, as a stage does."""
 
     def read(**fields: object) -> profile.Profile:
         path = tmp_path / "cluster.yaml"
         path.write_text(yaml.safe_dump(fields))
         monkeypatch.setenv("SALMASK_CLUSTER", str(path))
-        return profile.chosen()
+        return profile.read_profile()
 
     return read
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("fields", "message"),
     [
         ({"partitions": "gpu"}, "partitions"),
         ({"executor": "slurn"}, "executor"),
@@ -33,32 +33,31 @@ def read(tmp_path, monkeypatch):
         ({"additional": {"open_mode": "truncate"}}, "additional.open_mode"),
     ],
 )
-def test_what_makes_no_sense_is_refused(read, fields, complaint):
-    with pytest.raises(UserError, match=complaint):
+def test_invalid_profiles_are_refused(read, fields, message):
+    with pytest.raises(UserError, match=message):
         read(**fields)
 
 
-def test_pretraining_and_evaluation_have_many_tasks(read):
-    given = read(executor="slurm", nodes=2, tasks_per_node=4, gpus=4, cpus=8, mem_gb=32)
-    for stage in ("knn", "linear", "detect"):
-        assert given.sbatch(stage) == given.sbatch("pretrain")
-    shared, alone = given.sbatch("knn"), given.sbatch("saliency")
+def test_a_parallel_job_has_all_tasks_of_the_profile(read):
+    cluster = read(executor="slurm", nodes=2, tasks_per_node=4, gpus=4, cpus=8, mem_gb=32)
+    parallel, single = cluster.sbatch_options(parallel=True), cluster.sbatch_options(parallel=False)
     names = ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "mem")
-    assert [shared[name] for name in names] == [2, 4, 4, 8, f"{4 * 32 * 1024}M"]
-    assert [alone[name] for name in names] == [1, 1, 1, 8, f"{32 * 1024}M"]
+    assert [parallel[name] for name in names] == [2, 4, 4, 8, f"{4 * 32 * 1024}M"]
+    assert [single[name] for name in names] == [1, 1, 1, 8, f"{32 * 1024}M"]
 
 
-def test_work_is_shared_by_no_more_jobs_than_it_has_pieces(read):
-    given = read(executor="slurm", nodes=2, tasks_per_node=4)
-    assert [given.shares(pieces) for pieces in (1, 7, 8, 1000)] == [1, 7, 8, 8]
+def test_an_array_has_no_more_jobs_than_the_work_has_pieces(read):
+    cluster = read(executor="slurm", nodes=2, tasks_per_node=4)
+    assert [cluster.array_size(pieces) for pieces in (1, 7, 8, 1000)] == [1, 7, 8, 8]
 
 
 @pytest.mark.parametrize("path", sorted(profile.CLUSTERS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_profiles_that_come_along_are_sound(monkeypatch, path: Path):
+def test_the_profiles_of_the_repository_are_valid(monkeypatch, path: Path):
     monkeypatch.setenv("SALMASK_CLUSTER", str(path))
-    assert profile.chosen().executor == (path.stem if "local" in path.stem else "slurm")
+    executor = path.stem if "local" in path.stem else "slurm"
+    assert profile.read_profile().executor == executor
 
 
-def test_every_field_is_explained_in_the_example():
-    told = yaml.safe_load((profile.CLUSTERS / "example-gpu.yaml").read_text())
-    assert set(told) == set(profile.Profile.__dataclass_fields__)
+def test_the_example_explains_every_field():
+    example = yaml.safe_load((profile.CLUSTERS / "example-gpu.yaml").read_text())
+    assert set(example) == set(profile.Profile.__dataclass_fields__)

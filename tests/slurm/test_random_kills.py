@@ -1,7 +1,8 @@
-"""Kills at random instants, through all stages that are jobs, and over again until enough have hit.
+"""Kills at random times in all stages that run as jobs, until the given number of kills succeeded.
 
-SALMASK_TEST_KILLS says how many; SALMASK_TEST_SEED, which ones. What a kill meets depends on the
-machine all the same: the instants are the same, the jobs are as fast as they are.
+By default two kills; `pytest -m long tests/slurm/test_random_kills.py` makes SALMASK_TEST_KILLS
+(20). SALMASK_TEST_SEED chooses the times and the kinds of kills. What a kill interrupts still
+depends on the speed of the machine.
 """
 
 import copy
@@ -15,15 +16,15 @@ from collections import Counter
 import pytest
 
 from salmask.provenance import tree_digest
-from tests.helpers.desk import Desk, leftovers, until
 from tests.helpers.project import TINY, Project
+from tests.helpers.workspace import Workspace, leftovers, wait_until
 
 pytestmark = pytest.mark.slurm
 
-KILLS = int(os.environ.get("SALMASK_TEST_KILLS", "4"))
+MANY = int(os.environ.get("SALMASK_TEST_KILLS", "20"))
 SEED = int(os.environ.get("SALMASK_TEST_SEED", "0"))
-AT_ONCE = 2  # so many for one run of a stage; then it may end
-SECONDS = 12.0  # between two kills, at most: about what an undisturbed stage takes
+KILLS_OF_A_STAGE = 2  # per launch of the stage; then it may end
+MAX_SECONDS = 12.0  # between two kills: about the duration of an undisturbed stage
 LIMIT = 300.0
 STAGES = {  # the name of its run: the command, the artifact
     "saliency": (["stages.saliency"], "saliency"),
@@ -33,94 +34,113 @@ STAGES = {  # the name of its run: the command, the artifact
 KINDS = ("task", "launcher", "scancel", "requeue")
 
 
-@pytest.mark.timeout(300 + 60 * KILLS)
-def test_killed_at_random_the_pipeline_ends_in_the_same_bytes(tmp_path, cluster):
+@pytest.mark.timeout(300 + 60 * MANY)
+@pytest.mark.parametrize("kills", [2, pytest.param(MANY, marks=pytest.mark.long, id="many")])
+def test_after_random_kills_the_pipeline_gives_the_same_bytes(tmp_path, cluster, kills):
     params = copy.deepcopy(TINY)
     params["train"]["epochs"] = 20
     params["saliency"]["shard_rows"] = 32
     params["runs"] = {"blur": {"mask": {"name": "blur"}}}
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project", params)
-    calm = {"SALMASK_CLUSTER": "calm.yaml", "SALMASK_RUNS": str(tmp_path / "calm")}
-    (project.folder / "calm.yaml").write_text("executor: local\ncpus: 1\n")
+    here = {"SALMASK_CLUSTER": "here.yaml", "SALMASK_RUNS": str(tmp_path / "undisturbed")}
+    (project.folder / "here.yaml").write_text("executor: local\ncpus: 1\n")
     for command in (["stages.prepare"], ["stages.localizer"], *(c for c, _ in STAGES.values())):
-        project.stage(command[0].removeprefix("stages."), *command[1:], **calm)
+        project.stage(command[0].removeprefix("stages."), *command[1:], **here)
 
-    def made() -> dict[str, str]:
+    def digests() -> dict[str, str]:
         return {a: tree_digest(project.folder / "artifacts" / a) for _, a in STAGES.values()}
 
-    wanted, desk = made(), Desk(project.folder, str(cluster.conf))
-    draw, hits = random.Random(SEED), Counter[str]()
-    while hits.total() < KILLS:
+    undisturbed, workspace = digests(), Workspace(project.folder, str(cluster.conf))
+    generator, hits = random.Random(SEED), Counter[str]()
+    while hits.total() < kills:
         shutil.rmtree(project.folder / "runs", ignore_errors=True)
         for _, artifact in STAGES.values():
             shutil.rmtree(project.folder / "artifacts" / artifact)
         for name in STAGES:
-            # Saliency is an array of two; the number of tasks decides a pretraining's roundings.
-            desk.profile(nodes=2 if name == "saliency" else 1, checkpoint_minutes=0.0001)
-            hits.update(suffer(desk, name, min(AT_ONCE, KILLS - hits.total()), draw, cluster))
-        assert made() == wanted, hits
-        until(lambda: names_of_jobs(cluster).isdisjoint(p.name for p in desk.folder.glob("runs/*")))
-        until(lambda: leftovers(desk.folder) == [])
-        assert not list(desk.folder.glob("runs/*/work"))
+            # Saliency is an array of two jobs. Another number of tasks would change the rounding of
+            # a pretraining.
+            nodes = 2 if name == "saliency" else 1
+            workspace.write_profile(nodes=nodes, checkpoint_minutes=0.0001)
+            left = min(KILLS_OF_A_STAGE, kills - hits.total())
+            hits.update(run_with_kills(workspace, name, left, generator, cluster))
+        assert digests() == undisturbed, hits
+        wait_until(lambda: job_names(cluster).isdisjoint(p.name for p in run_folders(workspace)))
+        wait_until(lambda: leftovers(workspace.folder) == [])
+        assert not list(workspace.folder.glob("runs/*/work"))
     for hit, count in sorted(hits.items()):
         print(f"{count:3} {hit}")
 
 
-def suffer(desk: Desk, name: str, kills: int, draw: random.Random, cluster) -> list[str]:
-    """Launches a stage again until it ends well, and kills so often meanwhile. What was hit."""
+def run_with_kills(
+    workspace: Workspace, name: str, kills: int, generator: random.Random, cluster
+) -> list[str]:
+    """Launches a stage until it succeeds, and makes `kills` kills meanwhile.
+
+    Returns a description of each kill.
+    """
     hits: list[str] = []
-    launcher, failures = None, 0  # those since the last kill
+    launcher, failures = None, 0  # failures since the last kill
     while launcher is None or launcher.returncode != 0:
         if launcher is None or launcher.returncode is not None:
-            launcher = desk.start("-m", *STAGES[name][0])
-        seconds = draw.uniform(0, SECONDS) if len(hits) < kills else LIMIT
+            launcher = workspace.start("-m", *STAGES[name][0])
+        seconds = generator.uniform(0, MAX_SECONDS) if len(hits) < kills else LIMIT
         try:
-            said = launcher.communicate(timeout=seconds)[0]
+            output = launcher.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
             assert len(hits) < kills, f"{name} does not end; {hits}"
-            met, failures = strike(desk, name, draw, launcher, cluster), 0
-            hits += [f"{name}: {met}"] if met else []
+            hit, failures = kill_one(workspace, name, generator, launcher, cluster), 0
+            hits += [f"{name}: {hit}"] if hit else []
         else:
-            assert launcher.returncode in (0, 1, -signal.SIGKILL), said
-            assert "Traceback" not in said
+            assert launcher.returncode in (0, 1, -signal.SIGKILL), output
+            assert "Traceback" not in output
             failures += launcher.returncode != 0
-            assert failures < 3, said  # the job that was hit, and one that was attached to it
+            assert failures < 3, output  # the killed job, and one to which a launcher attached
     return hits
 
 
-def strike(
-    desk: Desk, name: str, draw: random.Random, launcher: subprocess.Popen[str], cluster
+def kill_one(
+    workspace: Workspace,
+    name: str,
+    generator: random.Random,
+    launcher: subprocess.Popen[str],
+    cluster,
 ) -> str:
-    """Kills one of KINDS; what, and the states of the run's jobs just before. "" if there was
-    nothing of that kind to kill."""
-    kind, jobs = draw.choice(KINDS), jobs_of(desk, name, cluster)
+    """Makes a kill of one of KINDS.
+
+    Returns the kind and the states of the run's jobs before it; "" if there was nothing to kill.
+    """
+    kind, jobs = generator.choice(KINDS), active_jobs(workspace, name, cluster)
     if kind == "launcher":
         os.killpg(launcher.pid, signal.SIGKILL)
     elif not jobs:
         return ""
     else:
-        job = draw.choice(jobs)[0]
+        job = generator.choice(jobs)[0]
         commands = {"scancel": ["scancel", job], "requeue": ["scontrol", "requeue", job]}
         try:
             if kind == "task":
-                os.kill(desk.task(name), signal.SIGKILL)
+                os.kill(workspace.first_task_pid(name), signal.SIGKILL)
             else:
                 cluster.run(*commands[kind])
         except (AssertionError, ProcessLookupError, subprocess.CalledProcessError):
-            return ""  # it waits in the queue, or has just ended
+            return ""  # the job waits in the queue, or has just ended
     return f"{kind}, jobs: {' '.join(sorted(state for _, state in jobs)) or 'none'}"
 
 
-def jobs_of(desk: Desk, name: str, cluster) -> list[tuple[str, str]]:
-    """A run's jobs that Slurm has not ended: id and state."""
+def run_folders(workspace: Workspace):
+    return workspace.folder.glob("runs/*")
+
+
+def active_jobs(workspace: Workspace, name: str, cluster) -> list[tuple[str, str]]:
+    """Id and state of a run's jobs that have not ended."""
     try:
-        run = desk.run(name).name
+        run = workspace.run_folder(name).name
     except ValueError:
         return []
     listed = cluster.run("squeue", "--noheader", f"--name={run}", "--format=%i %T").splitlines()
     return [(job, state) for job, state in (line.split() for line in listed)]
 
 
-def names_of_jobs(cluster) -> set[str]:
+def job_names(cluster) -> set[str]:
     return set(cluster.run("squeue", "--noheader", "--format=%j").splitlines())

@@ -1,8 +1,8 @@
-"""Pretraining jobs that are hurt in every way: what follows by itself, or the same command again,
-ends in the very bytes of a job that was left alone, and nothing stays behind.
+"""Pretraining jobs that are interrupted in every way.
 
-All of them go on side by side, for most of their time is waiting. held.py says how a job is kept
-where it shall be hurt, so that no test depends on how fast a machine is.
+Each resumed run must give the same bytes as an undisturbed one and leave nothing behind. All events
+run at the same time, because most of their time is waiting. tests/helpers/paused_pretrain.py pauses
+a job at a given step, so that no test depends on the speed of the machine.
 """
 
 import contextlib
@@ -21,190 +21,195 @@ import pytest
 
 from salmask.provenance import tree_digest
 from salmask.train import checkpoint
-from tests.helpers.desk import Desk, finished, leftovers, until
 from tests.helpers.project import TINY, Project
+from tests.helpers.workspace import Workspace, leftovers, output_of, read_until, wait_until
 
 pytestmark = pytest.mark.slurm
 
 RUN = "blur"
-STEP = 5  # of 12, where most things happen
-HELD = Path(__file__).parents[1] / "helpers" / "held.py"
-LIMIT = 300.0  # seconds; only to end a test that has failed
+STEP = 5  # of 12: where most jobs pause
+STAGE = Path(__file__).parents[1] / "helpers" / "paused_pretrain.py"
+LIMIT = 300.0  # seconds until a test fails
 OFTEN = {"checkpoint_minutes": 1e-6}
-ROOM = 1 << 16  # bytes on a full disk: enough for a log, too few for a checkpoint
-LEFT = ["DONE", "job.json", "jobs", "launch.lock", "lock", "out"]
+FREE_BYTES = 1 << 16  # on the full disk: enough for a log, too few for a checkpoint
+FILES_OF_A_RUN = ["DONE", "job.json", "jobs", "launch.lock", "lock", "out"]
 
 
-class Bench(Desk):
-    """A project's folder of its own in which one pretraining is launched, and held."""
+class PausedWorkspace(Workspace):
+    """A project's folder in which one pretraining is launched and paused."""
 
     def __init__(self, folder: Path, cluster, at_end: ExitStack) -> None:
         super().__init__(folder, str(cluster.conf))
         self.cluster, self.at_end = cluster, at_end
-        self.profile(**OFTEN)
-        self.hold(STEP)
+        self.write_profile(**OFTEN)
+        self.pause_at(STEP)
 
-    def hold(self, step: int | str) -> None:
-        """Lets the job go on to a step, or from where it is held to the end."""
-        partial = self.folder / "hold.new"
+    def pause_at(self, step: int | str) -> None:
+        """Lets the job continue and pause at a step; any other text lets it run to the end."""
+        partial = self.folder / "pause_at.new"
         partial.write_text(str(step))
-        partial.replace(self.folder / "hold")
+        partial.replace(self.folder / "pause_at")
 
     def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        started = super().start(*command, **env)
-        self.at_end.callback(slay, started)  # after a failure it would wait for ever
-        return started
+        process = super().start(*command, **env)
+        self.at_end.callback(kill_session, process)  # after a failure it would wait without end
+        return process
 
     def stage(self) -> subprocess.Popen[str]:
-        return self.start(str(HELD), "--run", RUN, PYTHONPATH=str(self.folder))
+        return self.start(str(STAGE), "--run", RUN, PYTHONPATH=str(self.folder))
 
-    def held(self, launcher: subprocess.Popen[str]) -> subprocess.Popen[str]:
-        """The launcher, once its job waits at the step."""
-        step = int((self.folder / "hold").read_text())
+    def paused(self, launcher: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        """Waits until the job pauses at the step, and returns its launcher."""
+        step = int((self.folder / "pause_at").read_text())
         reached = f"runs/*/*/step-{step:09d}.pt"
-        until(lambda: list(self.folder.glob(reached)) or launcher.poll() is not None, LIMIT)
-        assert launcher.poll() is None, finished(launcher)
+        wait_until(lambda: list(self.folder.glob(reached)) or launcher.poll() is not None, LIMIT)
+        assert launcher.poll() is None, output_of(launcher)
         return launcher
 
-    def begun(self) -> list[int]:
-        """The step of each start."""
+    def start_steps(self) -> list[int]:
+        """The step from which each start continued."""
         return [int(step) for step in (self.folder / "starts").open()]
 
 
 def done(launcher: subprocess.Popen[str]) -> str:
-    return finished(launcher, 0, LIMIT)
+    return output_of(launcher, 0, LIMIT)
 
 
 def failed(launcher: subprocess.Popen[str]) -> str:
-    return finished(launcher, 1, LIMIT)
+    return output_of(launcher, 1, LIMIT)
 
 
 def attached(launcher: subprocess.Popen[str]) -> None:
-    """Reads until the launcher says so."""
-    assert launcher.stdout
-    for line in launcher.stdout:
-        assert "submitted as job" not in line
-        if "is at it already; attached to it" in line:
-            return
-    pytest.fail("it ended without a job")
+    """Waits until the launcher says that it attached to a job."""
+    assert "submitted as job" not in read_until(launcher, ": attached to job ")
 
 
-def slay(launcher: subprocess.Popen[str]) -> None:
-    """Kills a process with all of its session, unless it has ended."""
+def kill_session(launcher: subprocess.Popen[str]) -> None:
+    """Kills all processes of a process's session, unless it has ended."""
     if launcher.poll() is None:
         os.killpg(launcher.pid, signal.SIGKILL)
         launcher.communicate()
 
 
-# ------------------------------------------------------------------------- what happens to a job
+# ----------------------------------------------------------------------------------- the events
 
 
-def calm(bench: Bench) -> None:
-    bench.hold("nowhere")
-    done(bench.stage())
-    assert bench.begun() == [0]
+def undisturbed(workspace: PausedWorkspace) -> None:
+    workspace.pause_at("nowhere")
+    done(workspace.stage())
+    assert workspace.start_steps() == [0]
 
 
-def killed(bench: Bench) -> None:
-    """Its task is killed, and the newest checkpoint damaged; then it is cancelled."""
-    launcher = bench.held(bench.stage())
-    os.kill(bench.task(RUN), signal.SIGKILL)
+def killed(workspace: PausedWorkspace) -> None:
+    """The task is killed and the newest checkpoint damaged; the next job is cancelled."""
+    launcher = workspace.paused(workspace.stage())
+    os.kill(workspace.first_task_pid(RUN), signal.SIGKILL)
     assert "exit code 137" in failed(launcher)
-    newest = bench.run(RUN) / "work" / f"step-{STEP:09d}.pt"
+    newest = workspace.run_folder(RUN) / "work" / f"step-{STEP:09d}.pt"
     os.truncate(newest, newest.stat().st_size // 2)
 
-    bench.hold(STEP + 1)
-    launcher = bench.held(bench.stage())
-    assert bench.begun() == [0, STEP - 1]
-    bench.cluster.run("scancel", bench.job(RUN))
-    told = failed(launcher)
-    assert "ended as CANCELLED" in told and f"{newest.name} cannot be read" in told
-    done(bench.stage())
-    assert bench.begun() == [0, STEP - 1, STEP + 2]  # it saved once more when asked to stop
+    workspace.pause_at(STEP + 1)
+    launcher = workspace.paused(workspace.stage())
+    assert workspace.start_steps() == [0, STEP - 1]
+    workspace.cluster.run("scancel", workspace.job_id(RUN))
+    output = failed(launcher)
+    assert "ended as CANCELLED" in output and f"{newest.name} cannot be read" in output
+    done(workspace.stage())
+    assert workspace.start_steps() == [
+        0,
+        STEP - 1,
+        STEP + 2,
+    ]  # the stop signal made it save once more
 
 
-def torn(bench: Bench) -> None:
-    """It is killed half-way through writing a checkpoint."""
-    launcher = bench.held(bench.stage())
-    (bench.folder / "tear").touch()
-    bench.hold("nowhere")
+def killed_while_saving(workspace: PausedWorkspace) -> None:
+    """The task is killed half-way through writing a checkpoint."""
+    launcher = workspace.paused(workspace.stage())
+    (workspace.folder / "kill_while_saving").touch()
+    workspace.pause_at("nowhere")
     assert "exit code 137" in failed(launcher)
-    (partial,) = bench.run(RUN).glob("work/*.partial")
+    (partial,) = workspace.run_folder(RUN).glob("work/*.partial")
     assert partial.stat().st_size
-    done(bench.stage())
-    assert bench.begun() == [0, STEP]
+    done(workspace.stage())
+    assert workspace.start_steps() == [0, STEP]
 
 
-def orphaned(bench: Bench) -> None:
-    """`dvc repro` and all its children are killed; so is the stage that is called instead; then
-    Slurm takes the job back into its queue."""
-    launcher = bench.held(repro(bench))
-    slay(launcher)
-    launcher = bench.stage()
+def orphaned(workspace: PausedWorkspace) -> None:
+    """`dvc repro` and its children are killed, and then a second launcher. Then Slurm requeues the
+    job."""
+    launcher = workspace.paused(repro(workspace))
+    kill_session(launcher)
+    launcher = workspace.stage()
     attached(launcher)
-    slay(launcher)
-    launcher = repro(bench)
+    kill_session(launcher)
+    launcher = repro(workspace)
     attached(launcher)
-    job = bench.job(RUN)
-    bench.cluster.run("scontrol", "requeue", job)
+    job = workspace.job_id(RUN)
+    workspace.cluster.run("scontrol", "requeue", job)
     done(launcher)
-    assert bench.begun() == [0, STEP + 1]
-    assert bench.cluster.job(job)["Restarts"] == "1"
+    assert workspace.start_steps() == [0, STEP + 1]
+    assert workspace.cluster.job(job)["Restarts"] == "1"
 
 
-def repro(bench: Bench) -> subprocess.Popen[str]:
+def repro(workspace: PausedWorkspace) -> subprocess.Popen[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     stage = ["repro", "--single-item", f"pretrain@{RUN}"]
-    return bench.start("-m", "dvc", *stage, PATH=path, PYTHONPATH=str(bench.folder))
+    return workspace.start("-m", "dvc", *stage, PATH=path, PYTHONPATH=str(workspace.folder))
 
 
-def time_up(bench: Bench) -> None:
-    """Slurm looks twice a minute, and warns at the look before the one that would be too late:
-    here, 25 to 55 seconds after the job's start."""
-    bench.profile(**OFTEN, time_min=1, signal_seconds=5)
-    assert "putting this job back into the queue" in done(bench.stage())
-    assert bench.begun() == [0, STEP + 1]
-    assert bench.cluster.job(bench.job(RUN))["Restarts"] == "1"
+def time_up(workspace: PausedWorkspace) -> None:
+    """The job reaches its time limit.
+
+    Slurm checks limits twice a minute and sends the signal at the last check that is early enough:
+    here 25 to 55 seconds after the start.
+    """
+    workspace.write_profile(**OFTEN, time_min=1, signal_seconds=5)
+    assert "putting this job back into the queue" in done(workspace.stage())
+    assert workspace.start_steps() == [0, STEP + 1]
+    assert workspace.cluster.job(workspace.job_id(RUN))["Restarts"] == "1"
 
 
-def disk_full(bench: Bench) -> None:
-    runs = bench.folder / "runs"
+def disk_full(workspace: PausedWorkspace) -> None:
+    runs = workspace.folder / "runs"
     runs.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(runs)]
     mounted = subprocess.run(mount, text=True, capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"no disk to fill: {mounted.stderr.strip()}")
-    bench.at_end.callback(subprocess.run, ["umount", str(runs)], check=True)
+        pytest.skip(f"no disk can be mounted: {mounted.stderr.strip()}")
+    workspace.at_end.callback(subprocess.run, ["umount", str(runs)], check=True)
 
-    launcher = bench.held(bench.stage())
+    launcher = workspace.paused(workspace.stage())
     ballast = runs / "ballast"
     with ballast.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
         while stream.write(bytes(1 << 12)):
             pass
-    os.truncate(ballast, ballast.stat().st_size - ROOM)
-    bench.hold("nowhere")
-    told = failed(launcher)
-    assert f"error: no space is left on the disk of {bench.run(RUN)}: make room" in told
-    assert "Traceback" not in told
-    assert checkpoint.saved(bench.run(RUN) / "work")[0].stem == f"step-{STEP:09d}"
+    os.truncate(ballast, ballast.stat().st_size - FREE_BYTES)
+    workspace.pause_at("nowhere")
+    output = failed(launcher)
+    assert (
+        f"error: no space is left on the disk of {workspace.run_folder(RUN)}: make room" in output
+    )
+    assert "Traceback" not in output
+    assert checkpoint.saved(workspace.run_folder(RUN) / "work")[0].stem == f"step-{STEP:09d}"
 
     (runs / "more").write_bytes(bytes(shutil.disk_usage(runs).free))
-    told = failed(bench.stage())
-    assert "no space is left on the disk of" in told and "Traceback" not in told
+    output = failed(workspace.stage())
+    assert "no space is left on the disk of" in output and "Traceback" not in output
     (runs / "more").unlink()
     ballast.unlink()
-    done(bench.stage())
-    assert bench.begun() == [0, STEP]
+    done(workspace.stage())
+    assert workspace.start_steps() == [0, STEP]
 
 
-def failing_nodes(lost: Bench, unseen: Bench) -> None:
-    """On a cluster of their own: the slurmd of one job's node starts again, then all of that node
-    dies. The other job's node falls silent, so that Slurm starts the job elsewhere as well."""
+def failing_nodes(lost: PausedWorkspace, unseen: PausedWorkspace) -> None:
+    """Two jobs on a cluster of their own. The slurmd of one job's node is restarted, then the whole
+    node fails. The node of the other job becomes unreachable while its processes keep running, so
+    Slurm starts the job on the other node as well."""
     cluster = lost.cluster
     launchers = [lost.stage(), unseen.stage()]
-    lost.held(launchers[0])
-    unseen.held(launchers[1])
-    jobs = [bench.job(RUN) for bench in (lost, unseen)]
+    lost.paused(launchers[0])
+    unseen.paused(launchers[1])
+    jobs = [workspace.job_id(RUN) for workspace in (lost, unseen)]
     nodes = [cluster.job(job)["NodeList"] for job in jobs]
     assert sorted(nodes) == ["n1", "n2"]
 
@@ -212,86 +217,88 @@ def failing_nodes(lost: Bench, unseen: Bench) -> None:
         done = cluster.script(*arguments)
         assert done.returncode == 0, done.stderr
 
-    def give_up(node: str) -> None:  # the controller would take minutes to notice
+    def mark_down(node: str) -> None:  # the controller would need minutes to notice
         cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
 
     script("node-down", nodes[0], "--keep-jobs")
     script("node-up", nodes[0])
     assert cluster.job(jobs[0])["JobState"] == "RUNNING"
     script("node-down", nodes[0])
-    give_up(nodes[0])
-    lost.hold("nowhere")
+    mark_down(nodes[0])
+    lost.pause_at("nowhere")
     done(launchers[0])
-    assert lost.begun() == [0, STEP]
+    assert lost.start_steps() == [0, STEP]
     assert cluster.job(jobs[0])["NodeList"] == nodes[1]
     script("node-up", nodes[0])
 
     script("node-down", nodes[1], "--keep-jobs")
-    give_up(nodes[1])
-    log = unseen.run(RUN) / "jobs" / f"{jobs[1]}_0_log.out"
-    until(lambda: "another process works in" in log.read_text(), LIMIT)
-    unseen.hold("nowhere")
+    mark_down(nodes[1])
+    log = unseen.run_folder(RUN) / "jobs" / f"{jobs[1]}_0_log.out"
+    wait_until(lambda: "another process works in" in log.read_text(), LIMIT)
+    unseen.pause_at("nowhere")
     done(launchers[1])
     cluster.wait(jobs[1], "COMPLETED", seconds=LIMIT)
-    assert unseen.begun() == [0]
-    assert "this was done already" in log.read_text()
+    assert unseen.start_steps() == [0]
+    assert "this run is done already" in log.read_text()
 
 
-# ---------------------------------------------------------------------------------- what is left
+# ----------------------------------------------------------------------------------- the results
 
 
-def tidy(bench: Bench) -> str:
-    """The digest of what was made; fails if anything else is left."""
-    run = bench.run(RUN)
-    assert sorted(p.name for p in run.iterdir()) == LEFT
+def checked_digest(workspace: PausedWorkspace) -> str:
+    """The digest of the encoder's folder. Fails if any process or temporary file is left."""
+    run = workspace.run_folder(RUN)
+    assert sorted(p.name for p in run.iterdir()) == FILES_OF_A_RUN
     queued = ["squeue", "--noheader", f"--name={run.name}", "--format=%Z"]
-    until(lambda: str(bench.folder) not in bench.cluster.run(*queued).splitlines())
-    until(lambda: leftovers(bench.folder) == [])
-    return tree_digest(bench.folder / "artifacts" / "pretrain" / RUN)
+    wait_until(lambda: str(workspace.folder) not in workspace.cluster.run(*queued).splitlines())
+    wait_until(lambda: leftovers(workspace.folder) == [])
+    return tree_digest(workspace.folder / "artifacts" / "pretrain" / RUN)
 
 
 @pytest.fixture(scope="module")
 def endings(tmp_path_factory, cluster, own_cluster) -> Iterator[dict[str, Future[set[str]]]]:
-    """What each event led to in the end: the digest of the artifact, or what went wrong."""
+    """The digests of the artifacts after each event, or the event's exception."""
     params = copy.deepcopy(TINY)
     params["train"]["epochs"] = 4
     params["runs"] = {RUN: {"mask": {"name": RUN}}}
     home = tmp_path_factory.mktemp("project")
     project = Project(home, params)
     pipeline = (home / "dvc.yaml").read_text()
-    (home / "dvc.yaml").write_text(pipeline.replace("-m stages.pretrain", "tests/slurm/held.py"))
+    (home / "dvc.yaml").write_text(
+        pipeline.replace("-m stages.pretrain", "tests/helpers/paused_pretrain.py")
+    )
     with ThreadPoolExecutor() as pool:
         list(pool.map(project.stage, ("code", "prepare", "localizer")))
     project.stage("saliency")
 
-    def bench(name: str, on, at_end: ExitStack) -> Bench:
-        return Bench(home if name == "orphaned" else sibling(home, name), on, at_end)
+    def paused_workspace(name: str, on, at_end: ExitStack) -> PausedWorkspace:
+        return PausedWorkspace(home if name == "orphaned" else sibling(home, name), on, at_end)
 
-    def one(event: Callable[[Bench], None]) -> set[str]:
+    def one(event: Callable[[PausedWorkspace], None]) -> set[str]:
         with ExitStack() as at_end:
-            hurt = bench(event.__name__, cluster, at_end)
-            event(hurt)
-            return {tidy(hurt)}
+            workspace = paused_workspace(event.__name__, cluster, at_end)
+            event(workspace)
+            return {checked_digest(workspace)}
 
-    def two(event: Callable[[Bench, Bench], None]) -> set[str]:
+    def two(event: Callable[[PausedWorkspace, PausedWorkspace], None]) -> set[str]:
         with own_cluster() as broken, ExitStack() as at_end:
-            both = [bench(name, broken, at_end) for name in ("lost", "unseen")]
+            both = [paused_workspace(name, broken, at_end) for name in ("lost", "unseen")]
             event(*both)
-            return {tidy(hurt) for hurt in both}
+            return {checked_digest(workspace) for workspace in both}
 
     with ThreadPoolExecutor(8) as pool:
-        found = {"time_up": pool.submit(one, time_up)}
-        begun = home.with_name("time_up") / "starts"  # undisturbed: a warning comes in time
-        until(lambda: begun.exists() or found["time_up"].done(), LIMIT)
-        found["failing_nodes"] = pool.submit(two, failing_nodes)
-        yield found | {event.__name__: pool.submit(one, event) for event in ALONE}
+        futures = {"time_up": pool.submit(one, time_up)}
+        starts = home.with_name("time_up") / "starts"  # alone: a slow start would reach the limit
+        wait_until(lambda: starts.exists() or futures["time_up"].done(), LIMIT)
+        futures["failing_nodes"] = pool.submit(two, failing_nodes)
+        yield futures | {event.__name__: pool.submit(one, event) for event in SINGLE_JOB_EVENTS}
 
 
-ALONE = [calm, killed, torn, orphaned, disk_full]
+SINGLE_JOB_EVENTS = [undisturbed, killed, killed_while_saving, orphaned, disk_full]
 
 
 def sibling(home: Path, name: str) -> Path:
-    """A folder beside the project, with the same code and data but results of its own."""
+    """A folder beside the project, with the same code and data but its own results."""
     folder = home.with_name(name)
     (folder / "artifacts").mkdir(parents=True)
     for place in (Path(), Path("artifacts")):
@@ -302,7 +309,7 @@ def sibling(home: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "event", ["killed", "torn", "orphaned", "time_up", "disk_full", "failing_nodes"]
+    "event", ["killed", "killed_while_saving", "orphaned", "time_up", "disk_full", "failing_nodes"]
 )
-def test_whatever_happens_to_a_job_its_result_is_the_same(endings, event):
-    assert endings[event].result() == endings["calm"].result()
+def test_an_interrupted_job_gives_the_same_result(endings, event):
+    assert endings[event].result() == endings["undisturbed"].result()

@@ -1,4 +1,4 @@
-"""The throw-away cluster: that it is one, and that nothing is left of it."""
+"""slurm/testcluster.sh: the cluster works, and nothing of it remains."""
 
 import shutil
 import subprocess
@@ -14,20 +14,20 @@ UNTIL_KILLED = "trap '' TERM; while :; do sleep 1; done"
 
 
 def processes_with(*texts: str) -> list[str]:
-    """Command lines of what runs with all the texts in its command or environment."""
-    found = []
+    """The command lines of processes with all the texts in their command or environment."""
+    commands = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
-            told = command + (process / "environ").read_bytes()
-            if all(text.encode() in told for text in texts):
-                found.append(command.replace(b"\0", b" ").decode())
+            content = command + (process / "environ").read_bytes()
+            if all(text.encode() in content for text in texts):
+                commands.append(command.replace(b"\0", b" ").decode())
         except OSError:
-            continue  # it has ended
-    return found
+            continue  # the process has ended
+    return commands
 
 
-def test_it_comes_up_once_and_leaves_nothing(own_cluster):
+def test_the_cluster_starts_once_and_leaves_nothing(own_cluster):
     with own_cluster() as cluster:
         assert cluster.run("sinfo", "-h", "-N", "-p", "test", "-o", "%N %t %c %m").split("\n") == [
             "n1 idle 4 16000",
@@ -41,7 +41,7 @@ def test_it_comes_up_once_and_leaves_nothing(own_cluster):
         assert "runs already" in again.stderr
         assert cluster.script("status").returncode == 0
 
-        # One that forgot its environment, one that left its parent, one that ignores SIGTERM.
+        # A process without environment, one without its parent, and one that ignores SIGTERM.
         mark = str(cluster.conf.parent)
         nameless = f"env -i setsid bash -c ': {mark}; sleep 301; true'"
         orphan = f"setsid bash -c ': {mark}; sleep 302; true'"
@@ -70,24 +70,27 @@ def test_a_requeued_job_runs_again_within_half_a_minute(cluster):
         assert cluster.wait(job, "RUNNING", seconds=40)["Restarts"] == "1"
     finally:
         cluster.run("scancel", job)
-    assert cluster.wait(job, "CANCELLED")["ExitCode"] in ("0:15", "143:0")  # who hears of it first
+    assert cluster.wait(job, "CANCELLED")["ExitCode"] in (
+        "0:15",
+        "143:0",
+    )  # it depends on which process the signal reaches first
 
 
 def test_without_accounting_sacct_says_so(cluster):
     if "AccountingStorageType=accounting_storage/slurmdbd" in cluster.conf.read_text().split("\n"):
         pytest.skip("the named cluster has accounting")
-    said = subprocess.run(["sacct"], env=cluster.env, text=True, capture_output=True)
-    assert (said.returncode, said.stderr) == (1, "Slurm accounting storage is disabled\n")
+    output = subprocess.run(["sacct"], env=cluster.env, text=True, capture_output=True)
+    assert (output.returncode, output.stderr) == (1, "Slurm accounting storage is disabled\n")
 
 
-def test_with_accounting_sacct_knows_how_a_job_ended(own_cluster):
+def test_with_accounting_sacct_shows_how_a_job_ended(own_cluster):
     with own_cluster("--accounting") as cluster:
         job = cluster.submit("exit 3")
         assert cluster.wait(job, "FAILED")["ExitCode"] == "3:0"
-        asked = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
-        end = time.monotonic() + 30  # the database hears of it later than the controller
-        while (said := cluster.run(*asked)) != "FAILED|3:0":
-            assert time.monotonic() < end, said
+        command = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
+        end = time.monotonic() + 30  # the database is updated later
+        while (output := cluster.run(*command)) != "FAILED|3:0":
+            assert time.monotonic() < end, output
             time.sleep(0.2)
 
 
@@ -96,12 +99,12 @@ def test_a_node_can_fail_and_return(own_cluster):
         job = cluster.submit(UNTIL_KILLED, "-w", "n2", "--no-requeue")
         cluster.wait(job, "RUNNING")
         assert cluster.script("node-down", "n2", "--keep-jobs").returncode == 0
-        here = ("SLURMD_NODENAME=n2", f"SLURM_CONF={cluster.conf}")
-        assert any("slurm_script" in line for line in processes_with(*here))
+        on_n2 = ("SLURMD_NODENAME=n2", f"SLURM_CONF={cluster.conf}")
+        assert any("slurm_script" in line for line in processes_with(*on_n2))
         assert cluster.script("node-down", "n2").returncode == 0
-        assert processes_with(*here) == []
+        assert processes_with(*on_n2) == []
         assert "n2: dead" in cluster.script("status").stdout
-        # The controller would take minutes to notice.
+        # The controller would need minutes to notice.
         cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
         assert cluster.wait(job, "NODE_FAIL")["ExitCode"] == "0:0"
         assert cluster.script("node-up", "n2").returncode == 0
@@ -111,20 +114,20 @@ def test_a_node_can_fail_and_return(own_cluster):
 def test_missing_packages_are_named(tmp_path):
     for command in ("bash", "cut", "dirname", "realpath", "uname"):
         (tmp_path / command).symlink_to(shutil.which(command) or "")
-    said = subprocess.run(
+    output = subprocess.run(
         [SCRIPT, "up", "--dir", tmp_path / "c"],
         env={"PATH": str(tmp_path)},
         text=True,
         capture_output=True,
     )
-    assert said.returncode == 2
-    assert "apt-get install" in said.stderr
-    assert "slurm-wlm" in said.stderr
+    assert output.returncode == 2
+    assert "apt-get install" in output.stderr
+    assert "slurm-wlm" in output.stderr
 
 
-def test_a_folder_of_somebody_else_stays(tmp_path):
+def test_down_removes_no_other_folder(tmp_path):
     (tmp_path / "precious").touch()
-    said = subprocess.run([SCRIPT, "down", "--dir", tmp_path], text=True, capture_output=True)
-    assert said.returncode == 2
-    assert "stays as it is" in said.stderr
+    output = subprocess.run([SCRIPT, "down", "--dir", tmp_path], text=True, capture_output=True)
+    assert output.returncode == 2
+    assert "stays as it is" in output.stderr
     assert (tmp_path / "precious").exists()

@@ -1,8 +1,9 @@
-"""The stage pretrain, which stops where a test wants to hurt it. Run as a command, like the stage.
+"""The stage pretrain, which pauses at a step that a test chooses. Run as a command, like the stage.
 
-Files in the current folder decide: once the checkpoint of the step that `hold` names is written, it
-waits until that is no longer said, or a signal asks it to stop. With `tear` there, it removes that
-and dies half-way through writing the next checkpoint. `starts` gains the step of each start.
+Files in the current folder control it. After the checkpoint of the step in `pause_at`, it waits
+until that file changes or a stop signal arrives. If `kill_while_saving` exists, it removes that
+file and kills itself half-way through the next checkpoint. It appends the step of each start to
+`starts`.
 """
 
 import functools
@@ -19,29 +20,32 @@ import torch
 from salmask.job import Job
 from salmask.train import checkpoint
 from salmask.train import pretrain as loop
+from slurm import follow
 from stages import pretrain
 
 
 def work(job: Job, **arguments: Any) -> None:
-    checkpoint.save = _hold(checkpoint.save)
-    checkpoint.load_newest = _note(checkpoint.load_newest)
-    torch.save = _tear(torch.save)
+    checkpoint.save = _pausing(checkpoint.save)
+    checkpoint.load_newest = _recording_start(checkpoint.load_newest)
+    torch.save = _killing(torch.save)
     loop.pretrain(job=job, **arguments)
 
 
-def _hold(save: Callable[..., Path]) -> Callable[..., Path]:
+def _pausing(save: Callable[..., Path]) -> Callable[..., Path]:
     @functools.wraps(save)
     def saved(folder: Path, step: int, state: dict[str, Any]) -> Path:
         path = save(folder, step, state)
         handler: Any = signal.getsignal(signal.SIGTERM)  # a method of the loop's StopSignal
-        while Path("hold").read_text() == str(step) and not handler.__self__.asked:
+        while Path("pause_at").read_text() == str(step) and not handler.__self__.asked:
             time.sleep(0.02)
         return path
 
     return saved
 
 
-def _note(load: Callable[..., dict[str, Any] | None]) -> Callable[..., dict[str, Any] | None]:
+def _recording_start(
+    load: Callable[..., dict[str, Any] | None],
+) -> Callable[..., dict[str, Any] | None]:
     @functools.wraps(load)
     def loaded(*arguments: Any) -> dict[str, Any] | None:
         state = load(*arguments)
@@ -52,12 +56,12 @@ def _note(load: Callable[..., dict[str, Any] | None]) -> Callable[..., dict[str,
     return loaded
 
 
-def _tear(save: Callable[..., None]) -> Callable[..., None]:
+def _killing(save: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(save)
     def saved(state: object, stream: BinaryIO) -> None:
-        if not Path("tear").exists():
+        if not Path("kill_while_saving").exists():
             return save(state, stream)
-        Path("tear").unlink()
+        Path("kill_while_saving").unlink()
         whole = io.BytesIO()
         save(state, whole)
         stream.write(whole.getvalue()[: whole.tell() // 2])
@@ -68,5 +72,6 @@ def _tear(save: Callable[..., None]) -> Callable[..., None]:
 
 
 if __name__ == "__main__":
+    follow._POLL_SECONDS, follow._STATUS_SECONDS = 0.2, 0.5  # to save time
     pretrain.work = work
     pretrain.main()
