@@ -151,8 +151,8 @@ def _device(profile: Profile) -> torch.device:
     if profile.gpus and device.type != "cuda" and not os.environ.get("SALMASK_DEVICE"):
         raise UserError(
             f"the profile requests GPUs (gpus: {profile.gpus}), but torch {torch.__version__} "
-            "finds none: install a build of torch for GPUs that fits the driver, or set SALMASK_DEVICE: "
-            "cpu under `environment` in the profile"
+            "finds none: install a build of torch for GPUs that fits the driver, or set "
+            "SALMASK_DEVICE: cpu under `environment` in the profile"
         )
     if device.type == "cuda" and device.index is None:
         local = JobEnvironment().local_rank % torch.cuda.device_count()

@@ -19,7 +19,7 @@ class Cluster:
     """A running cluster.
 
     Args:
-        conf: the path of its slurm.conf. `env` is the environment for Slurm's commands and submitit.
+        conf: the path of its slurm.conf.
     """
 
     def __init__(self, conf: Path) -> None:
@@ -100,5 +100,5 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def own_cluster() -> Callable[..., AbstractContextManager[Cluster]]:
-    """`with own_cluster("--accounting") as cluster:` for tests that break a cluster or need another one."""
+    """A function that starts a separate cluster: `with own_cluster("--accounting") as cluster:`"""
     return running
