@@ -115,11 +115,8 @@ def killed(workspace: PausedWorkspace) -> None:
     output = failed(launcher)
     assert "ended as CANCELLED" in output and f"{newest.name} cannot be read" in output
     done(workspace.stage())
-    assert workspace.start_steps() == [
-        0,
-        STEP - 1,
-        STEP + 2,
-    ]  # the stop signal made it save once more
+    # The stop signal made the job save once more.
+    assert workspace.start_steps() == [0, STEP - 1, STEP + 2]
 
 
 def killed_while_saving(workspace: PausedWorkspace) -> None:
@@ -186,9 +183,8 @@ def disk_full(workspace: PausedWorkspace) -> None:
     os.truncate(ballast, ballast.stat().st_size - FREE_BYTES)
     workspace.pause_at("nowhere")
     output = failed(launcher)
-    assert (
-        f"error: no space is left on the disk of {workspace.run_folder(RUN)}: make room" in output
-    )
+    folder = workspace.run_folder(RUN)
+    assert f"error: no space is left on the disk of {folder}: free some space" in output
     assert "Traceback" not in output
     assert checkpoint.saved(workspace.run_folder(RUN) / "work")[0].stem == f"step-{STEP:09d}"
 
@@ -264,9 +260,8 @@ def endings(tmp_path_factory, cluster, own_cluster) -> Iterator[dict[str, Future
     home = tmp_path_factory.mktemp("project")
     project = Project(home, params)
     pipeline = (home / "dvc.yaml").read_text()
-    (home / "dvc.yaml").write_text(
-        pipeline.replace("-m stages.pretrain", "tests/helpers/paused_pretrain.py")
-    )
+    script = "tests/helpers/paused_pretrain.py"
+    (home / "dvc.yaml").write_text(pipeline.replace("-m stages.pretrain", script))
     with ThreadPoolExecutor() as pool:
         list(pool.map(project.stage, ("code", "prepare", "localizer")))
     project.stage("saliency")
