@@ -113,6 +113,7 @@ def _prepare(spec: JobSpec, job: Job) -> None:
 def _check_unchanged(spec: JobSpec) -> None:
     """Raises UserError if code or inputs differ from those when the job was submitted."""
     recipe, project = spec.recipe, spec.project
+    advice = "this job would give another result than the one requested; run `dvc repro` again"
     if code_digest(recipe.modules, CODE) != recipe.code:
         raise UserError(f"the code in {CODE} changed since this job was submitted: {advice}")
     for name, sha256 in recipe.inputs.items():
