@@ -1,4 +1,7 @@
-"""From an artifact back to its first inputs, with every digest checked on the way."""
+"""The lineage of an artifact: the steps that made it, back to the first inputs.
+
+Every digest on the way is compared with the files and with the present code.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,7 +15,14 @@ from salmask.provenance import FILE_NAME, file_digest, tree_digest
 
 @dataclass(frozen=True)
 class Link:
-    """One artifact in a lineage. problems: what no longer matches, in words."""
+    """One artifact of a lineage.
+
+    Args:
+        path: of the artifact, relative to the project.
+        provenance: content of its provenance.json; empty for an input that no stage made.
+        problems: differences between the record and the present files, as texts.
+        parents: the artifacts that it was made from.
+    """
 
     path: Path
     provenance: Mapping[str, Any]
@@ -20,11 +30,24 @@ class Link:
     parents: list["Link"] = field(default_factory=list)
 
     def sound(self) -> bool:
+        """Whether neither this artifact nor any of its parents has a problem."""
         return not self.problems and all(parent.sound() for parent in self.parents)
 
 
-def find(path: Path, root: Path) -> Path | None:
-    """The provenance.json that speaks for `path`: in it, beside it or above it, below `root`."""
+@dataclass
+class TraceCache:
+    """Links and digests that are computed once, because many artifacts share their inputs."""
+
+    links: dict[Path, Link] = field(default_factory=dict)
+    digests: dict[Path, str] = field(default_factory=dict)
+    codes: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+
+def find_provenance(path: Path, root: Path) -> Path | None:
+    """The provenance.json that describes a path, or None.
+
+    The file lies in the folder `path`, beside the file `path`, or in a folder above it up to `root`.
+    """
     start = path if path.is_dir() else path.parent
     for folder in (start, *start.parents):
         if (folder / FILE_NAME).is_file():
@@ -34,50 +57,43 @@ def find(path: Path, root: Path) -> Path | None:
     return None
 
 
-@dataclass
-class Memory:
-    """What one walk has found already: inputs are shared by many artifacts."""
+def trace(path: Path, root: Path, cache: TraceCache | None = None) -> Link:
+    """The lineage of an artifact, with every digest checked. Problems are listed, not raised.
 
-    links: dict[Path, Link] = field(default_factory=dict)
-    digests: dict[Path, str] = field(default_factory=dict)
-    codes: dict[tuple[str, ...], str] = field(default_factory=dict)
-
-
-def trace(path: Path, root: Path, memory: Memory | None = None) -> Link:
-    """Walks from an artifact back to its first inputs, checking every digest on the way.
-
-    path: absolute. Problems are collected, not raised. An input without provenance (a folder of
-    images) is a leaf. memory: handed from call to call where several artifacts are traced.
+    Args:
+        path: absolute path of the artifact.
+        root: absolute path of the project.
+        cache: one object for all calls, where several artifacts are traced.
     """
-    memory = memory or Memory()
-    if path not in memory.links:
-        memory.links[path] = _link(path, root, memory)
-    return memory.links[path]
+    cache = cache or TraceCache()
+    if path not in cache.links:
+        cache.links[path] = _link(path, root, cache)
+    return cache.links[path]
 
 
-def _link(path: Path, root: Path, memory: Memory) -> Link:
-    shown = path.relative_to(root) if path.is_relative_to(root) else path
-    where = find(path, root)
-    if where is None or not path.exists():
-        return Link(shown, {}, [] if path.exists() else ["missing"])
-    made = json.loads(where.read_text())
-    problems = [*_changed_outputs(where.parent, made["outputs"])]
-    modules = tuple(made["modules"])
-    if modules not in memory.codes:
-        memory.codes[modules] = code_digest(modules, root)
-    if made["code"] != memory.codes[modules]:
-        problems.append(f"the code of stage {made['stage']} has changed since")
+def _link(path: Path, root: Path, cache: TraceCache) -> Link:
+    relative = path.relative_to(root) if path.is_relative_to(root) else path
+    file = find_provenance(path, root)
+    if file is None or not path.exists():
+        return Link(relative, {}, [] if path.exists() else ["missing"])
+    record = json.loads(file.read_text())
+    problems = [*_changed_outputs(file.parent, record["outputs"])]
+    modules = tuple(record["modules"])
+    if modules not in cache.codes:
+        cache.codes[modules] = code_digest(modules, root)
+    if record["code"] != cache.codes[modules]:
+        problems.append(f"the code of stage {record['stage']} has changed since")
     parents: dict[Path, Link] = {}
-    for name, digest in made["inputs"].items():
+    for name, digest in record["inputs"].items():
         source = (root / name).resolve()
-        made_in = find(source, root) if source.exists() else None
-        artifact = made_in.parent if made_in else source  # several inputs may be of one artifact
-        parents[artifact] = trace(artifact, root, memory)
-        if source.exists() and source not in memory.digests:
-            memory.digests[source] = tree_digest(source)
-        if memory.digests.get(source, digest) != digest:
+        input_file = find_provenance(source, root) if source.exists() else None
+        artifact = input_file.parent if input_file else source  # several inputs may belong to one
+        parents[artifact] = trace(artifact, root, cache)
+        if source.exists() and source not in cache.digests:
+            cache.digests[source] = tree_digest(source)
+        if cache.digests.get(source, digest) != digest:
             problems.append(f"its input {name} has changed since (was sha256 {digest[:12]})")
-    return Link(shown, made, problems, list(parents.values()))
+    return Link(relative, record, problems, list(parents.values()))
 
 
 def _changed_outputs(folder: Path, outputs: Mapping[str, str]) -> Iterator[str]:
@@ -85,18 +101,18 @@ def _changed_outputs(folder: Path, outputs: Mapping[str, str]) -> Iterator[str]:
         if not (folder / name).is_file():
             yield f"{name} is missing"
         elif file_digest(folder / name) != digest:
-            yield f"{name} is not the file that was made (its sha256 differs)"
+            yield f"{name} has changed since it was made (its sha256 differs)"
 
 
 def summary(link: Link) -> str:
-    """One line: the chain of stages with the digests that identify them, last first."""
-    steps, todo, seen = [], [link], set()
-    while todo:
-        step = todo.pop(0)
-        mark = step.provenance.get("fingerprint")
-        if mark and mark not in seen:
-            seen.add(mark)
+    """The steps of a lineage with their fingerprints in one line, the last step first."""
+    steps: dict[str, str] = {}
+    pending = [link]
+    while pending:
+        step = pending.pop(0)
+        fingerprint = step.provenance.get("fingerprint")
+        if fingerprint:
             name = ":".join(filter(None, [step.provenance["stage"], step.provenance["name"]]))
-            steps.append(f"{name}@{mark}")
-        todo.extend(step.parents)
-    return " < ".join(steps)
+            steps.setdefault(fingerprint, f"{name}@{fingerprint}")
+        pending.extend(step.parents)
+    return " < ".join(steps.values())

@@ -153,7 +153,7 @@ def test_a_summary_names_the_stages_last_first(chain):
     [
         (
             lambda r: (r / "artifacts/encoder/weights").write_text("x"),
-            ["weights is not the file that was made (its sha256 differs)"],
+            ["weights has changed since it was made (its sha256 differs)"],
         ),
         (lambda r: (r / "artifacts/encoder/history").unlink(), ["history is missing"]),
         (

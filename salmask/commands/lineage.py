@@ -24,7 +24,7 @@ def check_lineage(file: Path, images: bool) -> bool:
     """
     file = file.resolve()
     root = find_root(file.parent)
-    if lineage.find(file, root) is None:
+    if lineage.find_provenance(file, root) is None:
         raise UserError(f"{file} has no provenance: it is not an artifact of this pipeline")
     link = lineage.trace(file, root)
     _print_tree(link, 0, set())

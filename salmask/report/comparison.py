@@ -1,8 +1,7 @@
-"""A suite's tables: which of our runs answers which cell of a paper's table, and how close it came.
+"""`tables:` of params.yaml: the tables of the papers, filled in with the metrics of our runs.
 
-`tables:` in params.yaml holds, by "<paper> <table>", the columns as column -> our metric and the
-rows as row -> our run (or a list with a run per column). A setting of a grid stands for its runs,
-which repeat it over seeds.
+An entry "<paper> <table>" maps columns of the paper to our metrics, and rows of the paper to our
+runs. A setting of a grid stands for its runs, which repeat it with several seeds.
 """
 
 import re
@@ -20,36 +19,42 @@ from salmask.params.yaml_file import Params
 from salmask.report import papers
 from salmask.report.papers import Number, PaperTable
 from salmask.report.responses import Sweep, half_width, sweeps
-from salmask.report.text import DASH, aligned, metric, number
+from salmask.report.text import DASH, metric, number, text_table
 
-_SIDE_BY_SIDE = 3  # columns of a table for a terminal; more of them get a line each
+_SIDE_BY_SIDE = 3  # a table with more columns has a line per column in the terminal
 _PROTOCOLS = ("linear_fast", "linear", "knn", "finetune", "variance")
-Answers = str | None | list[str | None]
+RowRuns = str | None | list[str | None]  # one run for all columns, or one for each
 
 
 @checked(frozen=True, config=STRICT)
-class Declared:
-    """One entry of `tables:`. unpublished: rows of ours that the paper lacks. comparable: false
-    where data or recipe are others, so that differences would mean nothing. note: for the page."""
+class TableConfig:
+    """One entry of `tables:`.
+
+    Args:
+        columns: column of the paper -> our metric.
+        rows: row of the paper -> our run, or a list with one run (or null) per column.
+        unpublished: rows that the paper does not have, in the same form.
+        comparable: false if our data or recipe differ, so that differences have no meaning.
+        note: a note for the page.
+    """
 
     columns: dict[str, str]
-    rows: dict[str, Answers]
-    unpublished: dict[str, Answers] = field(default_factory=dict)
+    rows: dict[str, RowRuns]
+    unpublished: dict[str, RowRuns] = field(default_factory=dict)
     comparable: bool = True
     note: str = ""
 
-    def answers(self) -> dict[str, list[str | None]]:
-        """The run or setting that answers each column, by row."""
-        both = {**self.rows, **self.unpublished}
+    def runs(self) -> dict[str, list[str | None]]:
+        """row -> the run or setting for each column."""
         return {
             row: runs if isinstance(runs, list) else [runs] * len(self.columns)
-            for row, runs in both.items()
+            for row, runs in {**self.rows, **self.unpublished}.items()
         }
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number of a paper and ours: every run's, in the paper's unit."""
+class NumberPair:
+    """One number of a paper, and the same metric of each of our runs, in the unit of the paper."""
 
     paper: Number
     ours: Sequence[float]
@@ -57,144 +62,173 @@ class Cell:
 
     @property
     def mean(self) -> float | None:
+        """The mean over our runs; None if there is none."""
         return fmean(self.ours) if self.ours else None
 
     @property
     def difference(self) -> float | None:
+        """Our mean minus the number of the paper; None where the two do not compare."""
         if self.mean is None or self.paper is None or not self.comparable:
             return None
         return self.mean - float(self.paper)
 
-    def told(self, name: str) -> str:
-        """Ours, with the half width of its 95% interval and the number of runs if repeated."""
+    def format(self, name: str) -> str:
+        """Our mean as text, with half of its 95% interval if there are several runs.
+
+        name: the metric, which decides the number of digits.
+        """
         if len(self.ours) < 2:
             return metric(self.mean, name)
-        spread = metric(half_width(self.ours), name)
-        return f"{metric(self.mean, name)} ± {spread} (n {len(self.ours)})"
+        interval = metric(half_width(self.ours), name)
+        return f"{metric(self.mean, name)} ± {interval} (n {len(self.ours)})"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paper's table with ours beside it. columns: (the paper's, our metric)."""
+    """A table of a paper with our numbers.
+
+    Args:
+        table: the table of the paper.
+        columns: (column of the paper, our metric).
+        rows: row -> one pair of numbers per column.
+        comparable: as in TableConfig.
+        note: as in TableConfig.
+    """
 
     table: PaperTable
     columns: Sequence[tuple[str, str]]
-    rows: Mapping[str, Sequence[Cell]]
+    rows: Mapping[str, Sequence[NumberPair]]
     comparable: bool
     note: str
 
     @property
     def repeated(self) -> bool:
-        return any(len(cell.ours) > 1 for cells in self.rows.values() for cell in cells)
+        """Whether any number of ours is a mean over several runs."""
+        return any(len(pair.ours) > 1 for pairs in self.rows.values() for pair in pairs)
 
 
-# -------------------------------------------------------------------------------------- checking
+def read_tables(params: Params) -> dict[str, TableConfig]:
+    """The section `tables:`.
 
-
-def declared(params: Params) -> dict[str, Declared]:
-    """`tables:`, checked: that paper, table, columns, rows and runs exist, and that every metric is
-    one that its run is evaluated by. Raises UserError."""
-    found = params.section("tables", dict[str, Declared])
-    answering = _answering(params)
-    everywhere, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
-    done = {run: [*everywhere, *folders] for run, folders in chosen.items()}
-    for name, wanted in found.items():
+    Raises:
+        UserError: if a paper, table, column, row or run does not exist, or if a run has no
+            evaluation that computes the metric.
+    """
+    configs = params.section("tables", dict[str, TableConfig])
+    members = _members(params)
+    protocols, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
+    evaluations = {run: [*protocols, *folders] for run, folders in chosen.items()}
+    for name, config in configs.items():
         where = f"{params.source}: tables.{name}"
         paper = papers.table(name, where)
-        _known(wanted.columns, paper.columns, f"{where}.columns")
-        _known(wanted.rows, list(paper.rows), f"{where}.rows")
-        for row, runs in wanted.answers().items():
-            if len(runs) != len(wanted.columns):
+        _refuse_unknown(config.columns, paper.columns, f"{where}.columns")
+        _refuse_unknown(config.rows, list(paper.rows), f"{where}.rows")
+        for row, runs in config.runs().items():
+            if len(runs) != len(config.columns):
                 raise UserError(
-                    f"{where}: {row}: {len(runs)} runs for {len(wanted.columns)} columns; give "
-                    "one for all, or one for each, null where there is none"
+                    f"{where}: {row}: {len(runs)} runs for {len(config.columns)} columns; give "
+                    "one run for all columns, or one run or null for each"
                 )
-            for run, name_of_metric in zip(runs, wanted.columns.values(), strict=True):
+            for run, metric_name in zip(runs, config.columns.values(), strict=True):
                 if run is None:
                     continue
-                if run not in answering:
+                if run not in members:
                     raise UserError(
-                        f"{where}: {row}: no run {run!r}; there are: {', '.join(answering)}"
+                        f"{where}: {row}: no run {run!r}; there are: {', '.join(members)}"
                     )
-                for each in answering[run]:
-                    _evaluated(name_of_metric, done[each], f"{where}: {row}: {each}")
-    return found
+                for member in members[run]:
+                    _refuse_unevaluated(
+                        metric_name, evaluations[member], f"{where}: {row}: {member}"
+                    )
+    return configs
 
 
-def _answering(params: Params) -> dict[str, list[str]]:
-    """What a table may name: runs, imports and the settings of grids -> their runs."""
-    plain = {name: [name] for name in [*run_names(params), *import_names(params)]}
-    swept = {s: runs for sweep in sweeps(params).values() for s, runs in sweep.settings.items()}
-    return plain | swept
+def _members(params: Params) -> dict[str, list[str]]:
+    """Every name that a table may use (a run, an import, a setting of a grid) -> its runs."""
+    single = {name: [name] for name in [*run_names(params), *import_names(params)]}
+    return single | _settings(sweeps(params))
 
 
-def _known(asked: Mapping[str, Any], there: Sequence[str], where: str) -> None:
-    for name in asked:
-        if name not in there:
-            raise UserError(f"{where}: the paper has no {name!r}; it has: {'; '.join(there)}")
+def _settings(sweeps: Mapping[str, Sweep]) -> dict[str, list[str]]:
+    return {name: runs for sweep in sweeps.values() for name, runs in sweep.settings.items()}
 
 
-def _evaluated(name: str, done: Sequence[str], where: str) -> None:
-    """Raises UserError unless one of the evaluations makes a metric of this name."""
+def _refuse_unknown(names: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where}: the paper has no {name!r}; it has: {'; '.join(known)}")
+
+
+def _refuse_unevaluated(name: str, evaluations: Sequence[str], where: str) -> None:
+    """Raises UserError unless one of a run's evaluations computes the metric `name`."""
     plain = re.sub(r"^(knn|finetune)\d+", r"\1", name)
-    folders = {folder.replace("-", "_"): folder for folder in done}
+    folders = {folder.replace("-", "_"): folder for folder in evaluations}
     known = sorted({*_PROTOCOLS, *folders}, key=len, reverse=True)
-    maker = next((protocol for protocol in known if plain.startswith(f"{protocol}_")), None)
-    if maker not in folders:
-        told = f"no evaluation of it makes {name}; there are: {', '.join(done)}"
-        raise UserError(f"{where}: {told}")
-
-
-# -------------------------------------------------------------------------------------- comparing
+    protocol = next((protocol for protocol in known if plain.startswith(f"{protocol}_")), None)
+    if protocol not in folders:
+        raise UserError(
+            f"{where}: no evaluation of this run computes {name}; there are: "
+            f"{', '.join(evaluations)}"
+        )
 
 
 def compare(
-    wanted: Mapping[str, Declared], swept: Mapping[str, Sweep], found: Mapping[str, Any]
+    configs: Mapping[str, TableConfig], sweeps: Mapping[str, Sweep], results: Mapping[str, Any]
 ) -> list[Comparison]:
-    """The suite's tables filled in. found: the results, as results.json has them."""
-    settings = {s: runs for sweep in swept.values() for s, runs in sweep.settings.items()}
-    metrics = {row["run"]: row["metrics"] for row in found["rows"]}
+    """The tables of the papers with our numbers.
 
-    def cell(paper: PaperTable, row: str, column: str, run: str | None, entry: Declared) -> Cell:
+    Args:
+        configs: the section `tables`.
+        sweeps: the section `sweeps`.
+        results: the content of results.json.
+    """
+    settings = _settings(sweeps)
+    metrics = {row["run"]: row["metrics"] for row in results["rows"]}
+
+    def pair(
+        paper: PaperTable, row: str, column: str, run: str | None, config: TableConfig
+    ) -> NumberPair:
         runs = settings.get(run, [run]) if run else []
-        name = entry.columns[column]
+        name = config.columns[column]
         values = [metrics[r][name] / float(paper.unit) for r in runs if name in metrics[r]]
-        return Cell(paper.number_at(row, column), values, entry.comparable)
+        return NumberPair(paper.number_at(row, column), values, config.comparable)
 
-    made = []
-    for name, entry in wanted.items():
-        paper = papers.tables()[name]
+    comparisons = []
+    for table, config in configs.items():
+        paper = papers.tables()[table]
         rows = {
             row: [
-                cell(paper, row, column, run, entry)
-                for column, run in zip(entry.columns, runs, strict=True)
+                pair(paper, row, column, run, config)
+                for column, run in zip(config.columns, runs, strict=True)
             ]
-            for row, runs in entry.answers().items()
+            for row, runs in config.runs().items()
         }
-        columns = list(entry.columns.items())
-        made.append(Comparison(paper, columns, rows, entry.comparable, entry.note))
-    return made
+        columns = list(config.columns.items())
+        comparisons.append(Comparison(paper, columns, rows, config.comparable, config.note))
+    return comparisons
 
 
 def text(comparison: Comparison) -> str:
-    """The table for a terminal."""
-    shown = ["paper", "ours", "difference"] if comparison.comparable else ["paper", "ours"]
-    if len(comparison.columns) <= _SIDE_BY_SIDE:
-        lines = [["", *(s for _ in comparison.columns for s in shown)]]
-        for row, cells in comparison.rows.items():
-            told = [
-                _told(cell, name) for cell, (_, name) in zip(cells, comparison.columns, strict=True)
-            ]
-            lines.append([row, *(part for parts in told for part in parts[: len(shown)])])
+    """A comparison as a table for the terminal."""
+    titles = ["paper", "ours", "difference"] if comparison.comparable else ["paper", "ours"]
+    names = [name for _, name in comparison.columns]
+
+    def cells(pair: NumberPair, name: str) -> list[str]:
+        paper = DASH if pair.paper is None else str(pair.paper)
+        return [paper, pair.format(name), number(pair.difference, signed=True)][: len(titles)]
+
+    if len(names) <= _SIDE_BY_SIDE:
+        header = ["", *(title for _ in names for title in titles)]
+        lines = [
+            [row, *(text for pair, n in zip(pairs, names, strict=True) for text in cells(pair, n))]
+            for row, pairs in comparison.rows.items()
+        ]
     else:
-        lines = [["", *shown]]
-        for row, cells in comparison.rows.items():
-            for cell, (column, name) in zip(cells, comparison.columns, strict=True):
-                lines.append([f"{row}: {column}", *_told(cell, name)[: len(shown)]])
-    measured = ", ".join(f"{column}: {name}" for column, name in comparison.columns)
-    return "\n".join([comparison.table.heading, f"({measured})", aligned(lines)])
-
-
-def _told(cell: Cell, name: str) -> list[str]:
-    paper = DASH if cell.paper is None else str(cell.paper)
-    return [paper, cell.told(name), number(cell.difference, signed=True)]
+        header = ["", *titles]
+        lines = [
+            [f"{row}: {column}", *cells(pair, name)]
+            for row, pairs in comparison.rows.items()
+            for pair, (column, name) in zip(pairs, comparison.columns, strict=True)
+        ]
+    metrics = ", ".join(f"{column}: {name}" for column, name in comparison.columns)
+    return "\n".join([comparison.table.heading, f"({metrics})", text_table(header, lines)])

@@ -1,4 +1,4 @@
-"""What the page says about runs and under their numbers: how they were made, from what."""
+"""How the runs of the page were made, and where each of their numbers comes from."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,26 @@ from typing import Any
 from salmask.lineage import Link, summary
 from salmask.params.run import RunConfig
 from salmask.params.values import Choice
-from salmask.report import papers, tables
+from salmask.report import papers
+from salmask.report.tables import RunMetrics
 
 
-def about(runs: Sequence[RunConfig], scored: Sequence[tables.Scored]) -> dict[str, str]:
-    """What the runs have in common, or the values they differ in."""
+def summarize_runs(
+    runs: Sequence[RunConfig], evaluations: Sequence[RunMetrics]
+) -> dict[str, str]:
+    """The main parameters of the runs. Where runs differ, all values, separated by slashes."""
 
     def values(each: Sequence[object]) -> str:
         return " / ".join(dict.fromkeys(str(value) for value in each))
 
     devices = [
         step.provenance["device"]["type"]
-        for s in scored
-        for step in _steps(s.link)
+        for evaluation in evaluations
+        for step in _steps(evaluation.link)
         if step.provenance["stage"] == "pretrain"
     ]
     return {
-        "framework": values([_framework(r.framework) for r in runs]),
+        "framework": values([_framework_label(r.framework) for r in runs]),
         "arch": values([r.encoder.arch for r in runs]),
         "width": values([r.encoder.width for r in runs]),
         "view": values([r.view.size for r in runs]),
@@ -34,39 +37,21 @@ def about(runs: Sequence[RunConfig], scored: Sequence[tables.Scored]) -> dict[st
     }
 
 
-def _framework(choice: Choice) -> str:
-    if choice.name == "moco" and choice.options.get("head") == "linear":
-        return "MoCo v1"
-    return papers.FRAMEWORKS.get(choice.name, choice.name)
+def imported_encoder(name: str, pretrain: Path) -> dict[str, Any]:
+    """The description of an imported encoder, from its encoder.json."""
+    spec = json.loads((pretrain / name / "encoder.json").read_text())
+    return {"name": name, "encoder": spec["encoder"], "input": spec["input"]} | spec["source"]
 
 
-def _steps(link: Link) -> list[Link]:
-    """Every recorded step behind a link, itself first, each once."""
-    found: dict[str, Link] = {}
-    todo = [link]
-    while todo:
-        step = todo.pop(0)
-        if step.provenance:
-            found.setdefault(step.provenance["fingerprint"], step)
-        todo.extend(step.parents)
-    return list(found.values())
-
-
-def imported(name: str, pretrain: Path) -> dict[str, Any]:
-    """What the page says of an encoder that others trained."""
-    told = json.loads((pretrain / name / "encoder.json").read_text())
-    return {"name": name, "encoder": told["encoder"], "input": told["input"]} | told["source"]
-
-
-def of(scored: tables.Scored) -> dict[str, Any]:
-    """What the page says under one protocol's numbers."""
+def evaluation_evidence(evaluation: RunMetrics) -> dict[str, Any]:
+    """The metrics of an evaluation with all steps of its lineage, for the page."""
     return {
-        "run": scored.run,
-        "protocol": scored.protocol,
-        "metrics": scored.metrics,
-        "path": scored.link.path.as_posix(),
-        "chain": summary(scored.link),
-        "sound": scored.link.sound(),
+        "run": evaluation.run,
+        "protocol": evaluation.protocol,
+        "metrics": evaluation.metrics,
+        "path": evaluation.link.path.as_posix(),
+        "chain": summary(evaluation.link),
+        "sound": evaluation.link.sound(),
         "steps": [
             {
                 "made": step.provenance,
@@ -74,13 +59,31 @@ def of(scored: tables.Scored) -> dict[str, Any]:
                 "path": step.path.as_posix(),
                 "problems": step.problems,
             }
-            for step in _steps(scored.link)
+            for step in _steps(evaluation.link)
         ],
     }
 
 
-def _seed(made: Mapping[str, Any]) -> int | None:
-    """What a step's random numbers came from: a pretraining's own seed, or the common one."""
-    own = made["params"].get(f"runs.{made['name']}") or {}
-    seed = own.get("seed") if made["stage"] == "pretrain" else None
-    return made["params"].get("seed") if seed is None else seed
+def _framework_label(choice: Choice) -> str:
+    if choice.name == "moco" and choice.options.get("head") == "linear":
+        return "MoCo v1"
+    return papers.FRAMEWORKS.get(choice.name, choice.name)
+
+
+def _steps(link: Link) -> list[Link]:
+    """Every recorded step of a lineage once, beginning with the last step."""
+    steps: dict[str, Link] = {}
+    pending = [link]
+    while pending:
+        step = pending.pop(0)
+        if step.provenance:
+            steps.setdefault(step.provenance["fingerprint"], step)
+        pending.extend(step.parents)
+    return list(steps.values())
+
+
+def _seed(provenance: Mapping[str, Any]) -> int | None:
+    """The seed of a step: the run's own seed for pretraining, or else the common seed."""
+    own = provenance["params"].get(f"runs.{provenance['name']}") or {}
+    seed = own.get("seed") if provenance["stage"] == "pretrain" else None
+    return provenance["params"].get("seed") if seed is None else seed

@@ -1,21 +1,20 @@
 """Charts of the report as PNG bytes: training curves and k-NN bars.
 
-Backgrounds are transparent and the ink is a mid grey, so that one picture reads on a light and on
-a dark page. Equal input gives equal bytes: no time and no version goes into the file.
+Backgrounds are transparent and the ink is a mid grey, which is readable on a light and on a dark
+page. Equal input gives equal bytes, because no time and no version is written to the file.
+matplotlib is imported when the first chart is drawn, because that takes a second.
 """
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-INK = "#7b7b80"  # 4:1 or more on white and on near-black
+INK = "#7b7b80"  # a contrast of at least 4:1 on white and on near-black
 FAINT = (0.5, 0.5, 0.5, 0.25)
 COLOURS = (
     "#3f7fd0",
@@ -30,14 +29,19 @@ COLOURS = (
     "#77808c",
 )
 DPI = 160
-WIDTH = 10.5  # inches: the page's text width
+WIDTH = 10.5  # inches, the width of the page's text
 
-History = Sequence[Mapping[str, float]]  # one mapping per epoch, as history.csv has them
+History = Sequence[Mapping[str, float]]  # one mapping per epoch, as in history.csv
 
 
 @dataclass(frozen=True)
 class Bars:
-    """One panel of bars. scores: run -> (trained, untrained), None where unknown."""
+    """One panel of bars.
+
+    Args:
+        title: of the panel.
+        scores: run -> (trained encoder, untrained encoder); None where unknown.
+    """
 
     title: str
     scores: Mapping[str, tuple[float | None, float | None]]
@@ -54,10 +58,17 @@ _DASHED = ("negative_similarity",)
 
 
 def curves(histories: Mapping[str, History]) -> bytes:
-    """Small multiples over epochs, one line per run; a metric nobody names gets its own panel."""
-    found = dict.fromkeys(k for history in histories.values() for row in history for k in row)
-    known = [c for c in _PANELS if c in found]
-    columns = known + [c for c in found if c not in known and c != "epoch"]
+    """PNG with a panel per metric over the epochs, and one line per run.
+
+    A metric that `_PANELS` does not list gets a panel of its own.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    recorded = dict.fromkeys(k for history in histories.values() for row in history for k in row)
+    known = [c for c in _PANELS if c in recorded]
+    columns = known + [c for c in recorded if c not in known and c != "epoch"]
     panels: dict[str, list[str]] = {}
     for column in columns:
         panels.setdefault(_PANELS.get(column, (column, 1.0))[0], []).append(column)
@@ -67,13 +78,13 @@ def curves(histories: Mapping[str, History]) -> bytes:
     height = 2.5 * tall + 0.24 * legend_rows + 0.15
     below_legend = 1 - (0.24 * legend_rows + 0.1) / height
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, below_legend))
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
+    figure = new_figure((WIDTH, height), layout=layout)
     for i, (title, members) in enumerate(panels.items()):
         axes = figure.add_subplot(tall, wide, i + 1)
         for column in members:
             factor = _PANELS.get(column, ("", 1.0))[1]
             _lines(axes, histories, column, factor)
-        dress(axes, title)
+        format_axes(axes, title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.set_xlabel("epoch", color=INK, fontsize=9)
     handles = [Line2D([], [], color=colour(i), lw=2.5) for i in range(len(histories))]
@@ -90,20 +101,20 @@ def curves(histories: Mapping[str, History]) -> bytes:
     return png(figure)
 
 
-def _lines(axes: Axes, histories: Mapping[str, History], column: str, factor: float) -> None:
+def _lines(axes: "Axes", histories: Mapping[str, History], column: str, factor: float) -> None:
     for i, history in enumerate(histories.values()):
         points = [(row["epoch"], factor * row[column]) for row in history if column in row]
         if points:
             x, y = zip(*points, strict=True)
             style = "--" if column in _DASHED else "-"
-            mark = "o" if len(points) == 1 else None  # a single epoch draws no line
+            mark = "o" if len(points) == 1 else None  # one epoch gives no line
             axes.plot(x, y, style, color=colour(i), lw=1.6, marker=mark, ms=4)
 
 
 def bars(panels: Sequence[Bars]) -> bytes:
-    """Horizontal bars side by side, one panel per split; a notch marks each random encoder."""
+    """PNG with horizontal bars, one panel per split. A notch marks the untrained encoder."""
     runs = list(dict.fromkeys(run for panel in panels for run in panel.scores))
-    figure = Figure(figsize=(WIDTH, 1.05 + 0.34 * len(runs)), dpi=DPI, layout="constrained")
+    figure = new_figure((WIDTH, 1.05 + 0.34 * len(runs)), layout="constrained")
     scores = [s for p in panels for pair in p.scores.values() for s in pair if s is not None]
     limit = 1.18 * max([*scores, 1.0])
     for i, panel in enumerate(panels):
@@ -118,7 +129,7 @@ def bars(panels: Sequence[Bars]) -> bytes:
             if untrained is not None:
                 axes.plot([untrained] * 2, [row - 0.42, row + 0.42], color="#ffffff", lw=3.2)
                 axes.plot([untrained] * 2, [row - 0.42, row + 0.42], color="#30343a", lw=1.6)
-        dress(axes, panel.title)
+        format_axes(axes, panel.title)
         axes.grid(axis="y", visible=False)
         axes.set(xlim=(0, limit), ylim=(len(runs) - 0.4, -0.6), yticks=range(len(runs)))
         axes.set_yticklabels(runs if i == 0 else [""] * len(runs), color=INK, fontsize=9.5)
@@ -132,8 +143,15 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def dress(axes: Axes, title: str) -> None:
-    """The look that all charts share."""
+def new_figure(size: tuple[float, float], **options: Any) -> "Figure":
+    """An empty matplotlib figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=DPI, **options)
+
+
+def format_axes(axes: "Axes", title: str) -> None:
+    """Sets the title and the colours that all charts share."""
     axes.set_title(title, loc="left", color=INK, fontsize=10, pad=6)
     axes.set_facecolor("none")
     axes.tick_params(colors=INK, labelsize=9)
@@ -144,8 +162,10 @@ def dress(axes: Axes, title: str) -> None:
         spine.set_color(FAINT)
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as the same PNG bytes every time."""
+def png(figure: "Figure") -> bytes:
+    """A figure as PNG bytes, which are equal for equal figures."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure.patch.set_alpha(0)
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The report: everything collected, drawn and written as one page that needs no network."""
+"""The report: one HTML page with all results and figures, which needs no network."""
 
 import base64
 import csv
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from salmask.data import manifest as manifests
@@ -17,7 +16,6 @@ from salmask.data.manifest import Manifest, read_image
 from salmask.encoders import on_disk as encoder_file
 from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
-from salmask.masks.on_disk import load_masker
 from salmask.params.run import RunConfig
 from salmask.params.view import ViewConfig
 from salmask.report import (
@@ -33,8 +31,9 @@ from salmask.report import (
     tables,
     text,
 )
-from salmask.report.comparison import Comparison, Declared
+from salmask.report.comparison import Comparison, TableConfig
 from salmask.report.responses import Sweep
+from salmask.report.tables import SplitResults
 from salmask.saliency.store import SaliencyStore
 
 _TEMPLATE = "page.html.j2"
@@ -42,8 +41,8 @@ _MASKED_ROWS, _QUERIES, _NEIGHBOURS = 4, 8, 5
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the pipeline left its artifacts; absolute. root: the project's folder."""
+class ArtifactFolders:
+    """Absolute paths of the project, `root`, and of the artifacts that the report reads."""
 
     root: Path
     data: Path
@@ -53,20 +52,21 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure of the page. facts: what was measured on it, for its caption."""
+class PageFigure:
+    """A figure of the page, with the values for its caption."""
 
     png: bytes
     facts: Mapping[str, Any]
 
     @property
     def uri(self) -> str:
+        """The image as a data URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 @dataclass(frozen=True)
 class Report:
-    """html: the page. results: what goes into results.json. text: the tables for a terminal."""
+    """The page, the content of results.json, and the tables for the terminal."""
 
     html: str
     results: Mapping[str, Any]
@@ -78,59 +78,70 @@ def build(
     protocols: Sequence[str],
     chosen: Mapping[str, Sequence[str]],
     seed: int,
-    places: Places,
+    folders: ArtifactFolders,
     device: torch.device,
     imported: Sequence[str] = (),
-    wanted: Mapping[str, Declared] | None = None,
-    swept: Mapping[str, Sweep] | None = None,
+    table_configs: Mapping[str, TableConfig] | None = None,
+    sweeps: Mapping[str, Sweep] | None = None,
 ) -> Report:
-    """Collects the listed runs and protocols and draws the page. protocols: of every run. chosen:
-    run -> what was evaluated besides, by the names of folders. imported: names of encoders that
-    others trained, which have scores, and neither curve nor mask. wanted: the papers' tables that
-    runs answer. swept: grids, whose response is drawn.
+    """Reads the results of the listed runs and draws the page.
 
-    Raises UserError when something that the pipeline should have made is missing.
+    Args:
+        runs: the pretraining runs.
+        protocols: evaluations that are made for every run.
+        chosen: run -> folders of the evaluations that were chosen for it.
+        seed: the common seed.
+        folders: where the artifacts are.
+        device: where the encoder for nearest neighbours runs.
+        imported: names of imported encoders, which have neither training curve nor mask.
+        table_configs: the section `tables`.
+        sweeps: the section `sweeps`.
+
+    Raises:
+        UserError: for an artifact that is missing.
     """
     names = [*(run.name for run in runs), *imported]
-    rows = manifests.load(places.data)
-    done = {name: [*protocols, *chosen[name]] for name in names}
-    scored = tables.collect(done, places.evaluate, places.root)
-    found = tables.results(names, scored, rows.name)
-    apart = {name for s in scored if s.protocol not in protocols for name in s.metrics}
-    blocks = tables.blocks(found, validation_splits(rows), apart)
-    compared = comparison.compare(wanted or {}, swept or {}, found)
-    store = SaliencyStore.open(places.store, rows.digest) if places.store.exists() else None
-    pictures = {
-        "curves": _curves(names, places.pretrain),
-        "bars": _bars(blocks),
-        "responses": _responses(swept or {}, runs, found, compared, blocks),
-        "saliency": store and _saliency(rows, store, places.data / "masks"),
-        "neighbours": _neighbours(rows, blocks, names, places.pretrain, device),
+    rows = manifests.load(folders.data)
+    evaluated = {name: [*protocols, *chosen[name]] for name in names}
+    evaluations = tables.collect(evaluated, folders.evaluate, folders.root)
+    results = tables.results(names, evaluations, rows.name)
+    chosen_metrics = {n for e in evaluations if e.protocol not in protocols for n in e.metrics}
+    splits = tables.results_by_split(results, validation_splits(rows), chosen_metrics)
+    compared = comparison.compare(table_configs or {}, sweeps or {}, results)
+    store = SaliencyStore.open(folders.store, rows.digest) if folders.store.exists() else None
+    page_figures = {
+        "curves": _curves(names, folders.pretrain),
+        "bars": _bars(splits),
+        "responses": _responses(sweeps or {}, runs, results, compared, splits),
+        "saliency": store and _saliency(rows, store, folders.data / "masks"),
+        "neighbours": _neighbours(rows, splits, names, folders.pretrain, device),
     }
-    dataset = json.loads((places.data / "dataset.json").read_text())
     html = render(
-        dataset=dataset,
+        dataset=json.loads((folders.data / "dataset.json").read_text()),
         labelled=rows.labelled(),
-        about=evidence.about(runs, scored),
+        summary=evidence.summarize_runs(runs, evaluations),
         seed=seed,
-        blocks=blocks,
+        splits=splits,
         compared=compared,
-        pictures=pictures,
-        masked=[] if store is None else _masked(rows, store, runs, places.pretrain, seed),
+        figures=page_figures,
+        masked=[] if store is None else _masked(rows, store, runs, folders.pretrain, seed),
         detections=[
-            Picture(found.png, vars(found)) for found in detections.collect(scored, places.evaluate)
+            PageFigure(detected.png, vars(detected))
+            for detected in detections.collect(evaluations, folders.evaluate)
         ],
-        evidence=[evidence.of(s) for s in scored],
+        evidence=[evidence.evaluation_evidence(evaluation) for evaluation in evaluations],
         has_saliency=store is not None,
         runs=names,
-        imported=[evidence.imported(name, places.pretrain) for name in imported],
+        imported=[evidence.imported_encoder(name, folders.pretrain) for name in imported],
     )
-    told = [tables.text(blocks), *(comparison.text(each) for each in compared)]
-    return Report(html, found, "\n\n".join(told))
+    parts = [tables.text(splits), *(comparison.text(each) for each in compared)]
+    return Report(html, results, "\n\n".join(parts))
 
 
 def render(**context: Any) -> str:
-    """The template with its values; everything that is text is escaped."""
+    """The page as HTML. All text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # takes long to import
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -145,82 +156,78 @@ def render(**context: Any) -> str:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Writes index.html, results.json and results.txt, the tables for a terminal."""
+    """Writes index.html, results.json and results.txt (the tables for the terminal)."""
     write_bytes(folder / "index.html", report.html.encode())
     write_json(folder / "results.json", report.results)
     write_bytes(folder / "results.txt", f"{report.text}\n".encode())
 
 
-# ------------------------------------------------------------------------------------- figures
-
-
-def _curves(names: Sequence[str], pretrain: Path) -> Picture | None:
+def _curves(names: Sequence[str], pretrain: Path) -> PageFigure | None:
     histories = {}
     for name in names:
         file = pretrain / name / "history.csv"
-        if file.is_file():  # an encoder that was brought along has none
+        if file.is_file():  # an imported encoder has none
             with file.open(newline="") as stream:
                 histories[name] = [
                     {k: float(v) for k, v in r.items()} for r in csv.DictReader(stream)
                 ]
-    return Picture(figures.curves(histories), {}) if histories else None
+    return PageFigure(figures.curves(histories), {}) if histories else None
 
 
-def _bars(blocks: Sequence[tables.Block]) -> Picture | None:
+def _bars(splits: Sequence[SplitResults]) -> PageFigure | None:
     panels = []
-    for block in blocks:
-        column = tables.first_knn(block)
+    for split in splits:
+        column = tables.first_knn(split)
         if column is not None:
-            scores = {r: (c[column].value, c[column].untrained) for r, c in block.rows.items()}
-            panels.append(figures.Bars(f"{block.metrics[column]} on {block.split}", scores))
-    return Picture(figures.bars(panels), {"splits": len(panels)}) if panels else None
+            scores = {run: (s[column].value, s[column].untrained) for run, s in split.rows.items()}
+            panels.append(figures.Bars(f"{split.metrics[column]} on {split.split}", scores))
+    return PageFigure(figures.bars(panels), {"splits": len(panels)}) if panels else None
 
 
 def _responses(
-    swept: Mapping[str, Sweep],
+    sweeps: Mapping[str, Sweep],
     runs: Sequence[RunConfig],
-    found: Mapping[str, Any],
+    results: Mapping[str, Any],
     compared: Sequence[Comparison],
-    blocks: Sequence[tables.Block],
-) -> Picture | None:
-    """By the metric of the suite's first table, or else by the first k-NN."""
-    column = tables.first_knn(blocks[0]) if blocks else None
+    splits: Sequence[SplitResults],
+) -> PageFigure | None:
+    """Curves of the metric of the first table, or else of the first k-NN metric."""
+    column = tables.first_knn(splits[0]) if splits else None
     name = compared[0].columns[0][1] if compared else None
-    name = name or (blocks[0].metrics[column] if column is not None else None)
+    name = name or (splits[0].metrics[column] if column is not None else None)
     configs = {run.name: run for run in runs}
-    lines = responses.lines(swept, configs, found, name) if name else {}
-    return Picture(responses.draw(lines), {"metric": name}) if lines else None
+    curves = responses.curves(sweeps, configs, results, name) if name else {}
+    return PageFigure(responses.draw(curves), {"metric": name}) if curves else None
 
 
-def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> Picture | None:
+def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> PageFigure | None:
     split = samples.validation_split(rows)
     level = store.levels[-1]
     groups = []
     for title, ids in samples.groups(rows, split):
         maps = store.activation(torch.tensor(ids), level)
-        groups.append((title, list(zip(samples.pictures(rows, ids), maps, strict=True))))
+        groups.append((title, list(zip(samples.thumbnails(rows, ids), maps, strict=True))))
     if not groups:
         return None
-    overlap = samples.overlap(rows, store, split, masks)
     facts = {
         "split": split,
         "level": level,
         "grid": tuple(store.maps[level].shape[1:]),
-        "overlap": overlap,
+        "overlap": samples.overlap(rows, store, split, masks),
         "classes": [title for title, _ in groups if title],
     }
-    return Picture(sheets.overlays(groups), facts)
+    return PageFigure(sheets.overlays(groups), facts)
 
 
 def _masked(
     rows: Manifest, store: SaliencyStore, runs: Sequence[RunConfig], pretrain: Path, seed: int
-) -> list[Picture]:
-    """One sheet per kind of view that the runs use (mostly one)."""
+) -> list[PageFigure]:
+    """One sheet per distinct `view:` of the runs."""
     by_view: dict[ViewConfig, list[RunConfig]] = {}
     for run in runs:
         by_view.setdefault(run.view, []).append(run)
     ids = samples.spread(rows, "train", _MASKED_ROWS)
-    loaded = {run.name: load_masker(pretrain / run.name, run) for run in runs}
+    loaded = {run.name: encoder_file.load_masker(pretrain / run.name, run) for run in runs}
     maskers = {name: masker for name, masker in loaded.items() if masker}
     return [
         _mask_sheet(rows, store, ids, view, gallery.masks_of(own, maskers), seed, own)
@@ -233,37 +240,44 @@ def _mask_sheet(
     store: SaliencyStore,
     ids: Tensor,
     view: ViewConfig,
-    masks: Sequence[gallery.Shown],
+    masks: Sequence[gallery.ShownMask],
     seed: int,
     runs: Sequence[RunConfig],
-) -> Picture:
-    images = [read_image(rows, row) for row in ids.tolist()]  # whole: views crop them
+) -> PageFigure:
+    images = [read_image(rows, row) for row in ids.tolist()]  # in full size: views crop them
     maps = {level: store.activation(ids, level) for level in store.levels}
-    drawn = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=ids)
-    return Picture(drawn, {"view": view, "runs": [run.name for run in runs]})
+    sheet = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=ids)
+    return PageFigure(sheet, {"view": view, "runs": [run.name for run in runs]})
 
 
 def _neighbours(
     rows: Manifest,
-    blocks: Sequence[tables.Block],
+    splits: Sequence[SplitResults],
     names: Sequence[str],
     pretrain: Path,
     device: torch.device,
-) -> Picture | None:
-    run, why = tables.best_run(blocks, names)
+) -> PageFigure | None:
+    run, reason = tables.best_run(splits, names)
     split = samples.validation_split(rows)
     encoder = encoder_file.load(pretrain / run, device)
-    found, searched = samples.nearest(encoder, rows, split, _QUERIES, _NEIGHBOURS)
-    if not found:
+    nearest, searched = samples.nearest(encoder, rows, split, _QUERIES, _NEIGHBOURS)
+    if not nearest:
         return None
-    drawn = [
-        (f.title, samples.pictures(rows, [f.query])[0], samples.judged(rows, f)) for f in found
-    ]
+    sheet = sheets.neighbours(
+        [
+            (
+                each.title,
+                samples.thumbnails(rows, [each.query])[0],
+                samples.neighbours_of(rows, each),
+            )
+            for each in nearest
+        ]
+    )
     facts = {
         "run": run,
-        "why": why,
+        "reason": reason,
         "split": split,
         "searched": searched,
-        "of": len(rows.ids("train")),
+        "total": len(rows.ids("train")),
     }
-    return Picture(sheets.neighbours(drawn), facts)
+    return PageFigure(sheet, facts)

@@ -1,7 +1,7 @@
-"""The papers' numbers, as their tables print them (papers.json), and our names for what they test.
+"""The tables of the papers, as printed (papers.json).
 
-They come from the papers' own texts and, for Chin et al. 2024, from the figures in the public
-repository. A cell that no text gives is None.
+The numbers come from the texts of the papers and, for Chin et al. 2024, from the figures in the
+public repository. A cell that no text gives is None.
 """
 
 import json
@@ -26,15 +26,24 @@ MASK_NAMES = {
     "mixmask_star": "MixMask*",
     "erase": "erase-based",
 }
-MAIN = "chin 1"  # the table that every report shows
+MAIN = "chin 1"  # the table that a report without tables of its own shows
 
-Number = Decimal | int | None  # Decimal: with as many digits as the paper prints
+Number = Decimal | int | None  # Decimal keeps the printed digits
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table of a paper. rows: label -> a number per column. unit: what its numbers count in.
-    note: what a reader has to know."""
+    """One table of a paper.
+
+    Args:
+        paper: name of the paper.
+        number: number of the table, or the place of the numbers in the text.
+        title: what the table compares.
+        columns: one title per column.
+        rows: label -> one number per column.
+        unit: factor of the numbers.
+        note: explanation for the page.
+    """
 
     paper: str
     number: str
@@ -46,29 +55,38 @@ class PaperTable:
 
     @property
     def heading(self) -> str:
+        """Paper, number and title in one line."""
         numbered = self.number[0].isdigit()
         return f"{self.paper}, {f'Table {self.number}' if numbered else self.number}: {self.title}"
 
     def number_at(self, row: str, column: str) -> Number:
-        """None where the paper has no such row, or a blank."""
+        """The number in a cell; None if the cell is blank or the paper has no such row."""
         return self.rows[row][self.columns.index(column)] if row in self.rows else None
 
 
 @cache
 def tables() -> Mapping[str, PaperTable]:
-    """Every table in papers.json by "<paper> <table>", in the papers' order."""
+    """All tables of papers.json by "<paper> <table>", in the order of the papers."""
     text = files("salmask.report").joinpath("papers.json").read_text()
     papers = json.loads(text, parse_float=Decimal)
     return {
-        f"{key} {number}": PaperTable(paper["name"], number, **told)
+        f"{key} {number}": PaperTable(paper["name"], number, **fields)
         for key, paper in papers.items()
-        for number, told in paper["tables"].items()
+        for number, fields in paper["tables"].items()
     }
 
 
 def table(name: str, where: str) -> PaperTable:
-    """The table called "<paper> <table>". where: for the message. Raises UserError."""
-    found = tables()
-    if name not in found:
-        raise UserError(f"{where}: no such table of a paper; there are: {', '.join(found)}")
-    return found[name]
+    """The table with the name "<paper> <table>".
+
+    Args:
+        name: such as "chin 1".
+        where: start of the error message.
+
+    Raises:
+        UserError: if there is no such table.
+    """
+    if name not in tables():
+        known = ", ".join(tables())
+        raise UserError(f"{where}: there is no such table of a paper; there are: {known}")
+    return tables()[name]

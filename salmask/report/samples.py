@@ -1,5 +1,8 @@
-"""Which images the report shows, and what it measures on them. Every choice is an even spacing
-over the manifest: no randomness, so that two runs of `report` show the same."""
+"""The images that the report shows, and the measurements on them.
+
+Every selection is evenly spaced over the manifest instead of random, so that each report shows the
+same images.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +22,20 @@ from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
 
 _CLASSES, _PER_CLASS = 12, 3
-_BANK = 1500  # training images that neighbours are looked for among: seconds on two cores
+_SEARCHED = 1500  # training images among which neighbours are searched: seconds on two cores
 _BATCH = 250
-_SHOWN_SIDE = 256  # px that a picture on a sheet has at the most
+_MAX_SIDE = 256  # px of an image on a sheet
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Mean IoU in percent with the true objects, over `images`: of the foreground that saliency
-    finds, and of a foreground that covers everything."""
+    """Overlap of the saliency foreground with the true objects.
+
+    Args:
+        images: number of images.
+        saliency: mean IoU of the foreground in percent.
+        everything: mean IoU in percent if every cell is called foreground.
+    """
 
     images: int
     saliency: float
@@ -35,8 +43,15 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The pictures nearest to a query. title: its class, or its place."""
+class NearestImages:
+    """The training images nearest to a query.
+
+    Args:
+        title: class of the query, or "".
+        query: row of the query in the manifest.
+        rows: rows of the nearest images.
+        cosines: of the features of each and of the query, in descending order.
+    """
 
     title: str
     query: int
@@ -45,19 +60,19 @@ class Found:
 
 
 def evenly(ids: Tensor, count: int) -> Tensor:
-    """At most `count` of `ids` (n,), evenly spaced, in order."""
+    """At most `count` of `ids` (n,), evenly spaced and in order."""
     count = min(count, len(ids))
     return ids[torch.arange(count) * len(ids) // max(count, 1)]
 
 
 def validation_split(manifest: Manifest) -> str:
-    """`val` where there is one, else the first split that is not for training, else `train`."""
+    """`val` if it exists, or else the first split other than `train`, or else `train`."""
     names = manifest.split_names()
     return "val" if "val" in names else next((n for n in names if n != "train"), "train")
 
 
 def groups(manifest: Manifest, split: str) -> list[tuple[str, list[int]]]:
-    """Some rows of a split, by class where there are classes: (class name or "", rows)."""
+    """Some rows of a split, grouped by class if there are labels: (class or "", rows)."""
     ids = manifest.ids(split)
     if not manifest.labelled() or not (manifest.labels[ids] >= 0).any():
         rows = evenly(ids, _CLASSES * _PER_CLASS).tolist()
@@ -70,73 +85,99 @@ def groups(manifest: Manifest, split: str) -> list[tuple[str, list[int]]]:
 
 
 def spread(manifest: Manifest, split: str, count: int) -> Tensor:
-    """`count` rows (n,) of a split: of different classes where there are classes."""
+    """At most `count` rows (n,) int64 of a split, of different classes if there are labels."""
     firsts = [rows for _, rows in groups(manifest, split) if rows]
     return torch.tensor([rows[0] for rows in firsts])[evenly(torch.arange(len(firsts)), count)]
 
 
-def pictures(manifest: Manifest, rows: Sequence[int]) -> list[Image.Image]:
-    """The images of some rows, no larger than a sheet can show."""
-    images = [read_image(manifest, row, _SHOWN_SIDE) for row in rows]
+def thumbnails(manifest: Manifest, rows: Sequence[int]) -> list[Image.Image]:
+    """The images of some rows, with sides of at most 256 px."""
+    images = [read_image(manifest, row, _MAX_SIDE) for row in rows]
     for image in images:
-        image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+        image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     return images
 
 
 def overlap(manifest: Manifest, store: SaliencyStore, split: str, masks: Path) -> Overlap | None:
-    """How well the largest level's foreground meets the true masks in the folder `masks`, cell by
-    cell; a cell is the object's where the object covers half of it. None where no masks are."""
+    """Compares the foreground of the largest level with true masks, cell by cell.
+
+    A cell belongs to an object if the object covers at least half of it.
+
+    Args:
+        manifest: of the images.
+        store: with their saliency maps.
+        split: the split to compare.
+        masks: folder of the true masks, with the paths of the images; masks may be missing.
+
+    Returns:
+        None if there is no mask.
+    """
     rows = [row for row in manifest.ids(split).tolist() if (masks / manifest.paths[row]).is_file()]
     if not rows:
         return None
-    found = foreground(store.activation(torch.tensor(rows), store.levels[-1]))  # (n,U,V)
-    u, v = found.shape[1:]
-    truth = torch.stack([_cells(masks / manifest.paths[row], (u, v)) for row in rows])
-    return Overlap(len(rows), _iou(found, truth), _iou(torch.ones_like(found), truth))
+    salient = foreground(store.activation(torch.tensor(rows), store.levels[-1]))  # (n,U,V)
+    u, v = salient.shape[1:]
+    truth = torch.stack([_object_cells(masks / manifest.paths[row], (u, v)) for row in rows])
+    return Overlap(len(rows), _iou(salient, truth), _iou(torch.ones_like(salient), truth))
 
 
-def _cells(mask: Path, grid: tuple[int, int]) -> Tensor:
+@torch.inference_mode()
+def nearest(
+    encoder: Encoder, manifest: Manifest, split: str, count: int, neighbours: int
+) -> tuple[list[NearestImages], int]:
+    """The nearest training images of `count` images of a split, by cosine.
+
+    An image is never its own neighbour.
+
+    Returns:
+        One entry per query, and the number of training images that were searched, which are evenly
+        spaced.
+    """
+    queries = spread(manifest, split, count)
+    searched = evenly(manifest.ids("train"), _SEARCHED)
+    if not len(queries) or not len(searched):
+        return [], 0
+    similarity = _features(encoder, manifest, queries) @ _features(encoder, manifest, searched).T
+    similarity[queries[:, None] == searched] = -torch.inf
+    best = similarity.topk(min(neighbours, len(searched) - int(split == "train")), dim=1)
+    nearest_images = []
+    for i, row in enumerate(queries.tolist()):
+        label = int(manifest.labels[row])
+        title = manifest.classes[label] if manifest.labelled() and label >= 0 else ""
+        rows, cosines = searched[best.indices[i]].tolist(), best.values[i].tolist()
+        nearest_images.append(NearestImages(title, row, rows, cosines))
+    return nearest_images, len(searched)
+
+
+def neighbours_of(manifest: Manifest, nearest_images: NearestImages) -> list[Neighbour]:
+    """The nearest images of a query as images, each with whether its class is that of the query."""
+    label = int(manifest.labels[nearest_images.query])
+    known = manifest.labelled() and label >= 0
+    images = thumbnails(manifest, nearest_images.rows)
+    return [
+        Neighbour(image, cosine, int(manifest.labels[row]) == label if known else None)
+        for image, row, cosine in zip(
+            images, nearest_images.rows, nearest_images.cosines, strict=True
+        )
+    ]
+
+
+def _object_cells(mask: Path, grid: tuple[int, int]) -> Tensor:
     """The true mask of an image on the saliency grid: (U,V) bool."""
     with Image.open(mask) as image:
         pixels = torch.from_numpy(np.asarray(image.convert("L")).copy()).float() / 255
     return F.adaptive_avg_pool2d(pixels[None], grid)[0] >= 0.5
 
 
-def _iou(found: Tensor, truth: Tensor) -> float:
-    """Mean intersection over union in percent: (n,U,V) bool each; images without an object, and
-    nothing found, count as 0."""
-    both = (found & truth).sum(dim=(1, 2)).double()
-    either = (found | truth).sum(dim=(1, 2)).clamp(min=1).double()
+def _iou(predicted: Tensor, truth: Tensor) -> float:
+    """Mean intersection over union of (n,U,V) bool masks, in percent. An empty union counts 0."""
+    both = (predicted & truth).sum(dim=(1, 2)).double()
+    either = (predicted | truth).sum(dim=(1, 2)).clamp(min=1).double()
     return 100.0 * float((both / either).mean())
 
 
-@torch.inference_mode()
-def nearest(
-    encoder: Encoder, manifest: Manifest, split: str, count: int, neighbours: int
-) -> tuple[list[Found], int]:
-    """The training images closest by cosine to `count` images of a split.
-
-    Returns what was found, and how many training images were searched: an even sample of them. A
-    query is never its own neighbour.
-    """
-    queries = spread(manifest, split, count)
-    bank = evenly(manifest.ids("train"), _BANK)
-    if not len(queries) or not len(bank):
-        return [], 0
-    similarity = _features(encoder, manifest, queries) @ _features(encoder, manifest, bank).T
-    similarity[queries[:, None] == bank] = -torch.inf
-    best = similarity.topk(min(neighbours, len(bank) - int(split == "train")), dim=1)
-    found = []
-    for i, row in enumerate(queries.tolist()):
-        label = int(manifest.labels[row])
-        title = manifest.classes[label] if manifest.labelled() and label >= 0 else ""
-        rows, cosines = bank[best.indices[i]].tolist(), best.values[i].tolist()
-        found.append(Found(title, row, rows, cosines))
-    return found, len(bank)
-
-
 def _features(encoder: Encoder, manifest: Manifest, ids: Tensor) -> Tensor:
-    """L2-normalised features of the evaluation views: (n,D) on the CPU."""
+    """L2-normalised features (n,D) of the evaluation views, on the CPU."""
     device = next(encoder.parameters()).device
     batches = centred(
         manifest,
@@ -148,14 +189,3 @@ def _features(encoder: Encoder, manifest: Manifest, ids: Tensor) -> Tensor:
         workers=0,
     )
     return F.normalize(torch.cat([encoder(images) for images in batches]), dim=1).cpu()
-
-
-def judged(manifest: Manifest, found: Found) -> list[Neighbour]:
-    """The pictures of what was found, each with whether its class is the query's."""
-    label = int(manifest.labels[found.query])
-    known = manifest.labelled() and label >= 0
-    images = pictures(manifest, found.rows)
-    return [
-        Neighbour(image, cosine, int(manifest.labels[row]) == label if known else None)
-        for image, row, cosine in zip(images, found.rows, found.cosines, strict=True)
-    ]

@@ -1,6 +1,6 @@
-"""Sheets of pictures as PNG bytes: saliency overlays, nearest neighbours, masked views.
+"""Sheets of images as PNG bytes: saliency overlays, nearest neighbours, masked views.
 
-They take decoded images and tensors, so that a command line can draw them without a manifest.
+The functions take decoded images and tensors, so that they need no manifest.
 """
 
 from collections.abc import Sequence
@@ -9,50 +9,53 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from salmask.report.figures import DPI, FAINT, INK, png
+from salmask.report.figures import DPI, FAINT, INK, new_figure, png
 from salmask.saliency.scda import foreground
 
-WIDTH = 1680  # px of a sheet
+WIDTH = 1680  # px, of every sheet
 RIGHT, WRONG = "#1f9d78", "#d9592b"
 _TITLE, _LINE = 34, 27  # px of a heading and of a line of small text
 _GAP = 8
-_TOP = 6  # px of air above the first heading
+_TOP = 6  # px above the first heading
 
 Extent = tuple[float, float, float, float]  # x, y, w, h in px of the sheet, y downwards
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A picture found near a query. right: whether it is of the query's class, None unlabelled."""
+    """An image near a query.
+
+    Args:
+        image: the image.
+        cosine: of the features of image and query.
+        same_class: whether image and query have the same class; None without labels.
+    """
 
     image: Image.Image
     cosine: float
-    right: bool | None
+    same_class: bool | None
 
 
 class Sheet:
-    """One canvas on which every picture has an exact place in px."""
+    """A canvas on which images are drawn at exact places in px."""
 
     def __init__(self, height: float) -> None:
-        self.figure = Figure(figsize=(WIDTH / DPI, round(height) / DPI), dpi=DPI)
+        self.figure = new_figure((WIDTH / DPI, round(height) / DPI))
         self.axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self.axes.set_axis_off()
         self.height = round(height)
 
-    def text(self, x: float, y: float, words: str, **style: Any) -> None:
-        """Words whose top left corner is at (x, y). A dollar sign is only a dollar sign."""
+    def text(self, x: float, y: float, text: str, **style: Any) -> None:
+        """Draws text with its top left corner at (x, y). Dollar signs start no formula."""
         defaults: dict[str, Any] = {"color": INK, "size": 8.5, "va": "top", "ha": "left"}
-        self.axes.text(x, y, words, parse_math=False, **(defaults | style))
+        self.axes.text(x, y, text, parse_math=False, **(defaults | style))
 
-    def picture(self, x: float, y: float, side: float, pixels: NDArray[Any]) -> Extent:
-        """(H,W,3) pixels fitted into a square, centred. Returns where they came to lie."""
+    def image(self, x: float, y: float, side: float, pixels: NDArray[Any]) -> Extent:
+        """Draws (H,W,3) pixels, scaled to fit a square and centred in it. Returns their place."""
         high, wide = pixels.shape[:2]
         scale = side / max(high, wide)
         w, h = wide * scale, high * scale
@@ -61,7 +64,7 @@ class Sheet:
         return place
 
     def heat(self, place: Extent, activation: Tensor) -> None:
-        """An activation map (U,V) laid over a picture, cell by cell."""
+        """Draws an activation map (U,V) over an image, cell by cell."""
         self.axes.imshow(
             activation.numpy(),
             extent=_limits(place),
@@ -72,30 +75,39 @@ class Sheet:
         )
 
     def outline(self, place: Extent, cells: Tensor, width: float = 1.2) -> None:
-        """The border of the True cells of (U,V), white on black so that it shows on anything.
+        """Draws the border of the True cells of (U,V), in white on black.
 
-        width: in points, less where cells are small.
+        width: in points; less for small cells.
         """
+        from matplotlib.collections import LineCollection
+
         x, y, w, h = place
         width = max(0.4, min(width, h / cells.shape[0] / 22))
-        lines = _borders(cells, (x + 2.5, y + 2.5, w - 5, h - 5))  # inside the picture
+        lines = _borders(cells, (x + 2.5, y + 2.5, w - 5, h - 5))  # inside the image
         for colour, extra in (("black", width), ("white", 0.0)):
             self.axes.add_collection(LineCollection(lines, colors=colour, lw=width + extra))
 
     def frame(self, place: Extent, colour: str, dashed: bool) -> None:
+        """Draws a frame inside an image."""
+        from matplotlib.patches import Rectangle
+
         x, y, w, h = place
         style = (0, (2.5, 1.5)) if dashed else "-"
         box = Rectangle((x + 2.5, y + 2.5), w - 5, h - 5, fill=False, ec=colour, lw=2.6, ls=style)
         self.axes.add_patch(box)
 
     def png(self) -> bytes:
+        """The sheet as PNG bytes."""
         self.axes.set(xlim=(0, WIDTH), ylim=(self.height - _TOP, -_TOP))
         return png(self.figure)
 
 
 def overlays(groups: Sequence[tuple[str, Sequence[tuple[Image.Image, Tensor]]]]) -> bytes:
-    """Groups of (image, activation map (U,V)): each image plain, then with its map and the
-    outline of its foreground (Eq. 1). Two groups a row."""
+    """PNG with each image as it is, and with its map and the outline of its foreground (Eq. 1).
+
+    Args:
+        groups: (title, [(image, activation map (U,V) float32), ...]); two groups per row.
+    """
     per_group = max(len(items) for _, items in groups)
     half = (WIDTH - 3 * _GAP) / 2
     side = (half - (3 * per_group - 1) * _GAP / 2) / (2 * per_group)
@@ -106,34 +118,37 @@ def overlays(groups: Sequence[tuple[str, Sequence[tuple[Image.Image, Tensor]]]])
         sheet.text(left, top, _short(title), size=9.5)
         for j, (image, activation) in enumerate(items):
             x = left + j * (2 * side + 1.5 * _GAP)
-            sheet.picture(x, top + _TITLE, side, np.asarray(image))
-            place = sheet.picture(x + side + _GAP / 2, top + _TITLE, side, np.asarray(image))
+            sheet.image(x, top + _TITLE, side, np.asarray(image))
+            place = sheet.image(x + side + _GAP / 2, top + _TITLE, side, np.asarray(image))
             sheet.heat(place, activation)
             sheet.outline(place, foreground(activation[None])[0])
     return sheet.png()
 
 
 def neighbours(rows: Sequence[tuple[str, Image.Image, Sequence[Neighbour]]]) -> bytes:
-    """(title, query, neighbours) per row: the query, then what was found with its cosine.
+    """PNG with query images, each followed by its neighbours and their cosines.
 
-    Two rows side by side. Frames say whether the class is right, where there are classes.
+    Frames show whether a neighbour has the class of the query, if there are labels.
+
+    Args:
+        rows: (title, query, neighbours); two rows side by side.
     """
-    most = max(len(found) for _, _, found in rows)
+    most = max(len(images) for _, _, images in rows)
     half = (WIDTH - 4 * _GAP) / 2
     side = (half - (most + 2) * _GAP) / (most + 1)
     tall = side + _TITLE + _LINE + 2 * _GAP
     sheet = Sheet(-(-len(rows) // 2) * tall)
-    for i, (title, query, found) in enumerate(rows):
+    for i, (title, query, images) in enumerate(rows):
         left, top = i % 2 * (half + 4 * _GAP), i // 2 * tall
         sheet.text(left, top, _short(title), size=9.5)
-        sheet.picture(left, top + _TITLE, side, np.asarray(query))
-        for j, neighbour in enumerate(found):
+        sheet.image(left, top + _TITLE, side, np.asarray(query))
+        for j, neighbour in enumerate(images):
             x = left + side + 3 * _GAP + j * (side + _GAP)
-            place = sheet.picture(x, top + _TITLE, side, np.asarray(neighbour.image))
+            place = sheet.image(x, top + _TITLE, side, np.asarray(neighbour.image))
             colour = INK
-            if neighbour.right is not None:
-                colour = RIGHT if neighbour.right else WRONG
-                sheet.frame(place, colour, dashed=not neighbour.right)
+            if neighbour.same_class is not None:
+                colour = RIGHT if neighbour.same_class else WRONG
+                sheet.frame(place, colour, dashed=not neighbour.same_class)
             under = top + _TITLE + side + 5
             sheet.text(x + side / 2, under, f"{neighbour.cosine:.2f}", ha="center", color=colour)
     return sheet.png()
@@ -142,10 +157,12 @@ def neighbours(rows: Sequence[tuple[str, Image.Image, Sequence[Neighbour]]]) -> 
 def grid_sheet(
     leads: Sequence["Column"], groups: Sequence[tuple[str, Sequence["Column"]]], per_band: int
 ) -> bytes:
-    """Rows of images by columns of tiles, in bands when there are many columns.
+    """PNG with a table of tiles, broken into bands where there are many columns.
 
-    leads: the columns that open every band. groups: (title, columns); a title may have two lines.
-    per_band: columns in a band beside the leads; a group stays together.
+    Args:
+        leads: the first columns of every band.
+        groups: (title, columns) of columns that stay together; a title may have two lines.
+        per_band: number of columns in a band without the leads.
     """
     bands: list[list[tuple[str, Sequence[Column]]]] = [[]]
     for group in groups:
@@ -157,7 +174,7 @@ def grid_sheet(
     inner = WIDTH - 3 * _GAP * max(len(band) for band in bands)
     side = min(inner / (len(leads) + widest) - _GAP / 2, 190.0)
     lines = max([1, *(1 + title.count("\n") for title, _ in groups)])
-    under = lines * _LINE + _GAP  # where the columns' own titles stand
+    under = lines * _LINE + _GAP  # distance of the column titles from the top of the band
     tall = under + _LINE + _GAP + rows * (side + _GAP / 2) + 3 * _GAP
     sheet = Sheet(len(bands) * tall)
     for b, band in enumerate(bands):
@@ -180,7 +197,13 @@ def grid_sheet(
 
 @dataclass(frozen=True)
 class Tile:
-    """pixels: (H,W,3). heat: (U,V) map to lay over it. cells: (U,V) bool to outline."""
+    """One image of a grid sheet.
+
+    Args:
+        pixels: (H,W,3).
+        heat: (U,V) activation map to draw over it.
+        cells: (U,V) bool, cells to outline.
+    """
 
     pixels: NDArray[Any]
     heat: Tensor | None = None
@@ -191,7 +214,7 @@ Column = tuple[str, Sequence[Tile]]  # a heading, and a tile for every row
 
 
 def _put(sheet: Sheet, tile: Tile, x: float, y: float, side: float) -> None:
-    place = sheet.picture(x, y, side, tile.pixels)
+    place = sheet.image(x, y, side, tile.pixels)
     if tile.heat is not None:
         sheet.heat(place, tile.heat)
     if tile.cells is not None:
@@ -199,13 +222,13 @@ def _put(sheet: Sheet, tile: Tile, x: float, y: float, side: float) -> None:
 
 
 def _limits(place: Extent) -> Extent:
-    """What imshow calls extent: left, right, bottom, top, with y downwards."""
+    """The `extent` of imshow: left, right, bottom, top, with y downwards."""
     x, y, w, h = place
     return (x, x + w, y + h, y)
 
 
 def _borders(cells: Tensor, place: Extent) -> list[list[tuple[float, float]]]:
-    """Line segments between True and False cells of (U,V), and where True meets the edge."""
+    """Line segments between True and False cells of (U,V), and between True cells and the edge."""
     x, y, w, h = place
     u, v = cells.shape
     padded = torch.nn.functional.pad(cells.int(), (1, 1, 1, 1))

@@ -1,7 +1,7 @@
-"""Collects what the runs of params.yaml scored, and lays it out for the page and the terminal.
+"""The metrics of the runs in params.yaml, arranged for the page and the terminal.
 
-Only the runs and protocols that params name are read, never a folder's contents: the files of a
-run that was taken out of params.yaml stay on disk and must not come back in a table.
+Only files of runs and protocols that params.yaml names are read. The files of a run that was
+removed from params.yaml remain on disk, and must not appear in a table.
 """
 
 import json
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from salmask.errors import UserError
-from salmask.lineage import Link, Memory, summary, trace
-from salmask.report.text import aligned, metric, number
+from salmask.lineage import Link, TraceCache, summary, trace
+from salmask.report.text import metric, number, text_table
 
 _UNTRAINED = "random_"
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What one protocol said about one run, and where that comes from."""
+class RunMetrics:
+    """The metrics of one protocol for one run, and their lineage."""
 
     run: str
     protocol: str
@@ -29,183 +29,214 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One metric of one run on one split. None where there is no such number."""
+class Score:
+    """A metric of one run on one split.
+
+    Args:
+        value: of the trained encoder; None if it was not measured.
+        untrained: of an encoder with random weights; None if it was not measured.
+    """
 
     value: float | None
     untrained: float | None
 
     @property
     def gain(self) -> float | None:
-        """Points above the untrained encoder."""
+        """Difference to the untrained encoder, in points."""
         if self.value is None or self.untrained is None:
             return None
         return self.value - self.untrained
 
 
 @dataclass(frozen=True)
-class Block:
-    """The results on one split: a row of cells per run, one cell per metric. apart: metric -> run
-    -> cell, of the evaluations that were chosen for some runs; too many for columns."""
+class SplitResults:
+    """The results on one split.
+
+    Args:
+        split: name of the split.
+        metrics: metrics of the protocols that all runs are evaluated by.
+        rows: run -> one score per metric.
+        chosen: metric -> run -> score, for the evaluations that were chosen for some runs only.
+    """
 
     split: str
     metrics: Sequence[str]
-    rows: Mapping[str, Sequence[Cell]]
-    apart: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    rows: Mapping[str, Sequence[Score]]
+    chosen: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
 
-    def runs_apart(self) -> list[str]:
-        """The runs that evaluations were chosen for, in order."""
-        return [run for run in self.rows if any(run in cells for cells in self.apart.values())]
+    def chosen_runs(self) -> list[str]:
+        """The runs with a chosen evaluation, in order."""
+        return [run for run in self.rows if any(run in scores for scores in self.chosen.values())]
 
-    def headlines(self) -> list[str]:
-        """The metrics apart that are worth a line: of variances, that of raw pooled features."""
-        return [n for n in self.apart if "variance" not in n or n.endswith("_pooled")]
+    def main_metrics(self) -> list[str]:
+        """The chosen metrics to show first; of the variances only that of pooled features."""
+        return [n for n in self.chosen if "variance" not in n or n.endswith("_pooled")]
 
-    def details(self) -> list[str]:
-        """The other metrics apart."""
-        return [name for name in self.apart if name not in self.headlines()]
+    def detail_metrics(self) -> list[str]:
+        """The other chosen metrics."""
+        return [name for name in self.chosen if name not in self.main_metrics()]
 
     def has_untrained(self, column: int) -> bool:
-        return any(cells[column].untrained is not None for cells in self.rows.values())
+        """Whether any run has a score of an untrained encoder in a column."""
+        return any(scores[column].untrained is not None for scores in self.rows.values())
 
     def is_best(self, run: str, column: int) -> bool:
-        values = [cells[column].value for cells in self.rows.values()]
+        """Whether a run has the largest value of a column."""
+        values = [scores[column].value for scores in self.rows.values()]
         known = [value for value in values if value is not None]
         return bool(known) and self.rows[run][column].value == max(known)
 
     def untrained_rows(self) -> list[tuple[str, list[float | None]]]:
-        """Random encoders, one row per distinct one: (the runs it belongs to, its numbers)."""
+        """One row per distinct untrained encoder: (names of its runs, its values)."""
         groups: dict[tuple[float | None, ...], list[str]] = {}
-        for run, cells in self.rows.items():
-            groups.setdefault(tuple(cell.untrained for cell in cells), []).append(run)
-        found = [(", ".join(runs), list(values)) for values, runs in groups.items()]
-        return [(runs, values) for runs, values in found if any(v is not None for v in values)]
+        for run, scores in self.rows.items():
+            groups.setdefault(tuple(score.untrained for score in scores), []).append(run)
+        return [
+            (", ".join(runs), list(values))
+            for values, runs in groups.items()
+            if any(value is not None for value in values)
+        ]
 
 
-def collect(done: Mapping[str, Sequence[str]], evaluate: Path, root: Path) -> list[Scored]:
-    """Reads evaluate/<run>/<protocol>/metrics.json of every run and its protocols, with lineage.
+def collect(
+    protocols: Mapping[str, Sequence[str]], evaluate: Path, root: Path
+) -> list[RunMetrics]:
+    """Reads evaluate/<run>/<protocol>/metrics.json for every run and protocol, with lineage.
 
-    done: run -> protocols. evaluate, root: absolute; `root` is the project's folder. Raises
-    UserError for a missing file.
+    Args:
+        protocols: run -> its protocols.
+        evaluate: absolute path of the folder of evaluations.
+        root: absolute path of the project.
+
+    Raises:
+        UserError: for a missing file.
     """
-    found, memory = [], Memory()
-    for run, protocols in done.items():
-        for protocol in protocols:
+    metrics, cache = [], TraceCache()
+    for run, names in protocols.items():
+        for protocol in names:
             file = evaluate / run / protocol / "metrics.json"
             if not file.is_file():
                 raise UserError(f"{file} is missing: run `dvc repro` to evaluate {run}")
-            metrics = json.loads(file.read_text())
-            found.append(Scored(run, protocol, metrics, trace(file, root, memory)))
-    return found
+            link = trace(file, root, cache)
+            metrics.append(RunMetrics(run, protocol, json.loads(file.read_text()), link))
+    return metrics
 
 
-def results(runs: Sequence[str], scored: Sequence[Scored], dataset: str) -> dict[str, Any]:
-    """One row per run: the metrics of all its protocols and, in one line, what made them."""
+def results(
+    runs: Sequence[str], evaluations: Sequence[RunMetrics], dataset: str
+) -> dict[str, Any]:
+    """The content of results.json: for each run its metrics, and its lineage in one line."""
     rows = []
     for run in runs:
-        own = [s for s in scored if s.run == run]
-        chain = Link(Path(), {}, parents=[s.link for s in own])
-        metrics = {name: value for s in own for name, value in s.metrics.items()}
+        own = [evaluation for evaluation in evaluations if evaluation.run == run]
+        chain = Link(Path(), {}, parents=[evaluation.link for evaluation in own])
+        metrics = {name: value for each in own for name, value in each.metrics.items()}
         rows.append({"run": run, "dataset": dataset, "metrics": metrics, "lineage": summary(chain)})
     return {"rows": rows}
 
 
-def blocks(
-    found: Mapping[str, Any],
-    splits: Mapping[str, str],
-    apart: Collection[str] = (),
-) -> list[Block]:
-    """The results per split. splits: name -> prefix of its metrics, as `validation_splits` says.
-    apart: metrics of evaluations that were chosen for some runs.
+def results_by_split(
+    content: Mapping[str, Any], splits: Mapping[str, str], chosen: Collection[str] = ()
+) -> list[SplitResults]:
+    """The results on each split that has any.
 
-    A split on which nothing was scored is left out.
+    Args:
+        content: as in results.json.
+        splits: split -> prefix of its metrics (see `validation_splits`).
+        chosen: metrics of the evaluations that were chosen for some runs only.
     """
-    made = [_block(found["rows"], split, splits, apart) for split in splits]
-    return [block for block in made if block.metrics or block.apart]
+    made = [_split_results(content["rows"], split, splits, chosen) for split in splits]
+    return [each for each in made if each.metrics or each.chosen]
 
 
-def _block(
+def _split_results(
     rows: Sequence[Mapping[str, Any]],
     split: str,
     splits: Mapping[str, str],
-    apart: Collection[str],
-) -> Block:
+    chosen: Collection[str],
+) -> SplitResults:
     prefix = splits[split]
     others = tuple(p for p in splits.values() if p and p != prefix)
 
-    def own(name: str) -> bool:
+    def of_this_split(name: str) -> bool:
         return name.startswith(prefix) and not (not prefix and name.startswith(others))
 
-    names = {n.removeprefix(prefix) for row in rows for n in row["metrics"] if own(n)}
-    headline = sorted((n for n in names if not n.startswith(_UNTRAINED)), key=_natural)
-    columns = [name for name in headline if prefix + name not in apart]
-
-    def cell(row: Mapping[str, Any], name: str) -> Cell:
+    def score(row: Mapping[str, Any], name: str) -> Score:
         metrics = row["metrics"]
-        return Cell(metrics.get(prefix + name), metrics.get(prefix + _UNTRAINED + name))
+        return Score(metrics.get(prefix + name), metrics.get(prefix + _UNTRAINED + name))
 
-    table = {row["run"]: [cell(row, name) for name in columns] for row in rows}
-    below = {
-        name: {row["run"]: cell(row, name) for row in rows if prefix + name in row["metrics"]}
-        for name in headline
-        if name not in columns
-    }
-    return Block(split, columns, table, below)
+    names = {n.removeprefix(prefix) for row in rows for n in row["metrics"] if of_this_split(n)}
+    trained = sorted((n for n in names if not n.startswith(_UNTRAINED)), key=_natural)
+    common = [name for name in trained if prefix + name not in chosen]
+    return SplitResults(
+        split,
+        common,
+        {row["run"]: [score(row, name) for name in common] for row in rows},
+        {
+            name: {row["run"]: score(row, name) for row in rows if prefix + name in row["metrics"]}
+            for name in trained
+            if name not in common
+        },
+    )
 
 
-def first_knn(block: Block) -> int | None:
+def first_knn(results: SplitResults) -> int | None:
     """The column of the k-NN metric with the smallest k, or None."""
-    columns = [i for i, name in enumerate(block.metrics) if name.startswith("knn")]
+    columns = [i for i, name in enumerate(results.metrics) if name.startswith("knn")]
     return columns[0] if columns else None
 
 
-def best_run(found: Sequence[Block], runs: Sequence[str]) -> tuple[str, str]:
-    """(the run to look at, why): the best by the first k-NN metric, or simply the first one."""
-    column = first_knn(found[0]) if found else None
+def best_run(results: Sequence[SplitResults], runs: Sequence[str]) -> tuple[str, str]:
+    """(name, reason) of the run with the best first k-NN metric, or of the first run."""
+    column = first_knn(results[0]) if results else None
     if column is None:
-        return runs[0], "the first run, since none has a k-NN score"
-    scores = {run: cells[column].value for run, cells in found[0].rows.items()}
+        return runs[0], "the first run, because no run has a k-NN score"
+    scores = {run: row[column].value for run, row in results[0].rows.items()}
     known = {run: value for run, value in scores.items() if value is not None}
     best = max(known, key=lambda run: known[run])
-    return best, f"the best by {found[0].metrics[column]} on {found[0].split}"
+    return best, f"the best run by {results[0].metrics[column]} on {results[0].split}"
 
 
-def text(found: Sequence[Block]) -> str:
-    """The tables for a terminal: value, random encoder and gain in points side by side; then what
-    was evaluated of some runs, a metric per line."""
-    made = [lines for block in found for lines in (_rows(block), _rows_apart(block)) if lines]
-    return "\n\n".join(aligned(lines) for lines in made) or "no metrics: nothing was scored"
+def text(results: Sequence[SplitResults]) -> str:
+    """The tables for the terminal.
+
+    For each split a table of the common metrics, with the random encoder and the gain, and one of
+    the chosen metrics, with a line for each metric.
+    """
+    tables = []
+    for split in results:
+        if split.metrics:
+            tables.append(_common_table(split))
+        if split.chosen:
+            tables.append(_chosen_table(split))
+    return "\n\n".join(tables) or "no metrics: nothing was evaluated"
 
 
-def _rows(block: Block) -> list[list[str]]:
-    if not block.metrics:
-        return []
-    header = [block.split]
-    for i, name in enumerate(block.metrics):
-        header += [name, "random", "gain"] if block.has_untrained(i) else [name]
-    lines = [header]
-    for run, cells in block.rows.items():
+def _common_table(results: SplitResults) -> str:
+    header = [results.split]
+    for i, name in enumerate(results.metrics):
+        header += [name, "random", "gain"] if results.has_untrained(i) else [name]
+    lines = []
+    for run, scores in results.rows.items():
         line = [run]
-        for i, cell in enumerate(cells):
-            line.append(number(cell.value))
-            if block.has_untrained(i):
-                line += [number(cell.untrained), number(cell.gain, signed=True)]
+        for i, score in enumerate(scores):
+            line.append(number(score.value))
+            if results.has_untrained(i):
+                line += [number(score.untrained), number(score.gain, signed=True)]
         lines.append(line)
-    return lines
+    return text_table(header, lines)
 
 
-def _rows_apart(block: Block) -> list[list[str]]:
-    if not block.apart:
-        return []
-    runs = block.runs_apart()
-    lines = [[block.split, *runs]]
-    for name in block.headlines():  # the others are in results.json, and folded up on the page
-        cells = block.apart[name]
-        values = [cells[run].value if run in cells else None for run in runs]
+def _chosen_table(results: SplitResults) -> str:
+    runs = results.chosen_runs()
+    lines = []
+    for name in results.main_metrics():  # results.json and the page have the others too
+        scores = results.chosen[name]
+        values = [scores[run].value if run in scores else None for run in runs]
         lines.append([name, *(metric(value, name) for value in values)])
-    return lines
+    return text_table([results.split, *runs], lines)
 
 
 def _natural(name: str) -> list[str | int]:
-    """Sorts knn20 before knn200: digits compare as numbers."""
+    """Sort key that compares digits as numbers, so that knn20 comes before knn200."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,28 +1,33 @@
-"""Numbers and tables as a person reads them, on the page and in a terminal."""
+"""Numbers and tables as text, for the terminal and the page."""
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
 
 DASH = "–"
 _PERCENT = ("_top1", "_top5", "_mean_per_class", "_ap", "_ap50", "_ap75", "_ap_s", "_ap_m", "_ap_l")
 
 
-def aligned(lines: list[list[str]]) -> str:
-    """Lines of cells, the first of them the header, as columns; numbers to the right."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in ruled
-    )
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal. The first column is aligned to the left, all others to the right.
+
+    Args:
+        header: one title per column.
+        rows: one text per column each.
+    """
+    align = ["left", *("right" for _ in header[1:])]
+    return tabulate(rows, list(header), "simple", disable_numparse=True, colalign=align)
 
 
 def metric(value: float | None, name: str) -> str:
-    """Percentages with two decimals, anything else with four digits that count."""
+    """The value of a metric: percentages with two decimals, others with four significant digits."""
     if value is None or name.endswith(_PERCENT):
         return number(value)
     return f"{value:.4g}".replace("-", "−")
 
 
 def number(value: float | None, signed: bool = False, decimals: int = 2) -> str:
-    """Two decimals or so, a real minus sign, and a dash for what does not exist."""
+    """A number with a fixed number of decimals and a real minus sign; a dash for None."""
     if value is None:
         return DASH
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
