@@ -46,7 +46,7 @@ class TraceCache:
 def find_provenance(path: Path, root: Path) -> Path | None:
     """The provenance.json that describes a path, or None.
 
-    The file lies in the folder `path`, beside the file `path`, or in a folder above it up to `root`.
+    The file lies in the folder `path`, beside the file `path`, or in a folder above, up to `root`.
     """
     start = path if path.is_dir() else path.parent
     for folder in (start, *start.parents):

@@ -86,7 +86,7 @@ def validate(params: Params) -> None:
     for name in import_names(params):
         importing.check(*entry(params, name))
     _validate_evaluations(params)
-    comparison.declared(params)
+    comparison.read_tables(params)
 
 
 def entry(params: Params, name: str) -> tuple[importing.Import, str]:

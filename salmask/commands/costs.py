@@ -19,7 +19,7 @@ from salmask.params.run import RunConfig, read_run
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import Choice
 from salmask.params.yaml_file import Params
-from salmask.report.text import aligned
+from salmask.report.text import text_table
 
 # The one assumption about speed: what a GPU really computes in training, of every kind of
 # network. It is about what 2,500 images/s are for a ResNet-50 at 224 px, a figure often published
@@ -80,7 +80,8 @@ def need(params: Params, root: Path) -> Need:
 def listing(root: Path) -> str:
     """A project's suites and what each needs, for a terminal; what is wrong with those that cannot
     be read."""
-    lines, wrong = [["suite", "runs", "GPU hours", "disk, GB", "images"]], []
+    header = ["suite", "runs", "GPU hours", "disk, GB", "images"]
+    lines, wrong = [], []
     for name in suites.names(root):
         try:
             told = need(suites.load(root, name), root)
@@ -90,7 +91,7 @@ def listing(root: Path) -> str:
         numbers = [_number(told.hours), _number(told.disk and told.disk / 1e9)]
         images = [n if there else f"{n} (not there)" for n, there in told.data.items()]
         lines.append([name, str(told.runs), *numbers, ", ".join(images)])
-    return "\n".join([aligned(lines), _ASSUMED, *wrong])
+    return "\n".join([text_table(header, lines), _ASSUMED, *wrong])
 
 
 def _number(value: float | None) -> str:

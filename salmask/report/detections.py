@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salmask.errors import UserError
-from salmask.report.tables import Scored
+from salmask.report.tables import RunMetrics
 
 _PREFIX = "detect-"
 _APART = ("kind", "class", "objects")  # the columns that are no AP
@@ -32,14 +32,14 @@ class Detected:
     tables: Sequence[ByClass]
 
 
-def collect(scored: Sequence[Scored], evaluate: Path) -> list[Detected]:
+def collect(scored: Sequence[RunMetrics], evaluate: Path) -> list[Detected]:
     """Of every evaluation that was a detection. evaluate: where they lie. Raises UserError for a
     file that is missing."""
     return [_read(s, evaluate / s.run / s.protocol) for s in scored
             if s.protocol.startswith(_PREFIX)]  # fmt: skip
 
 
-def _read(scored: Scored, folder: Path) -> Detected:
+def _read(scored: RunMetrics, folder: Path) -> Detected:
     try:
         png = (folder / "detections.png").read_bytes()
         with (folder / "classes.csv").open(newline="") as stream:

@@ -12,9 +12,7 @@ from salmask.report import papers
 from salmask.report.tables import RunMetrics
 
 
-def summarize_runs(
-    runs: Sequence[RunConfig], evaluations: Sequence[RunMetrics]
-) -> dict[str, str]:
+def summarize_runs(runs: Sequence[RunConfig], evaluations: Sequence[RunMetrics]) -> dict[str, str]:
     """The main parameters of the runs. Where runs differ, all values, separated by slashes."""
 
     def values(each: Sequence[object]) -> str:

@@ -40,7 +40,7 @@ _FILTERED_GAIN = 3.0  # high-pass views are faint: what is left of an image is m
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownMask:
     """One group of columns; neighbours of one title share it. guided: whether saliency decides what
     is masked. masker: of a mask that was learned. kind: what stands over a mixed query."""
 
@@ -51,7 +51,9 @@ class Shown:
     kind: str = "query, mixed"
 
 
-def masks_of(runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = None) -> list[Shown]:
+def masks_of(
+    runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = None
+) -> list[ShownMask]:
     """The masks of the runs and, always, those that need no training; some of them once for each of
     the kinds that they draw by chance.
 
@@ -62,7 +64,9 @@ def masks_of(runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = N
     learned = []
     for run in runs:
         if masker := (maskers or {}).get(run.name):
-            learned.append(Shown(f"{_name(run.mask.name)}\n{run.name}", run.mask, False, masker))
+            learned.append(
+                ShownMask(f"{_name(run.mask.name)}\n{run.name}", run.mask, False, masker)
+            )
         elif run.mask.name in strategies.LEARNED or run.mask.name == "none":
             continue
         elif run.mask not in found.values():
@@ -75,19 +79,19 @@ def masks_of(runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = N
     return [shown for title in titles for shown in _kinds(title, found[title])] + learned
 
 
-def _kinds(title: str, mask: Choice) -> list[Shown]:
+def _kinds(title: str, mask: Choice) -> list[ShownMask]:
     if mask.name not in _KINDS:
-        return [Shown(title, mask, strategies.reads_saliency(mask))]
+        return [ShownMask(title, mask, strategies.reads_saliency(mask))]
     named = _name(mask.name)
     kinds = {
         kind: Choice(mask.name, {**mask.options, **forced})
         for kind, forced in _KINDS[mask.name].items()
     }
     if mask.name != "high_pass":
-        return [Shown(title, choice, False, kind=kind) for kind, choice in kinds.items()]
+        return [ShownMask(title, choice, False, kind=kind) for kind, choice in kinds.items()]
     guided = strategies.reads_saliency(mask)
     return [
-        Shown(title.replace(named, f"{named}, {kind}", 1), choice, guided and kind != "focal")
+        ShownMask(title.replace(named, f"{named}, {kind}", 1), choice, guided and kind != "focal")
         for kind, choice in kinds.items()
     ]
 
@@ -122,7 +126,7 @@ def mask_sheet(
     images: Sequence[Image.Image],
     activations: Mapping[int, Tensor],
     view: ViewConfig,
-    masks: Sequence[Shown],
+    masks: Sequence[ShownMask],
     *,
     seed: int = 0,
     epoch: int = 0,
@@ -157,7 +161,7 @@ def mask_sheet(
     return grid_sheet(leads, groups, _COLUMNS_A_BAND)
 
 
-def _columns(shown: Shown, pair: Pair, draws: Draws, view: ViewConfig) -> list[Column]:
+def _columns(shown: ShownMask, pair: Pair, draws: Draws, view: ViewConfig) -> list[Column]:
     filtered = strategies.input_filter(shown.mask, view.size) is not None
     if shown.masker is not None:
         with torch.inference_mode():

@@ -16,6 +16,7 @@ from salmask.data.manifest import Manifest, read_image
 from salmask.encoders import on_disk as encoder_file
 from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
+from salmask.masks.on_disk import load_masker
 from salmask.params.run import RunConfig
 from salmask.params.view import ViewConfig
 from salmask.report import (
@@ -227,7 +228,7 @@ def _masked(
     for run in runs:
         by_view.setdefault(run.view, []).append(run)
     ids = samples.spread(rows, "train", _MASKED_ROWS)
-    loaded = {run.name: encoder_file.load_masker(pretrain / run.name, run) for run in runs}
+    loaded = {run.name: load_masker(pretrain / run.name, run) for run in runs}
     maskers = {name: masker for name, masker in loaded.items() if masker}
     return [
         _mask_sheet(rows, store, ids, view, gallery.masks_of(own, maskers), seed, own)

@@ -98,9 +98,7 @@ class SplitResults:
         ]
 
 
-def collect(
-    protocols: Mapping[str, Sequence[str]], evaluate: Path, root: Path
-) -> list[RunMetrics]:
+def collect(protocols: Mapping[str, Sequence[str]], evaluate: Path, root: Path) -> list[RunMetrics]:
     """Reads evaluate/<run>/<protocol>/metrics.json for every run and protocol, with lineage.
 
     Args:
@@ -122,9 +120,7 @@ def collect(
     return metrics
 
 
-def results(
-    runs: Sequence[str], evaluations: Sequence[RunMetrics], dataset: str
-) -> dict[str, Any]:
+def results(runs: Sequence[str], evaluations: Sequence[RunMetrics], dataset: str) -> dict[str, Any]:
     """The content of results.json: for each run its metrics, and its lineage in one line."""
     rows = []
     for run in runs:

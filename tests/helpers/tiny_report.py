@@ -17,7 +17,7 @@ from salmask.encoders.backbones import build_encoder
 from salmask.encoders.on_disk import InputSpec
 from salmask.files import write_json
 from salmask.masks.strategies import input_filter
-from salmask.params.run import RunConfig
+from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe, record
 from salmask.saliency import store as stores
@@ -81,7 +81,7 @@ def make_project(
     seen = stores.scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
     stores.fill(root / "artifacts/saliency/saliency.zarr", plan, lambda _: iter([seen]))
     for name in params()["runs"]:
-        config = Params(params()).run(name)
+        config = read_run(Params(params()), name)
         folder = root / "artifacts/pretrain" / name
         weights = build_encoder(config.encoder, seed=0).state_dict()
         spec = InputSpec.for_views(16, input_filter(config.mask, 16))
@@ -104,4 +104,4 @@ def run_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]
 
 def a_run(**changes: object) -> RunConfig:
     common = params() | {"encoder": {"arch": "resnet50"}, "mask": {"name": "high_pass"}}
-    return replace(Params(common).run("plain"), **changes)  # type: ignore[arg-type]
+    return replace(read_run(Params(common), "plain"), **changes)  # type: ignore[arg-type]

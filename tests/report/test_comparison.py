@@ -11,7 +11,7 @@ from salmask.params.names import run_names
 from salmask.params.run import read_run
 from salmask.params.yaml_file import Params
 from salmask.report import comparison, responses
-from salmask.report.comparison import Declared
+from salmask.report.comparison import TableConfig
 from salmask.report.responses import Sweep
 from tests.helpers.tiny_report import params
 
@@ -42,21 +42,21 @@ FOUND = {
 
 def filled(**changes: Any) -> comparison.Comparison:
     read = declaring(**changes)
-    (made,) = comparison.compare(comparison.declared(read), responses.sweeps(read), FOUND)
+    (made,) = comparison.compare(comparison.read_tables(read), responses.sweeps(read), FOUND)
     return made
 
 
 def test_ours_stands_beside_the_papers_number_with_the_difference() -> None:
     (cell,) = filled().rows["high-pass, positive mask"]
     assert str(cell.paper) == "55.25" and cell.mean == 56.25 and cell.difference == 1.0
-    assert cell.told("linear_fast_top1") == "56.25"
+    assert cell.format("linear_fast_top1") == "56.25"
 
 
 def test_repeated_runs_have_a_mean_and_an_interval_by_students_t() -> None:
     (cell,) = filled().rows["mean fill, positive mask"]
     assert cell.mean == 52.0 and cell.difference == pytest.approx(52.0 - 55.18)
     # sd of 50 and 54 is 2.8284, over sqrt(2) it is 2; t of one degree of freedom is 12.706
-    assert cell.told("linear_fast_top1") == "52.00 ± 25.41 (n 2)"
+    assert cell.format("linear_fast_top1") == "52.00 ± 25.41 (n 2)"
     assert filled().repeated
 
 
@@ -91,30 +91,30 @@ def test_a_table_with_many_columns_has_a_line_for_each_cell() -> None:
 
 
 def test_numbers_are_in_the_papers_unit() -> None:
-    entry = Declared({"Variance (1e-3)": "variance_pooled"}, {"standard": "plain"})
+    entry = TableConfig({"Variance (1e-3)": "variance_pooled"}, {"standard": "plain"})
     found = {"rows": [{"run": "plain", "metrics": {"variance_pooled": 0.0072}}]}
     (made,) = comparison.compare({"chin 7": entry}, {}, found)
     (cell,) = made.rows["standard"]
     assert cell.mean == pytest.approx(7.2) and cell.difference == pytest.approx(7.2 - 6.196)
-    assert cell.told("variance_pooled") == "7.2"
+    assert cell.format("variance_pooled") == "7.2"
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"name": "chin 9"}, "tables.chin 9: no such table of a paper"),
+        ({"name": "chin 9"}, "tables.chin 9: there is no such table of a paper"),
         ({"columns": {"Top": "knn20_top1"}}, "8.columns: the paper has no 'Top'; it has: Top-1"),
         ({"rows": {"nobody": "plain"}}, "8.rows: the paper has no 'nobody'; it has: high-pass"),
         ({"unpublished": {"x": "lost"}}, "x: no run 'lost'; there are: plain, high-a, high-b"),
         ({"unpublished": {"x": ["plain", "plain"]}}, "x: 2 runs for 1 columns"),
-        ({"columns": {"Top-1": "linear_top1"}}, "of it makes linear_top1; there are: knn"),
-        ({"columns": {"Top-1": "accuracy"}}, "no evaluation of it makes accuracy"),
+        ({"columns": {"Top-1": "linear_top1"}}, "of this run computes linear_top1; there are: knn"),
+        ({"columns": {"Top-1": "accuracy"}}, "no evaluation of this run computes accuracy"),
         ({"colums": {}}, "colums: no such key"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_told(change: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)):
-        comparison.declared(declaring(**change))
+        comparison.read_tables(declaring(**change))
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,15 @@ def test_what_cannot_be_answered_is_told(change: dict[str, Any], told: str) -> N
     ],
 )  # fmt: skip
 def test_a_metrics_name_says_which_evaluation_makes_it(metric: str, folder: str) -> None:
-    comparison._evaluated(metric, [folder, "knn"], "x")
-    with pytest.raises(UserError, match="no evaluation of it makes"):
-        comparison._evaluated(metric, ["other", "linear_faster"], "x")
+    comparison._refuse_unevaluated(metric, [folder, "knn"], "x")
+    with pytest.raises(UserError, match="no evaluation of this run computes"):
+        comparison._refuse_unevaluated(metric, ["other", "linear_faster"], "x")
 
 
 def test_a_sweep_of_lost_runs_is_the_users_to_repair() -> None:
     gone = Params(params(plain={}) | {"sweeps": SWEPT})
     with pytest.raises(
-        UserError, match=r"sweeps\.high: there is no run high-a; write params\.yaml anew"
+        UserError, match=r"sweeps\.high: there is no run high-a; write params\.yaml again"
     ):
         responses.sweeps(gone)
 
@@ -154,7 +154,7 @@ def swept(runs: dict[str, Any], sweeps: dict[str, Any], scores: dict[str, float]
     read = Params(params(**runs) | {"sweeps": sweeps})
     configs = {name: read_run(read, name) for name in run_names(read)}
     found = {"rows": [{"run": r, "metrics": {"m": s}} for r, s in scores.items()]}
-    return responses.lines(responses.sweeps(read), configs, found, "m")
+    return responses.curves(responses.sweeps(read), configs, found, "m")
 
 
 def masked(ratio: float, seed: int = 0) -> dict[str, Any]:
@@ -196,6 +196,6 @@ def test_ranges_and_names_are_drawn_too() -> None:
     sweeps = {"g": {"keys": ["view.crop"], "settings": {"a": ["a"], "b": ["b"]}}}
     found = swept(runs, sweeps, {"a": 1.0, "b": 2.0})
     (line,) = found["view.crop"]
-    assert [responses.shown(value) for value, _ in line.points] == ["0.2 to 1", "0.5 to 1"]
+    assert [responses.label(value) for value, _ in line.points] == ["0.2 to 1", "0.5 to 1"]
     assert responses.draw(found).startswith(b"\x89PNG")
     assert swept(runs, sweeps, {}) == {}  # nothing was scored by that metric

@@ -8,7 +8,7 @@ from PIL import Image
 from salmask.errors import UserError
 from salmask.files import write_bytes
 from salmask.report import detections
-from salmask.report.tables import Scored
+from salmask.report.tables import RunMetrics
 
 ROWS = """kind,class,objects,ap,ap50,ap_s
 box,cat,3,12.3456,50.0000,
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def scored(protocol):
-    return Scored("plain", protocol, {}, None)
+    return RunMetrics("plain", protocol, {}, None)
 
 
 def test_classes_with_objects_and_columns_with_numbers_are_shown(folder):

@@ -13,6 +13,7 @@ from salmask.data.decode import resample
 from salmask.data.loader import Crops, geometry, mirror
 from salmask.encoders import on_disk as encoder_file
 from salmask.masks import strategies
+from salmask.params.run import read_run
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
@@ -52,7 +53,7 @@ def test_the_sheet_shows_the_views_that_training_sees(built) -> None:
     project, _, _ = built
     rows = manifest.load(project / "artifacts/data")
     store = stores.SaliencyStore.open(project / "artifacts/saliency/saliency.zarr", rows.digest)
-    run, ids = Params(params()).run("masked"), rows.ids("train")[:8]
+    run, ids = read_run(Params(params()), "masked"), rows.ids("train")[:8]
     images = [manifest.read_image(rows, row) for row in ids.tolist()]
     pair = gallery.pair_of(images, {64: store.activation(ids, 64)}, run.view, Draws.of(5, 0, ids))
     boxes, flips = geometry(rows, run.view, 5, 0, ids)
@@ -170,7 +171,7 @@ def test_a_query_is_not_its_own_neighbour_and_classes_are_judged(built) -> None:
         assert one.query not in one.rows and len(one.rows) == 11
         assert list(one.cosines) == sorted(one.cosines, reverse=True)
         same = [bool(rows.labels[r] == rows.labels[one.query]) for r in one.rows]
-        assert [n.right for n in samples.judged(rows, one)] == same
+        assert [n.same_class for n in samples.neighbours_of(rows, one)] == same
     # val holds the very pictures of train: each finds its own copy first
     for one in samples.nearest(encoder, rows, "val", 2, 1)[0]:
         assert rows.sha256[one.rows[0]] == rows.sha256[one.query]

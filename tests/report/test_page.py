@@ -43,7 +43,7 @@ def test_the_page_says_what_was_run_and_shows_what_was_scored(built) -> None:
     for words in ("12 train, 12 val", "of 2 classes", "1 file could not be read", "+30.00"):
         assert words in html
     assert "salmask lineage artifacts/evaluate/masked/knn/metrics.json" in html
-    assert "demo numbers" not in html and 'class="first best"' in html
+    assert "come from the demo" not in html and 'class="first best"' in html
     assert "plain" in said and "+30.00" in said and "artifacts/report/index.html" in said
 
 
@@ -62,20 +62,22 @@ def test_images_without_labels_and_without_a_validation_split(tmp_path, monkeypa
     project = make_project(tmp_path, classes=(), splits=("train",))
     html, said = run_stage(project, monkeypatch)
     assert (
-        "without labels" in html and "Nothing was scored" in html and "nothing was scored" in said
+        "without labels" in html
+        and "Nothing was evaluated" in html
+        and "nothing was evaluated" in said
     )
     assert "Solid green frames" not in html and "Nearest neighbours" in html
     rows = manifest.load(project / "artifacts/data")
     encoder = encoder_file.load(project / "artifacts/pretrain/plain", CPU)
     found, _ = samples.nearest(encoder, rows, "train", 1, 3)
-    assert [n.right for n in samples.judged(rows, found[0])] == [None] * 3
+    assert [n.same_class for n in samples.neighbours_of(rows, found[0])] == [None] * 3
 
 
 def test_the_page_says_that_there_is_no_saliency(tmp_path, monkeypatch) -> None:
     project = make_project(tmp_path)
     shutil.rmtree(project / "artifacts/saliency")
     html, _ = run_stage(project, monkeypatch)
-    assert "There is no saliency store" in html and "What the masks do" not in html
+    assert "There is no saliency store" in html and "Masked views" not in html
 
 
 def test_the_demo_is_announced_and_its_best_is_not_bold(tmp_path, monkeypatch) -> None:
@@ -83,5 +85,5 @@ def test_the_demo_is_announced_and_its_best_is_not_bold(tmp_path, monkeypatch) -
     dataset = project / "artifacts/data/dataset.json"
     dataset.write_text(dataset.read_text().replace('"mine"', '"demo"'))
     html, _ = run_stage(project, monkeypatch)
-    assert "These are demo numbers: they test the plumbing and order no masks." in html
+    assert "These numbers come from the demo. They show that the pipeline works." in html
     assert 'class="first best"' not in html

@@ -73,7 +73,9 @@ def test_what_no_text_gives_is_none() -> None:
 
 
 def test_an_unknown_table_lists_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"tables\.chin 9: no such table of a paper; .*chin 8"):
+    with pytest.raises(
+        UserError, match=r"tables\.chin 9: there is no such table of a paper; .*chin 8"
+    ):
         papers.table("chin 9", "params.yaml: tables.chin 9")
 
 
