@@ -1,38 +1,44 @@
-"""SGD of a classifier on augmented views (crop and flip): what linear and fine-tuning share.
+"""SGD of a classifier on augmented views (crop and flip), for the protocols linear, finetune and
+transfer.
 
-Several processes share each batch and average their gradients: they learn what one alone would.
+Several processes share each batch and average their gradients: the result equals that of one
+process up to rounding.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from salmask.data.loader import Schedule, pairs
+from salmask.data.loader import Crops, Schedule, pairs
 from salmask.data.manifest import Manifest
-from salmask.distributed import all_reduce_mean, broadcast_from_first, rank, world_size
+from salmask.distributed import all_reduce_mean, world_size
 from salmask.errors import UserError
 from salmask.evaluate.features import crop_and_flip
-from salmask.files import write_rows
 from salmask.job import Job
-from salmask.progress import progress
-from salmask.train import checkpoint
+from salmask.train import engine
+from salmask.train.engine import History
 
-History = list[dict[str, Any]]
-# What trained, the epoch from 1, the (last) classifier's rate at its end, the mean loss over it.
-HISTORY = ("training", "epoch", "lr", "loss")
+HISTORY = ("training", "epoch", "lr", "loss")  # columns of history.csv; lr: of the classifier
 
 
 @dataclass(frozen=True)
 class Course:
-    """How long a classifier learns, and what becomes of its rates: `step` multiplies them by gamma
-    at the start of every epoch in milestones, counted from 0; `cosine` brings them to 0, per step.
-    images: `stream` from disk, or `resident` on the device."""
+    """Length and learning-rate schedule of a training.
+
+    Args:
+        batch: global batch size.
+        epochs: number of epochs.
+        schedule: `step` multiplies the rates by `gamma` at the start of every epoch in
+            `milestones`, counted from 0. `cosine` decreases them to 0, every step.
+        milestones: epochs of the schedule `step`.
+        gamma: factor of the schedule `step`.
+        images: `stream` reads images from disk; `resident` keeps them on the device.
+    """
 
     batch: int
     epochs: int
@@ -41,11 +47,11 @@ class Course:
     gamma: float = 0.1
     images: str = "stream"
 
-    def rate_share(self, epoch: int, step: int, steps: int) -> float:
-        """The share of the first rate at a step of an epoch of `steps`."""
+    def rate_share(self, step: int, steps_per_epoch: int) -> float:
+        """The share of the initial rate at a global step."""
         if self.schedule == "step":
-            return self.gamma ** bisect_right(self.milestones, epoch)
-        done = (epoch * steps + step) / (self.epochs * steps)
+            return self.gamma ** bisect_right(self.milestones, step // steps_per_epoch)
+        done = step / (self.epochs * steps_per_epoch)
         return 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -58,86 +64,90 @@ def train(
     side: int,
     course: Course,
     job: Job,
-    folder: Path,
-    title: str,
+    name: str,
+    may_diverge: bool = False,
 ) -> History:
-    """Trains what of `model` the optimizer holds, in place, to the end of the course; a row of
-    HISTORY for each epoch.
+    """Trains the parameters of `optimizer`, in place, on views of labelled images.
 
-    loss: (views (B,3,side,side) float32 in [0,1], labels (B,)) -> the mean loss of a batch.
-    ids: (n,) labelled rows. folder: for checkpoints; a training that was interrupted goes on from
-    the end of its last epoch, and ends in the same bytes as one that was not. Raises UserError for
-    a batch that the processes cannot share evenly.
+    A training that was interrupted resumes from its newest checkpoint.
+
+    Args:
+        model: the module with all state that changes, buffers included.
+        loss: (views (B,3,side,side) float32 in [0,1], labels (B,) int64) -> () mean loss of them.
+        optimizer: its groups have the initial learning rates.
+        manifest: the images.
+        ids: (n,) int64 rows of the training images.
+        side: side of a view in px.
+        course: how long, and with which learning rates.
+        job: device, seed and folders.
+        name: of the training, in the history, in progress lines and below `job.work`.
+        may_diverge: whether training continues when the loss is not finite.
+
+    Returns:
+        A row with the columns HISTORY for each epoch.
+
+    Raises:
+        UserError: when the processes cannot share a batch evenly.
+        InterruptedRunError, DataGoneError, NonFiniteLossError: see `engine.train`.
     """
     if course.batch % world_size():
         raise UserError(
-            f"{title}: a batch of {course.batch} of {len(ids)} images cannot be shared evenly by "
+            f"{name}: a batch of {course.batch} of {len(ids)} images cannot be shared evenly by "
             f"{world_size()} processes: set `batch` to a multiple of {world_size()}"
         )
     schedule = Schedule(job.seed, ids, course.batch, course.epochs)
-    labels, steps, epoch = manifest.labels.to(job.device), schedule.steps_per_epoch, 0
-    history: History = []
+    labels = manifest.labels.to(job.device)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    state = broadcast_from_first(lambda: checkpoint.load_newest(folder, job.fingerprint))
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        epoch, history = state["epoch"], state["history"]
-    batches = pairs(
-        manifest,
-        crop_and_flip(side),
-        schedule,
-        images=course.images,
-        device=job.device,
-        workers=job.workers,
-        start=(epoch, 0),
-        branches=("query",),
+
+    def batches(first_step: int) -> Iterator[Crops]:
+        return pairs(
+            manifest,
+            crop_and_flip(side),
+            schedule,
+            images=course.images,
+            device=job.device,
+            workers=job.workers,
+            start=divmod(first_step, schedule.steps_per_epoch),
+            branches=("query",),
+        )
+
+    def step(crops: Crops, number: int) -> dict[str, Tensor]:
+        share = course.rate_share(number, schedule.steps_per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * share
+        value = loss(crops.crops["query"].float() / 255, labels[crops.ids])
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        all_reduce_mean([p.grad for p in parameters if p.grad is not None])
+        optimizer.step()
+        value = value.detach()
+        all_reduce_mean([value])
+        return {"loss": value}
+
+    loop = engine.Loop(
+        title=name,
+        steps=schedule.steps_per_epoch * course.epochs,
+        steps_per_epoch=schedule.steps_per_epoch,
+        state={"model": model, "optimizer": optimizer},
+        batches=batches,
+        step=step,
+        rate=lambda step: optimizer.param_groups[-1]["lr"],
+        advice="try a smaller `lr`",
+        may_diverge=may_diverge,
     )
-    if epoch == course.epochs:
-        return history
-    total = torch.zeros((), device=job.device)
-    learning = [p for group in optimizer.param_groups for p in group["params"]]
-    with progress(title, course.epochs * steps, "steps", done=epoch * steps) as bar:
-        for crops in batches:
-            share = course.rate_share(crops.epoch, crops.step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * share
-            value = loss(crops.crops["query"].float() / 255, labels[crops.ids])
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            all_reduce_mean([p.grad for p in learning if p.grad is not None])
-            optimizer.step()
-            total += value.detach()
-            bar.advance(1)
-            if crops.step == steps - 1:
-                all_reduce_mean([total])
-                rate = optimizer.param_groups[-1]["lr"]
-                row = (title, crops.epoch + 1, rate, total.item() / steps)
-                history.append(dict(zip(HISTORY, row, strict=True)))
-                total.zero_()
-                state = {
-                    "fingerprint": job.fingerprint,
-                    "epoch": crops.epoch + 1,
-                    "history": history,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                if rank() == 0:
-                    checkpoint.save(folder, crops.epoch + 1, state)
-    return history
+    history = engine.train(loop, job, job.work / name)
+    return [{"training": name, **row} for row in history]
 
 
 def write_history(job: Job, history: History) -> None:
-    """Writes history.csv, where a protocol may have trained several classifiers: a row for each
-    epoch of each. From the first process."""
-    if rank() == 0:
-        told = ({**row, "lr": f"{row['lr']:.8g}", "loss": f"{row['loss']:.8g}"} for row in history)
-        write_rows(job.out / "history.csv", told, HISTORY)
+    """Writes history.csv of a protocol: the epochs of all its trainings."""
+    engine.write_history(job.out / "history.csv", history, HISTORY)
 
 
 def head(width: int, classes: int, device: torch.device) -> nn.Linear:
-    """A classifier that has learned nothing: weights N(0, 0.01), biases 0 (He et al. 2020)."""
+    """A new linear classifier: weights N(0, 0.01), biases 0 (He et al. 2020)."""
     made = nn.Linear(width, classes)
     nn.init.normal_(made.weight, std=0.01)
     nn.init.zeros_(made.bias)

@@ -85,7 +85,7 @@ def run(
 
     shares: of the labels, in percent; null for all that the preset has rates for. lists: published
     lists in the place of our subsets, by share. lr, head_lr: of trunk and head at batch 256, scaled
-    with the batch; null for the preset's. Resumes at epoch ends. Writes history.csv. Raises
+    with the batch; null for the preset's. Writes history.csv. Raises
     UserError.
     """
     history: History = []
@@ -118,10 +118,7 @@ def run(
             return F.cross_entropy(logits.float(), labels)
 
         side = encoder.spec.size
-        folder = job.work / name
-        history += classifier.train(
-            model, loss, optimizer, manifest, ids, side, course, job, folder, name
-        )
+        history += classifier.train(model, loss, optimizer, manifest, ids, side, course, job, name)
         classifier.write_history(job, history)
         model.eval()
         for split, prefix in labelled_splits(manifest).items():

@@ -71,8 +71,7 @@ def run(
     preset than `moco`, `linear_<preset>_top1`.
 
     What is None is the preset's. lr: at batch 256, scaled with the batch; of several, the one that
-    does best on a tenth of the training images, held out, then trains on all. Resumes at epoch
-    ends. Writes history.csv.
+    does best on a tenth of the training images, held out, then trains on all. Writes history.csv.
     """
     history: History = []
     write_history(job, history)
@@ -123,9 +122,9 @@ def run(
             return torch.stack([F.cross_entropy(model(found), labels) for model in models]).sum()
 
         side = encoder.spec.size
-        folder = job.work / name
+        several = len(each) > 1  # of which some may be too high
         history.extend(
-            train(models, loss, optimizer, manifest, rows, side, course, job, folder, name)
+            train(models, loss, optimizer, manifest, rows, side, course, job, name, several)
         )
         write_history(job, history)
         return models

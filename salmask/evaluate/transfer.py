@@ -133,7 +133,7 @@ def by_validation(
 def by_sgd(
     encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, sgd: Mapping[str, Sgd]
 ) -> nn.Linear:
-    """A classifier trained on augmented views of the rows `ids`; resumes at epoch ends."""
+    """A classifier trained on augmented views of the rows `ids`."""
     asked = sgd[manifest.name]
     course = Course(min(asked.batch, len(ids)), asked.epochs, "step", asked.milestones)
     torch.manual_seed(job.seed)
@@ -151,7 +151,6 @@ def by_sgd(
             found = encoder(views)
         return F.cross_entropy(model(found), labels)
 
-    side, title = encoder.spec.size, f"transfer to {manifest.name}"
-    folder = job.work / "transfer"
-    classifier.train(model, loss, optimizer, manifest, ids, side, course, job, folder, title)
+    side, name = encoder.spec.size, f"transfer-{manifest.name}"
+    classifier.train(model, loss, optimizer, manifest, ids, side, course, job, name)
     return model

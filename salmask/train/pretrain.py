@@ -1,40 +1,48 @@
-"""The pretraining loop: the only one, for every framework and mask.
+"""Pretraining of one run, for every framework and mask.
 
-Read from top to bottom: load what is needed, go on from the newest checkpoint if there is one,
-step, and at the end write the encoder. Randomness is a function of (seed, epoch, sample), so that
-an interrupted run ends in the same bytes as one that was left alone.
+Random numbers are a function of (seed, epoch, sample), so that an interrupted run ends in the same
+bytes as an undisturbed one.
 """
 
-import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from salmask import frameworks
 from salmask.data import manifest as manifests
-from salmask.data.loader import Schedule, branches, pairs
-from salmask.distributed import all_reduce_max, broadcast_from_first, rank
+from salmask.data.loader import Crops, Schedule, branches, pairs
+from salmask.devices import autocast, place
+from salmask.distributed import all_reduce_mean, data_parallel, rank, world_size
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import InputSpec
-from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
-from salmask.files import write_rows
+from salmask.errors import UserError
 from salmask.job import Job
+from salmask.masks import strategies
 from salmask.masks.on_disk import save_masker
 from salmask.masks.strategies import input_filter
 from salmask.params.run import RunConfig
-from salmask.progress import progress
 from salmask.saliency.store import SaliencyStore
-from salmask.train import checkpoint
-from salmask.train.batches import make_batch
-from salmask.train.learner import Learner
-from salmask.train.stopping import StopSignal, saving
+from salmask.train import engine
+from salmask.train.adversary import Adversary
+from salmask.train.batches import Batch, make_batch
+from salmask.train.optim import build_optimizer, learning_rate, rate_share, set_rates
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a pretraining finds what it needs. localizer: what localizer.json says of the network
-    that must have made the store, or None for any."""
+    """The inputs of pretraining.
+
+    Args:
+        data: folder of the manifest.
+        saliency: the saliency store.
+        localizer: content of localizer.json of the localizer that must have made the store; None
+            accepts any.
+    """
 
     data: Path
     saliency: Path
@@ -43,86 +51,54 @@ class Inputs:
 
 def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     """Trains one run and writes encoder.safetensors, encoder.json, projector.safetensors and
-    history.csv to `job.out`.
+    history.csv to `job.out`; masker.safetensors too if the mask learns.
 
-    Where a process group is there, all its processes call this together; the first one writes.
-    Returns the last row of the history. Raises InterruptedRunError after SIGTERM or SIGUSR2, and
-    DataGoneError when the folder of images vanishes, with a checkpoint saved in `job.work`;
-    NonFiniteLossError when the loss leaves the numbers.
+    All processes of a group call this together; the first one writes. Returns the last row of the
+    history. Raises UserError for a configuration that does not fit, and what `engine.train` raises.
     """
-    with StopSignal() as stop:
-        return _pretrain(config, inputs, job, stop)
-
-
-def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: StopSignal) -> dict[str, float]:
-    seed, device = job.seed, job.device
-    rows = manifests.load(inputs.data)
-    schedule = Schedule(seed, rows.ids("train"), config.train.batch, config.train.epochs)
+    manifest = manifests.load(inputs.data)
+    schedule = Schedule(job.seed, manifest.ids("train"), config.train.batch, config.train.epochs)
     if not schedule.steps_per_epoch:
         raise UserError(
             f"train.batch: {config.train.batch} is more than the {len(schedule.ids)} training "
-            "images"
+            "images; set a smaller batch"
         )
-    steps = schedule.steps_per_epoch * config.train.epochs
-    learner = Learner(config, seed, schedule.steps_per_epoch, device)
+    learner = Learner(config, job.seed, schedule.steps_per_epoch, job.device)
     store = None
     if learner.mask.reads_saliency:
-        store = SaliencyStore.open(inputs.saliency, rows.digest, inputs.localizer, device)
+        store = SaliencyStore.open(inputs.saliency, manifest.digest, inputs.localizer, job.device)
 
-    step, history, sums = 0, [], {}
-    state = broadcast_from_first(lambda: checkpoint.load_newest(job.work, job.fingerprint))
-    if state is not None:
-        learner.load_state_dict(state["learner"])
-        step, history, sums = state["step"], state["history"], state["sums"]
+    def batches(first_step: int) -> Iterator[Crops]:
+        return pairs(
+            manifest,
+            config.view,
+            schedule,
+            images=config.train.images,
+            device=job.device,
+            workers=job.workers,
+            start=divmod(first_step, schedule.steps_per_epoch),
+            branches=branches(learner.mask.extra_views),
+        )
 
-    def save() -> None:
-        if rank() == 0:
-            place = {"step": step, "history": history, "sums": sums}
-            told = {"fingerprint": job.fingerprint, "learner": learner.state_dict()}
-            checkpoint.save(job.work, step, told | place)
+    def step(crops: Crops, number: int) -> dict[str, float]:
+        return learner.step(make_batch(crops, config, job.seed, store), number)
 
-    saved_at = time.monotonic()
-    batches = pairs(
-        rows,
-        config.view,
-        schedule,
-        images=config.train.images,
-        device=device,
-        workers=job.workers,
-        start=divmod(step, schedule.steps_per_epoch),
-        branches=branches(learner.mask.extra_views),
+    def write_history(history: engine.History) -> None:
+        engine.write_history(job.out / "history.csv", history, history[0])
+
+    loop = engine.Loop(
+        title=f"pretrain {config.name}",
+        steps=learner.steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+        state={"learner": learner},
+        batches=batches,
+        step=step,
+        rate=learner.rate,
+        epoch_ended=write_history,
+        advice="try a smaller `train.lr` or a longer `train.warmup_epochs`",
     )
-    with progress(f"pretrain {config.name}", steps, "steps", done=step) as bar:
-        for crops in saving(batches, save):
-            seen = learner.step(make_batch(crops, config, seed, store), step)
-            step += 1
-            if not math.isfinite(seen["loss"]):
-                last = next(iter(checkpoint.saved(job.work)), "none")
-                raise NonFiniteLossError(
-                    f"the loss is {seen['loss']} at step {step}; last good checkpoint: {last}"
-                )
-            sums = {name: sums.get(name, 0.0) + value for name, value in seen.items()}
-            bar.advance(1, f"loss {seen['loss']:.3f}")
-            if step % schedule.steps_per_epoch == 0:
-                means = {k: v / schedule.steps_per_epoch for k, v in sums.items()}
-                epoch = {"epoch": step // schedule.steps_per_epoch, "lr": learner.rate(step - 1)}
-                history.append(epoch | means)
-                sums = {}
-                write_history(job.out / "history.csv", history)
-            asked = all_reduce_max(
-                stop.asked
-            )  # a signal that comes from here on is the next step's
-            due = time.monotonic() - saved_at > 60 * job.checkpoint_minutes
-            if due or asked or (step % schedule.steps_per_epoch == 0 and step < steps):
-                save()
-                saved_at = time.monotonic()
-            if asked and step < steps:
-                broadcast_from_first(lambda: None)  # nobody leaves before the checkpoint is written
-                raise InterruptedRunError(
-                    f"asked to stop at step {step} of {steps}; a checkpoint is saved", asked
-                )
-
-    write_history(job.out / "history.csv", history)
+    history = engine.train(loop, job, job.work)
+    write_history(history)
     if rank() == 0:
         network, side = learner.framework.get_submodule("encoder"), config.view.size
         spec = InputSpec.for_views(side, input_filter(config.mask, side))
@@ -133,9 +109,75 @@ def _pretrain(config: RunConfig, inputs: Inputs, job: Job, stop: StopSignal) -> 
     return history[-1]
 
 
-def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """One row per epoch as CSV, from the first process."""
-    if rank():
-        return
-    rows = ({k: f"{v:.8g}" for k, v in row.items()} for row in history)
-    write_rows(path, rows, history[0])
+class Learner:
+    """Everything that changes during pretraining, equal in all processes: a framework and its
+    optimizer, and the mask's adversary if the mask learns."""
+
+    def __init__(
+        self, config: RunConfig, seed: int, steps_per_epoch: int, device: torch.device
+    ) -> None:
+        """Raises UserError for a configuration that does not fit."""
+        self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
+        self.steps = steps_per_epoch * config.train.epochs
+        if config.train.batch % world_size():
+            raise UserError(
+                f"train.batch: {config.train.batch} cannot be shared evenly by {world_size()} "
+                f"processes; set a multiple of {world_size()}"
+            )
+        torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
+        built = frameworks.build(config.framework, config.encoder, config.train.batch, self.steps)
+        self.framework = place(built, device).train()
+        self.mask = strategies.build(config.mask, built.wiring, config.view)
+        self.adversary = Adversary(place(self.mask.masker, device)) if self.mask.masker else None
+        self.optimizer = build_optimizer(self.framework, config.train)
+        network: nn.Module = self.framework
+        if config.train.compile:
+            network = cast(nn.Module, torch.compile(network))
+        self.forward = data_parallel(network, device)
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a global step."""
+        return learning_rate(self.config.train, step, self.steps_per_epoch)
+
+    def step(self, batch: Batch, step: int) -> dict[str, float]:
+        """Trains on this process's share of a batch.
+
+        Returns the metrics of the framework and the adversary, means over all processes.
+        """
+        train = self.config.train
+        set_rates(self.optimizer, train, self.rate(step))
+        views = batch.views(self.mask)  # always in float32: filters are small differences
+        with autocast(self.device, train.precision):
+            metrics: dict[str, Tensor] = self.forward(views, step / self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics["loss"].backward()
+        self.optimizer.step()
+        if self.adversary:
+            share = rate_share(train, step, self.steps_per_epoch)
+            precision = autocast(self.device, train.precision)
+            metrics = metrics | self.adversary.step(self.framework, batch, share, precision)
+        all_reduce_mean(_running_statistics(self.framework))
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        all_reduce_mean([values])
+        return dict(zip(metrics, values.tolist(), strict=True))  # the step's one synchronisation
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "framework": self.framework.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "adversary": self.adversary.state_dict() if self.adversary else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.framework.load_state_dict(state["framework"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
+
+
+def _running_statistics(framework: nn.Module) -> list[Tensor]:
+    """The running means and variances of the batch norms, which differ between processes because
+    each process normalises its own groups of images."""
+    norms = [m for m in framework.modules() if isinstance(m, _BatchNorm)]
+    statistics = [statistic for n in norms for statistic in (n.running_mean, n.running_var)]
+    return [statistic for statistic in statistics if statistic is not None]

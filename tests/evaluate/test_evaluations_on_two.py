@@ -4,6 +4,7 @@ trainings equal to rounding; and one that both were torn out of ends in the same
 import csv
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from salmask import distributed
 from salmask.data import manifest as manifests
@@ -24,9 +25,8 @@ from salmask.datasets.listing import ListedFile, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.heads import mlp
 from salmask.encoders.on_disk import InputSpec
-from salmask.errors import UserError
+from salmask.errors import InterruptedRunError, UserError
 from salmask.evaluate import (
-    classifier,
     features,
     finetune,
     knn,
@@ -43,10 +43,10 @@ from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.train import checkpoint
+from salmask.train import checkpoint, engine
 from tests.helpers.tiny_encoders import saved
 
-CONFIG = EncoderConfig("resnet10", 4, "small2")
+CONFIG = EncoderConfig("resnet10", 8, "small2")
 SIZE, CHUNK = 16, 6
 COUNTS = {"train": 40, "val": 19, "few": 3}  # 40: no multiple of CHUNK; 3: nothing for the second
 COURSE: dict[str, Any] = {"epochs": 3, "milestones": (2,), "images": "resident"}
@@ -102,21 +102,22 @@ def one_of_two(rank: int, port: int, root: Path) -> None:
 
 
 def torn(name: str, folder: Path) -> None:
-    """Both processes end in the middle of an epoch after the first."""
-    honest, steps = classifier.average, 0
+    """One of the processes gets a stop signal in the middle of an epoch."""
+    all_reduce_max, steps = engine.all_reduce_max, 0
 
-    def dies(tensors: list[Tensor]) -> None:
+    def receive_in_the_fifth(number: int) -> int:
         nonlocal steps
         steps += 1
-        if steps == 8:
-            raise KeyboardInterrupt
-        honest(tensors)
+        if steps == 5 and distributed.rank() == 1:  # the process that writes no checkpoint
+            number = signal.SIGTERM
+        return all_reduce_max(number)
 
-    classifier.average = dies
-    with pytest.raises(KeyboardInterrupt):
+    engine.all_reduce_max = receive_in_the_fifth
+    with pytest.raises(InterruptedRunError, match="a checkpoint is saved"):
         score(name, folder)
-    classifier.average = honest
-    assert all(checkpoint.saved(path) for path in (folder / "work").iterdir())
+    engine.all_reduce_max = all_reduce_max
+    newest = [checkpoint.saved(path)[0].stem for path in (folder / "work").iterdir()]
+    assert "step-000000005" in newest
 
 
 def uneven(folder: Path) -> None:
@@ -206,9 +207,11 @@ def test_two_processes_learn_what_one_does(root: Path, name: str) -> None:
     one, two = (states(root / kind / name) for kind in ("one", "two"))
     assert len(one) == len(two) == (2 if name == "linear rates" else 1)
     for theirs, ours in zip(one, two, strict=True):
-        assert theirs["model"].keys() == ours["model"].keys()
-        for key, tensor in theirs["model"].items():
-            torch.testing.assert_close(ours["model"][key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+        assert theirs["state"]["model"].keys() == ours["state"]["model"].keys()
+        for key, tensor in theirs["state"]["model"].items():
+            torch.testing.assert_close(
+                ours["state"]["model"][key], tensor, atol=1e-5, rtol=1e-4, msg=key
+            )
         for a, b in zip(theirs["history"], ours["history"], strict=True):
             assert a | {"loss": 0} == b | {"loss": 0}
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
@@ -219,8 +222,8 @@ def test_a_torn_training_ends_in_the_same_bytes(root: Path, name: str) -> None:
     whole, torn = (root / kind / name for kind in ("two", "torn"))
     assert metrics(torn) == metrics(whole)
     for a, b in zip(states(whole), states(torn), strict=True):
-        assert a["epoch"] == b["epoch"] and a["history"] == b["history"]
-        assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+        assert a["step"] == b["step"] and a["history"] == b["history"]
+        assert all(torch.equal(v, b["state"]["model"][k]) for k, v in a["state"]["model"].items())
     if name != "transfer sgd":
         assert (whole / "history.csv").read_bytes() == (torn / "history.csv").read_bytes()
 

@@ -157,9 +157,9 @@ def test_sgd_learns_from_both_splits_under_a_name_of_its_own(make, job):
     some = transfer.Sgd(lr=3.0, batch=20, epochs=6, milestones=(5,))
     found = transfer.run(ENCODERS, rows, job, sgd={"toy": some, "other": transfer.Sgd()})
     assert found == {"transfer_toy_sgd_top1": 100.0, "transfer_toy_sgd_mean_per_class": 100.0}
-    state = torch.load(next(job.work.glob("transfer/step-*6.pt")), weights_only=True)
+    state = torch.load(next(job.work.glob("transfer-toy/step-*18.pt")), weights_only=True)
     # 60 labelled images of train and val: the last step is the 18th, at a tenth of 3 * 20 / 256
-    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.3 * 20 / 256)
+    assert state["state"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.3 * 20 / 256)
 
 
 def test_of_equally_good_penalties_the_largest_is_taken():

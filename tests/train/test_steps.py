@@ -25,11 +25,11 @@ from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws, batch_shuffle
 from salmask.shapes import Pair, Views
-from salmask.train import learner
 from salmask.train import pretrain as loop
 from salmask.train.adversary import Adversary, frozen
 from salmask.train.batches import Batch
 from salmask.train.optim import build_optimizer, set_rates
+from tests.helpers.states import differences
 
 CPU = torch.device("cpu")
 ENCODER, VIEW = EncoderConfig("resnet10", 8, "small2"), ViewConfig(size=32, grid=4)
@@ -191,30 +191,6 @@ def loss_on(model: Any, views: Views) -> float:
         return model.losses(views)["loss"].item()
 
 
-def tensors(state: Any, path: str = "") -> dict[str, Any]:
-    """All leaves of nested state, by path."""
-    if isinstance(state, dict):
-        parts = list(state.items())
-    elif isinstance(state, list | tuple):
-        parts = list(enumerate(state))
-    else:
-        return {path: state}
-    return {k: v for name, part in parts for k, v in tensors(part, f"{path}/{name}").items()}
-
-
-def same(a: Any, b: Any) -> list[str]:
-    """The paths where two states differ."""
-    ours, theirs = tensors(a), tensors(b)
-    assert list(ours) == list(theirs)
-    return [
-        path
-        for path, value in ours.items()
-        if not (
-            torch.equal(value, theirs[path]) if isinstance(value, Tensor) else value == theirs[path]
-        )
-    ]
-
-
 def test_every_mask_and_framework_is_in_the_table():
     assert {mask for _, mask, _ in CASES} == set(strategies.MASKS)
     assert {FRAMEWORKS[name][0] for name, _, _ in CASES} == set(frameworks.NAMES)
@@ -297,15 +273,15 @@ def test_it_resumes_bit_for_bit(case):
     resumed = Training.of(case)
     resumed.load(torch.load(io.BytesIO(run.saved), weights_only=True))
     halfway = resumed.state()
-    assert same(halfway, torch.load(io.BytesIO(run.saved), weights_only=True)) == []
+    assert differences(halfway, torch.load(io.BytesIO(run.saved), weights_only=True)) == []
     halfway = copy.deepcopy(halfway)
     seen = [
         {name: value.item() for name, value in resumed.step(number).items()}
         for number in range(HALF, STEPS)
     ]
     assert seen == run.seen[HALF:]
-    assert same(resumed.state(), run.training.state()) == []
-    assert same(resumed.state(), halfway) != []
+    assert differences(resumed.state(), run.training.state()) == []
+    assert differences(resumed.state(), halfway) != []
 
 
 # ------------------------------------------------------------------------------ by the real loop
@@ -344,7 +320,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(framework, job, make_manifest, tmp
             signal.raise_signal(signal.SIGTERM)
         set_rates(*arguments)
 
-    monkeypatch.setattr(learner, "set_rates", stop_in_the_fourth)
+    monkeypatch.setattr(loop, "set_rates", stop_in_the_fourth)
     with pytest.raises(InterruptedRunError, match="step 4 of 6"):
         loop.pretrain(config, inputs, job)
     last = loop.pretrain(config, inputs, job)

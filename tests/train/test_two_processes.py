@@ -24,7 +24,7 @@ from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.train import learner
+from salmask.train import engine
 from salmask.train import pretrain as loop
 
 STEPS = 6
@@ -39,7 +39,7 @@ def config(case: str) -> RunConfig:
     framework, mask = CASES[case]
     train = TrainConfig(epochs=2, warmup_epochs=1, batch=8, lr=0.001, images="resident")
     masking = Choice(mask, {"lr": 0.001} if mask == "adios" else {})
-    encoder = EncoderConfig("resnet10", 4, "small2")
+    encoder = EncoderConfig("resnet10", 8, "small2")
     return RunConfig("run", encoder, ViewConfig(size=16, grid=4), masking, framework, train)
 
 
@@ -58,7 +58,7 @@ def one_of_two(rank: int, port: int, runs: list[tuple[str, loop.Inputs, Job]]) -
 
 
 def stopped(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
-    steps, honest = 0, learner.set_rates
+    steps, honest = 0, loop.set_rates
 
     def ask_in_the_fourth(*arguments: Any) -> None:
         nonlocal steps
@@ -67,16 +67,16 @@ def stopped(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
             signal.raise_signal(signal.SIGTERM)
         honest(*arguments)
 
-    learner.set_rates = ask_in_the_fourth
+    loop.set_rates = ask_in_the_fourth
     with pytest.raises(InterruptedRunError, match="step 4 of 6"):
         loop.pretrain(config(case), inputs, job)
-    learner.set_rates = honest
+    loop.set_rates = honest
     assert steps == 4
 
 
 def stopped_late(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
     """The signal comes when both have just agreed to go on."""
-    steps, honest = 0, loop.highest
+    steps, honest = 0, engine.all_reduce_max
 
     def agree(number: int) -> int:
         nonlocal steps
@@ -86,10 +86,10 @@ def stopped_late(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
             signal.raise_signal(signal.SIGUSR2)
         return agreed
 
-    loop.highest = agree
+    engine.all_reduce_max = agree
     with pytest.raises(InterruptedRunError, match="step 4 of 6") as stop:
         loop.pretrain(config(case), inputs, job)
-    loop.highest = honest
+    engine.all_reduce_max = honest
     assert stop.value.number == signal.SIGUSR2
 
 

@@ -15,9 +15,9 @@ from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.shapes import Views
-from salmask.train import learner as module
+from salmask.train import pretrain as module
 from salmask.train.batches import make_batch
-from salmask.train.learner import Learner
+from salmask.train.pretrain import Learner
 
 BATCH, SIDE = 8, 32
 
@@ -25,7 +25,7 @@ BATCH, SIDE = 8, 32
 def config(mask: str, **train: Any) -> RunConfig:
     return RunConfig(
         "run",
-        EncoderConfig("resnet10", 4, "small2"),
+        EncoderConfig("resnet10", 8, "small2"),
         ViewConfig(size=SIDE, grid=4),
         Choice(mask, {}),
         Choice("moco", {"dim": 8, "hidden": 8, "queue": 64, "bn_group": 4}),
@@ -81,6 +81,6 @@ def test_shares_that_do_not_fit_are_refused(
     run = config("none", batch=batch)
     given = {"dim": 8, "hidden": 8, "queue": 8 * batch} | options
     for place in (module, frameworks):
-        monkeypatch.setattr(place, "world", lambda: count)
+        monkeypatch.setattr(place, "world_size", lambda: count)
     with pytest.raises(UserError, match=told):
         Learner(replace(run, framework=Choice("moco", given)), 0, 4, torch.device("cpu"))

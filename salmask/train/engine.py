@@ -1,0 +1,189 @@
+"""The loop that all trainings share: pretraining, classifiers and detectors.
+
+The engine resumes from the newest checkpoint, checks that the loss is finite, shows progress, keeps
+one row of history per epoch, and writes checkpoints. An interrupted training ends in the same bytes
+as an undisturbed one, provided that each step is a function of the loop's state and of the step's
+number.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from salmask.distributed import all_reduce_max, broadcast_from_first, rank
+from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError
+from salmask.files import write_rows
+from salmask.job import Job
+from salmask.progress import progress
+from salmask.train import checkpoint
+
+T = TypeVar("T")
+History = list[dict[str, Any]]
+
+
+class Stateful(Protocol):
+    """A part of a training whose state goes into checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
+@dataclass(frozen=True)
+class Loop(Generic[T]):
+    """The parts of a training loop.
+
+    Args:
+        title: the name in progress lines and messages.
+        steps: number of steps of the whole training.
+        state: the objects that change during training, by name: networks, optimizers.
+        batches: returns the batches from a step, counted from 0, to the last step.
+        step: trains on a batch, given the step's number. Returns the metrics of the step, equal in
+            all processes, among them `loss`. Values are floats, or scalar tensors where no step may
+            wait for the device; the engine then reads the loss only when it writes a checkpoint.
+        rate: the learning rate at a step, for the history.
+        steps_per_epoch: 0 if the whole training is one epoch.
+        epoch_ended: called with the history at the end of each epoch.
+        unit: the name of a step in messages.
+        advice: what to do when the loss is not finite.
+        may_diverge: whether training continues when the loss is not finite.
+    """
+
+    title: str
+    steps: int
+    state: Mapping[str, Stateful]
+    batches: Callable[[int], Iterator[T]]
+    step: Callable[[T, int], Mapping[str, float | Tensor]]
+    rate: Callable[[int], float]
+    steps_per_epoch: int = 0
+    epoch_ended: Callable[[History], None] = lambda history: None
+    unit: str = "step"
+    advice: str = "try a lower learning rate"
+    may_diverge: bool = False
+
+
+def train(loop: Loop[T], job: Job, folder: Path) -> History:
+    """Runs a loop to its end, from the newest checkpoint in `folder` if there is one.
+
+    All processes of a group call this together. The first one writes checkpoints: every
+    `job.checkpoint_minutes`, at the end of each epoch, and when the training is interrupted.
+
+    Returns:
+        One row per epoch: `epoch` (from 1), `lr` at its last step, and the mean of each metric.
+
+    Raises:
+        InterruptedRunError: after SIGTERM or SIGUSR2; a checkpoint is saved.
+        DataGoneError: when the folder of images vanishes; a checkpoint is saved.
+        NonFiniteLossError: when the loss is not finite.
+    """
+    per_epoch = loop.steps_per_epoch or loop.steps
+    step = 0
+    history: History = []
+    sums: dict[str, Any] = {}  # of the metrics since the epoch began
+    saved = broadcast_from_first(lambda: checkpoint.load_newest(folder, job.fingerprint))
+    if saved is not None:
+        for name, part in loop.state.items():
+            part.load_state_dict(saved["state"][name])
+        step, history, sums = saved["step"], saved["history"], saved["sums"]
+    if step == loop.steps:
+        return history
+
+    def save() -> None:
+        if rank() == 0:
+            content = {
+                "fingerprint": job.fingerprint,
+                "step": step,
+                "history": history,
+                "sums": {name: float(total) for name, total in sums.items()},
+                "state": {name: part.state_dict() for name, part in loop.state.items()},
+            }
+            checkpoint.save(folder, step, content)
+
+    saved_at = time.monotonic()
+    with (
+        StopSignal() as stop,
+        progress(loop.title, loop.steps, f"{loop.unit}s", done=step) as bar,
+    ):
+        try:
+            for batch in loop.batches(step):
+                metrics = loop.step(batch, step)
+                step += 1
+                sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+                on_host = isinstance(metrics["loss"], float)
+                bar.advance(1, f"loss {metrics['loss']:.3f}" if on_host else "")
+                # A signal that arrives after this line is handled at the next step.
+                signal_number = all_reduce_max(stop.number)
+                epoch_ends = step % per_epoch == 0
+                due = time.monotonic() - saved_at > 60 * job.checkpoint_minutes
+                saves = signal_number or due or epoch_ends or step == loop.steps
+                if (on_host or saves) and not loop.may_diverge and not math.isfinite(sums["loss"]):
+                    raise NonFiniteLossError(
+                        f"the loss of {loop.title} is not finite at {loop.unit} {step} "
+                        f"({_shown(metrics)}): {loop.advice}; the last good checkpoint is "
+                        f"{next(iter(checkpoint.saved(folder)), 'missing')}"
+                    )
+                if epoch_ends:
+                    means = {name: float(total) / per_epoch for name, total in sums.items()}
+                    row = {"epoch": step // per_epoch, "lr": loop.rate(step - 1)}
+                    history.append(row | means)
+                    sums = {}
+                    loop.epoch_ended(history)
+                if saves:
+                    save()
+                    saved_at = time.monotonic()
+                if signal_number:
+                    broadcast_from_first(lambda: None)  # wait until the checkpoint is written
+                    raise InterruptedRunError(
+                        f"{loop.title} was stopped by a signal at {loop.unit} {step} of "
+                        f"{loop.steps}; a checkpoint is saved",
+                        signal_number,
+                    )
+        except DataGoneError:
+            save()
+            raise
+    return history
+
+
+def write_history(path: Path, history: History, columns: Iterable[str]) -> None:
+    """Writes a history as CSV, from the first process."""
+    if rank() == 0:
+        rows = (
+            {name: f"{v:.8g}" if isinstance(v, float) else v for name, v in row.items()}
+            for row in history
+        )
+        write_rows(path, rows, columns)
+
+
+class StopSignal:
+    """Holds SIGTERM and SIGUSR2 back while its context lasts.
+
+    `number` is the number of the signal that arrived, or 0; of both signals, the higher number,
+    which is SIGTERM on Linux. A signal that nobody handled before the context ends is raised again.
+    """
+
+    number = 0
+
+    def __enter__(self) -> "StopSignal":
+        signals = (signal.SIGTERM, signal.SIGUSR2)
+        self.handlers = {number: signal.signal(number, self._receive) for number in signals}
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.number = max(self.number, number)
+
+    def __exit__(self, error: object, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.number and error is None:
+            signal.raise_signal(self.number)
+
+
+def _shown(metrics: Mapping[str, float | Tensor]) -> str:
+    return ", ".join(f"{name} {float(value):.3g}" for name, value in metrics.items())
