@@ -208,8 +208,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(rows, job, tmp_path, mon
         patched.setattr(checkpoint, "save", dies_late)
         with pytest.raises(KeyboardInterrupt):
             finetune.run(encoders(), rows, broken, **options)
-    # 24 and 48 images
-    assert (_state(broken, 50)["step"], _state(broken)["step"]) == (0, 8)
+    assert (_state(broken, 50)["step"], _state(broken)["step"]) == (4, 8)
     torch.manual_seed(99)
     assert finetune.run(encoders(), rows, broken, **options) == wanted
     for share in (50, 100):
