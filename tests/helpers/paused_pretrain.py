@@ -36,11 +36,7 @@ def _pausing(save: Callable[..., Path]) -> Callable[..., Path]:
     def saved(folder: Path, step: int, state: dict[str, Any]) -> Path:
         path = save(folder, step, state)
         handler: Any = signal.getsignal(signal.SIGTERM)  # a method of the loop's StopSignal
-<<<<<<< HEAD:tests/helpers/paused_pretrain.py
-        while Path("pause_at").read_text() == str(step) and not handler.__self__.asked:
-=======
-        while Path("hold").read_text() == str(step) and not handler.__self__.number:
->>>>>>> 146bd8c (One engine for training loops; classifiers resume in mid-epoch; pretraining in one file):tests/helpers/held.py
+        while Path("pause_at").read_text() == str(step) and not handler.__self__.number:
             time.sleep(0.02)
         return path
 
