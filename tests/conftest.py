@@ -28,13 +28,15 @@ Labelled = tuple[np.ndarray, int, str]  # image (H,W,3) uint8, label, split
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of jobs come first: they mostly wait."""
-    items.sort(key=lambda item: "slurm" not in item.path.parts)
+    """Long folders first, so that parallel processes end at about the same time."""
+    order = {"slurm": 0, "pipeline": 1}
+    items.sort(key=lambda item: order.get(item.path.parent.name, 2))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes, one takes all tests of jobs, and the others the rest, file by file."""
+    """Distributes tests file by file. The tests of jobs stay in one process: they share a cluster,
+    and mostly wait."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
