@@ -187,13 +187,13 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
 
 def _rebuild_torchvision(file: Path, config: EncoderConfig) -> nn.Module:
     network: nn.Module = torchvision.models.get_model(config.arch, weights=None)
-    network.set_submodule(head_name(config.arch), nn.Identity())
+    network.set_submodule(head_name(config), nn.Identity())
     network.load_state_dict(_read_torch(file))
     return network
 
 
 def _use_torchvision(encoder: Encoder) -> str:
-    arch, head = encoder.config.arch, head_name(encoder.config.arch)
+    arch, head = encoder.config.arch, head_name(encoder.config)
     return (
         f"to load: network = torchvision.models.get_model({arch!r}); "
         f"network.set_submodule({head!r}, torch.nn.Identity()); network.load_state_dict(...)"

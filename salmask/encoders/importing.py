@@ -16,7 +16,7 @@ from torch import Tensor
 from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders import weight_files
-from salmask.encoders.backbones import LAYERS, build_encoder, feature_dim, head_name
+from salmask.encoders.backbones import build_encoder, check_encoder, head_name
 from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
 from salmask.params.encoder import EncoderConfig
@@ -119,7 +119,7 @@ class Imported:
 def check(wanted: Import, where: str) -> None:
     """Raises UserError, naming `where`, for a network that there is not; looks at no file."""
     try:
-        feature_dim(wanted.encoder)
+        check_encoder(wanted.encoder)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -137,7 +137,7 @@ def read(wanted: Import, where: str) -> Imported:
         name = wanted.layout if wanted.layout != "auto" else recognise(found, wanted.drop)
         theirs, dropped = _trunk(found, name, wanted)
         ours = build_encoder(wanted.encoder).state_dict()
-        heads = (head_name(wanted.arch), *wanted.drop)
+        heads = (head_name(wanted.encoder), *wanted.drop)
         fitted = weight_files.fitted(theirs, ours, wanted.path, heads)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -218,7 +218,7 @@ def _trunk(tensors: Tensors, name: str, wanted: Import) -> tuple[Tensors, set[st
     start = layout.trunk
     trunk = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     if layout.numbered:
-        if wanted.arch not in LAYERS:
+        if wanted.encoder.family != "residual":
             raise UserError(f"layout {name} counts the layers of ResNets, not of {wanted.arch}")
         trunk = {_named(key): value for key, value in trunk.items()}
     return trunk, {key.partition(".")[0] for key in tensors if not key.startswith(start)}

@@ -1,18 +1,29 @@
 import copy
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from salmask.encoders import backbones
-from salmask.encoders.backbones import build_encoder, dry_run, feature_dim
+from salmask.encoders.backbones import (
+    build_encoder,
+    check_encoder,
+    dry_run,
+    feature_dim,
+    is_resnet,
+    operations,
+    parameter_count,
+    residual,
+    torchvision_models,
+)
 from salmask.encoders.norms import GroupedBatchNorm
 from salmask.errors import UserError
-from salmask.params.encoder import EncoderConfig
+from salmask.params.encoder import RESIDUAL, EncoderConfig
 
-RESIDUAL = ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 OTHERS = {  # one of each family, with its number of channels after pooling
     "convnext_tiny": 768,
     "densenet121": 1024,
@@ -27,14 +38,19 @@ OTHERS = {  # one of each family, with its number of channels after pooling
 SMALL_STEM = {"small": (8, 1), "small2": (4, 2)}  # side of the last map of 64 px, first stride
 
 
+def _on_meta(config: EncoderConfig) -> nn.Module:
+    with torch.device("meta"):
+        return build_encoder(config).eval()
+
+
 def _last_map(network: nn.Module) -> tuple[int, ...]:
-    """What the last convolution makes of an image of 64 px."""
-    seen = []
+    """The height and width of the last convolution's output, for images of 64 px."""
+    shapes = []
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+            layer.register_forward_hook(lambda module, inputs, out: shapes.append(out.shape))
     dry_run(network, 64, 64)
-    return tuple(seen[-1][2:])
+    return tuple(shapes[-1][2:])
 
 
 def _same(a: nn.Module, b: nn.Module) -> bool:
@@ -45,13 +61,32 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 # ----------------------------------------------------------------------------- residual networks
 
 
+def test_the_section_names_all_residual_networks():
+    assert tuple(residual.BLOCKS) == RESIDUAL
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small", "small2"])
 @pytest.mark.parametrize("arch", RESIDUAL)
-def test_features_have_the_promised_dimension(arch):
-    config = EncoderConfig(arch, width=4, stem="small")
-    encoder = build_encoder(config).eval()
-    with torch.inference_mode():
-        assert encoder(torch.zeros(2, 3, 16, 16)).shape == (2, feature_dim(config))
-    assert feature_dim(config) == 32 * (1 if arch in ("resnet10", "resnet18", "resnet34") else 4)
+def test_the_formulas_of_residual_networks_agree_with_the_networks(arch, stem):
+    config = EncoderConfig(arch, width=5, stem=stem)
+    network = _on_meta(config)
+    for side in (33, 64):
+        with FlopCounterMode(display=False) as counter:
+            features = network(torch.empty(2, 3, side, side, device="meta"))
+        assert features.shape == (2, feature_dim(config))
+        assert counter.get_total_flops() == 2 * operations(config, side)
+    assert sum(p.numel() for p in network.parameters()) == parameter_count(config)
+
+
+def test_the_formulas_need_no_torchvision():
+    code = (
+        "import sys; from salmask.params.encoder import EncoderConfig as C\n"
+        "from salmask.encoders.backbones import *\n"
+        "from salmask.encoders import backbones as b\n"
+        "b.check_encoder(C()); b.feature_dim(C()); b.operations(C(), 224); b.parameter_count(C())\n"
+        "assert b.is_resnet(C()) and 'torchvision' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 2), ("small2", 4), ("small", 8)])
@@ -86,25 +121,24 @@ def test_at_full_width_it_is_torchvisions_network(arch):
         ("resnet101", "small", -18.800389),
     ],
 )
-def test_a_seed_gives_the_weights_that_it_always_gave(arch, stem, sum_of_all):
-    """Recorded at 27c44b1. Every weight has a sign and a factor of its own in the sum; a digest
-    would hang on the last bit of the processor's normal distribution."""
-    found = 0.0
-    for i, value in enumerate(
-        build_encoder(EncoderConfig(arch, 4, stem), seed=3).state_dict().values()
-    ):
-        places = torch.arange(value.numel(), dtype=torch.float64)
-        found += float(value.double().flatten() @ torch.cos(i + places))
-    assert found == pytest.approx(sum_of_all, abs=1e-4)
+def test_a_seed_gives_the_recorded_weights(arch, stem, sum_of_all):
+    """Recorded values of a weighted sum of all weights. A digest would depend on the last bits,
+    which differ between processors."""
+    weights = build_encoder(EncoderConfig(arch, 4, stem), seed=3).state_dict()
+    total = 0.0
+    for i, value in enumerate(weights.values()):
+        positions = torch.arange(value.numel(), dtype=torch.float64)
+        total += float(value.double().flatten() @ torch.cos(i + positions))
+    assert total == pytest.approx(sum_of_all, abs=1e-4)
 
 
-def test_parameters_are_called_what_they_always_were():
+def test_parameters_have_torchvisions_names():
     theirs = torchvision.models.resnet34(weights=None).state_dict()
     ours = build_encoder(EncoderConfig("resnet34", 4, "small2"), bn_group=2).state_dict()
     assert list(ours) == [name for name in theirs if not name.startswith("fc.")]
 
 
-# -------------------------------------------------------------------------- torchvision's others
+# ------------------------------------------------------------------- torchvision's other networks
 
 
 @pytest.mark.parametrize("arch", OTHERS)
@@ -113,7 +147,7 @@ def test_features_are_what_torchvisions_classifier_sees(arch):
     ours = build_encoder(EncoderConfig(arch)).eval()
     assert ours.load_state_dict(dict(theirs.state_dict()), strict=False).missing_keys == []
     head = theirs.fc if hasattr(theirs, "fc") else theirs.classifier
-    if arch == "convnext_tiny":  # its norm is ours
+    if arch == "convnext_tiny":  # the encoder keeps its norm
         head = head[2]
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -131,7 +165,7 @@ def test_they_learn_and_keep_their_state(arch):
     before = torch.get_rng_state()
     out = encoder(images)
     out.square().sum().backward()
-    assert torch.equal(torch.get_rng_state(), before)  # drawing there would not resume
+    assert torch.equal(torch.get_rng_state(), before)  # so that runs resume to the same bytes
     assert out.isfinite().all() and out.std() > 0
     assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters())
 
@@ -147,10 +181,9 @@ def test_they_learn_and_keep_their_state(arch):
 
 @pytest.mark.parametrize("stem", ["imagenet", *SMALL_STEM])
 @pytest.mark.parametrize("arch", OTHERS)
-def test_other_stems_shrink_like_those_of_residual_networks(arch, stem):
+def test_small_stems_shrink_as_those_of_residual_networks(arch, stem):
     config = EncoderConfig(arch, stem=stem)
-    with torch.device("meta"):
-        encoder = build_encoder(config)
+    encoder = _on_meta(config)
     assert {p.device.type for p in encoder.parameters()} == {"meta"}
     side, stride = SMALL_STEM.get(stem, (2, None))
     assert _last_map(encoder) == (side, side)
@@ -160,15 +193,30 @@ def test_other_stems_shrink_like_those_of_residual_networks(arch, stem):
 
 
 @pytest.mark.parametrize("stem", ["imagenet", *SMALL_STEM])
-def test_the_way_of_the_others_leads_to_our_residual_network(stem, monkeypatch):
+def test_both_modules_build_the_same_resnet(stem):
     config = EncoderConfig("resnet18", stem=stem)
     ours = build_encoder(config).eval()
-    monkeypatch.delitem(backbones.LAYERS, "resnet18")
-    theirs = build_encoder(config).eval()
+    theirs = torchvision_models.build(config, zero_init=False).eval()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(theirs(images), ours(images))
+
+
+@pytest.mark.parametrize("arch", ["convnext_tiny", "resnext50_32x4d"])
+def test_operations_and_parameters_of_other_networks(arch):
+    config = EncoderConfig(arch, stem="small")
+    network = _on_meta(config)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, 3, 32, 32, device="meta"))
+    assert operations(config, 32) == counter.get_total_flops()
+    assert parameter_count(config) == sum(p.numel() for p in network.parameters())
+
+
+def test_which_networks_are_resnets():
+    archs = ("resnet10", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
+    assert all(is_resnet(EncoderConfig(arch)) for arch in archs)
+    assert not is_resnet(EncoderConfig("convnext_tiny"))
 
 
 # ------------------------------------------------------------------------------------------ all
@@ -207,7 +255,7 @@ def test_every_norm_of_an_encoder_is_grouped():
         (EncoderConfig("resnext50_32x4d"), "bn3"),
     ],
 )
-def test_residual_blocks_can_begin_as_the_identity(config, last):
+def test_residual_blocks_can_start_as_the_identity(config, last):
     plain, zeroed = (build_encoder(config, seed=0, zero_init=z) for z in (False, True))
     blocks = [name for name, m in plain.named_modules() if hasattr(m, "downsample")]
     wanted = copy.deepcopy(plain)
@@ -217,32 +265,35 @@ def test_residual_blocks_can_begin_as_the_identity(config, last):
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
-def test_networks_without_such_blocks_begin_as_always(arch):
+def test_networks_without_residual_blocks_ignore_zero_init(arch):
     assert _same(*(build_encoder(EncoderConfig(arch), seed=0, zero_init=z) for z in (False, True)))
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
-        (EncoderConfig("vgg16"), "vgg16 does not end in a global average pool but in layers"),
-        (EncoderConfig("alexnet"), "alexnet does not end in a global average pool but in layers"),
-        (EncoderConfig("squeezenet1_1"), "does not end in a global average pool of features"),
-        (EncoderConfig("googlenet"), "googlenet has further classifiers"),
-        (EncoderConfig("inception_v3"), "inception_v3 has a further classifier"),
+        (EncoderConfig("vgg16"), "vgg16 does not end in global average pooling but in layers"),
+        (
+            EncoderConfig("alexnet"),
+            "alexnet does not end in global average pooling but in layers",
+        ),
+        (EncoderConfig("squeezenet1_1"), "does not end in global average pooling of features"),
+        (EncoderConfig("googlenet"), "googlenet has auxiliary classifiers"),
+        (EncoderConfig("inception_v3"), "inception_v3 has an auxiliary classifier"),
         (EncoderConfig("vit_b_16"), "vit_b_16 is a transformer"),
         (EncoderConfig("swin_t"), "swin_t is a transformer"),
         (EncoderConfig("maxvit_t"), "maxvit_t is a transformer"),
     ],
 )
-@pytest.mark.parametrize("ask", [build_encoder, feature_dim])
-def test_networks_that_do_not_fit_are_refused(ask, config, told, monkeypatch):
-    monkeypatch.setattr(torchvision.models, "get_model", pytest.fail)  # nothing is built for it
-    with pytest.raises(UserError, match=rf"encoder\.arch: .*{told}.*; choose e\.g\. resnet50, "):
-        ask(config)
+@pytest.mark.parametrize("function", [build_encoder, feature_dim, check_encoder])
+def test_networks_that_do_not_fit_are_refused(function, config, message, monkeypatch):
+    monkeypatch.setattr(torchvision.models, "get_model", pytest.fail)  # builds no network
+    with pytest.raises(UserError, match=rf"encoder\.arch: .*{message}.*; choose e\.g\. resnet50, "):
+        function(config)
 
 
 @pytest.mark.parametrize(
-    ("arch", "told"),
+    ("arch", "message"),
     [
         ("resnet19", "`resnet19`; did you mean resnet18, resnet10, "),
         ("convnext-tiny", "`convnext-tiny`; did you mean convnext_tiny, "),
@@ -250,14 +301,14 @@ def test_networks_that_do_not_fit_are_refused(ask, config, told, monkeypatch):
         ("zzz", "`zzz`; choose e.g. resnet50, convnext_tiny, "),
     ],
 )
-def test_unknown_networks_are_refused_with_others_in_their_place(arch, told, monkeypatch):
+def test_unknown_networks_are_refused_with_others_in_their_place(arch, message, monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", pytest.fail)
-    with pytest.raises(UserError, match=re.escape(f"encoder.arch: there is no network {told}")):
+    with pytest.raises(UserError, match=re.escape(f"encoder.arch: there is no network {message}")):
         build_encoder(EncoderConfig(arch))
 
 
-@pytest.mark.parametrize("ask", [build_encoder, feature_dim])
-def test_width_belongs_to_residual_networks(ask):
-    told = r"encoder\.width belongs to residual networks \(resnet10, .*convnext_tiny .* got 32"
-    with pytest.raises(UserError, match=told):
-        ask(EncoderConfig("convnext_tiny", 32))
+@pytest.mark.parametrize("function", [build_encoder, feature_dim, check_encoder])
+def test_width_belongs_to_residual_networks(function):
+    message = r"encoder\.width applies to residual networks \(resnet10, .*convnext_tiny .* got 32"
+    with pytest.raises(UserError, match=message):
+        function(EncoderConfig("convnext_tiny", 32))

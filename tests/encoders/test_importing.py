@@ -281,7 +281,7 @@ def edited(project: Path, **imports: object) -> str:
 
 def test_check_reads_what_is_to_be_imported(project):
     done = CliRunner().invoke(main, ["check"])
-    assert done.output == "params.yaml is sound\n"
+    assert done.output == "params.yaml is valid\n"
     theirs = {"path": "theirs.pth.tar", "arch": "resnet18"}
     assert "imports.x: no file at gone.pth" in edited(project, x=theirs | {"path": "gone.pth"})
     assert "of another shape: conv1.weight" in edited(project, x=theirs)
