@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A throw-away Slurm cluster of two nodes on this machine, for the tests and for trying things out.
-# All that it writes lies below one folder; /etc, /var and other Slurm daemons stay untouched.
+# A temporary Slurm cluster of two nodes on this machine, for tests and experiments. It writes only
+# below one folder and does not touch /etc, /var or other Slurm daemons.
 set -euo pipefail
 
 usage() {
   cat >&2 <<'END'
 usage: slurm/testcluster.sh VERB [--dir FOLDER]
-  up [--accounting]   starts two nodes, n1 and n2, each with a pretended 4 CPUs and 16000 MB;
+  up [--accounting]   starts two simulated nodes, n1 and n2, with 4 CPUs and 16000 MB each;
                       eval "$(slurm/testcluster.sh up)" sets SLURM_CONF for Slurm's commands;
-                      --accounting: with a database, so that sacct answers
-  down                stops everything, running jobs too, and removes the folder
-  status              says what runs; exit code 0 if the cluster is up, 1 if not
+                      --accounting: starts a database for sacct as well
+  down                stops everything, including running jobs, and removes the folder
+  status              shows the daemons; exit code 0 if the cluster is up, 1 if not
   node-down NAME [--keep-jobs]
-                      kills all that runs on the node, as when its power fails; --keep-jobs: only
-                      its slurmd, while its jobs run on, out of the controller's sight
+                      kills all processes of the node, as a power failure does; --keep-jobs:
+                      kills only its slurmd, so that jobs run on without the controller
   node-up NAME        starts the node's slurmd again
-partitions: test (default), short (at most a minute), low (requeued when the others need its CPUs)
+partitions: test (default), short (at most a minute), low (requeued when others need its CPUs)
 END
   exit 2
 }
@@ -23,7 +23,7 @@ END
 say() { echo "testcluster: $*" >&2; }
 refuse() { say "$@"; exit 2; }
 
-# --- what it needs -------------------------------------------------------------------------------
+# --- requirements --------------------------------------------------------------------------------
 
 have() { command -v "$1" >/dev/null; }
 
@@ -41,7 +41,7 @@ check_machine() {
     refuse "$DIR: name a folder with --dir that has at most 64 characters, and only plain ones"
 }
 
-free_ports() { # prints their common beginning: ten ports, below those that the kernel gives clients
+free_ports() { # prints the common prefix of free ports, below the range that Linux gives to clients
   local tens port
   while tens=$((2000 + RANDOM % 1200)); do
     for port in "$tens"{0..3}; do
@@ -53,48 +53,48 @@ free_ports() { # prints their common beginning: ten ports, below those that the 
 
 # --- processes -----------------------------------------------------------------------------------
 
-stat_field() { # PID NUMBER: one of those that proc(5) counts
+stat_field() { # PID NUMBER: a field of /proc/PID/stat, as proc(5) numbers them
   sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f $(($2 - 2))
 }
 
 start() { # NAME COMMAND...: a daemon in the background, without the caller's environment
   local name=$1
   shift
-  # The execs make $! the daemon's own pid; setsid keeps Ctrl-C from it.
+  # The execs make $! the daemon's own pid; setsid protects it from Ctrl-C.
   (cd / && exec env -i PATH="$PATH" HOME=/root LC_ALL=C.UTF-8 SLURM_CONF="$CONF" \
     MYSQL_UNIX_PORT="$DIR/mariadb.socket" setsid "$@") </dev/null >>"$DIR/log/$name.out" 2>&1 &
   echo "$! $(stat_field $! 22)" >"$DIR/pid/$name"
   disown
 }
 
-alive() { # NAME: prints the daemon's pid; its start time tells it from a later process of that pid
+alive() { # NAME: prints the daemon's pid; the start time excludes a later process with that pid
   local pid began
   { read -r pid began <"$DIR/pid/$1"; } 2>/dev/null || return 1
   [[ -n $began && $(stat_field "$pid" 22) == "$began" ]] || return 1
-  [[ $(stat_field "$pid" 3) != Z ]] || return 1 # dead, but nobody asked how it ended
+  [[ $(stat_field "$pid" 3) != Z ]] || return 1 # a zombie
   echo "$pid"
 }
 
-stop() { # NAME...: without a farewell, for all that they might still write is thrown away
+stop() { # NAME...: kills daemons at once, because their files are removed anyway
   local name
   for name in "$@"; do alive "$name"; done | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
 }
 
-descendants() { # PID: with itself
+descendants() { # PID: prints it and its descendants
   echo "$1"
   cat "/proc/$1/task/"*/children 2>/dev/null | tr ' ' '\n' | while read -r child; do
     descendants "$child"
   done
 }
 
-processes_of() { # [NODE], or of the whole cluster: daemons, steps, tasks, and who waits for them
+processes_of() { # [NODE]: daemons, steps, tasks and waiting sruns of a node or the whole cluster
   local pid
-  # Slurm's daemons hold their log. Their environment is no mark: slurmstepd writes over it.
+  # Slurm's daemons have their log open. Their environment does not help: slurmstepd overwrites it.
   find /proc/[0-9]*/fd -maxdepth 1 -lname "$DIR/log/${1:-*}.*" 2>/dev/null | cut -d / -f 3 |
     while read -r pid; do
       [[ $(readlink "/proc/$pid/exe") != */slurm* ]] || descendants "$pid"
     done
-  # What outlived its slurmstepd still has a job's environment; an srun would wait for ever.
+  # Tasks that outlived their slurmstepd have a job's environment; an srun would wait without end.
   grep -lzsFx "SLURM_CONF=$CONF" /proc/[0-9]*/environ | cut -d / -f 3 | while read -r pid; do
     if [[ -n ${1:-} ]]; then
       grep -qzsFx "SLURMD_NODENAME=$1" "/proc/$pid/environ" || continue
@@ -105,17 +105,17 @@ processes_of() { # [NODE], or of the whole cluster: daemons, steps, tasks, and w
   done
 }
 
-swept() { # [NODE]: kills what is left, and fails if there was something: it may have had children
+swept() { # [NODE]: kills what is left; fails if anything was, because it may have started more
   local pids
   pids=$(processes_of "$@" || true)
   [[ -z $pids ]] || { xargs kill -KILL <<<"$pids"; return 1; }
 }
 
-await() { # SECONDS COMMAND...: until the command succeeds
+await() { # SECONDS COMMAND...: waits until the command succeeds
   local seconds=$1 until=$((SECONDS + $1))
   shift
   until "$@" >/dev/null 2>&1; do
-    ((SECONDS < until)) || { say "waited $seconds s in vain for: $*"; return 1; }
+    ((SECONDS < until)) || { say "after $seconds s, this still fails: $*"; return 1; }
     sleep 0.1
   done
 }
@@ -141,12 +141,12 @@ fill_in() { # FILE of slurm/testcluster/
 }
 
 start_all() {
-  chmod 755 "$DIR" # other users may submit, too
+  chmod 755 "$DIR" # other users may submit jobs
   mkdir -p "$DIR"/{pid,log,state,spool/n1,spool/n2}
   PORT=$(free_ports)
   fill_in slurm.conf
   (umask 077 && head --bytes 1024 /dev/urandom >"$DIR/munge.key")
-  # --force: otherwise munge refuses a folder below one that others can write to.
+  # --force: munge would refuse a folder below one where others can write.
   start munged munged --foreground --force --num-threads=2 --key-file="$DIR/munge.key" \
     --socket="$DIR/munge.socket" --pid-file="$DIR/munged.pid" --log-file="$DIR/log/munged.log" \
     --seed-file="$DIR/munge.seed"
@@ -177,8 +177,8 @@ up() {
     [[ $ACCOUNTING == no || -f $DIR/slurmdbd.conf ]] || refuse "it has no accounting: down first"
     say "runs already in $DIR"
   else
-    down # what a crash may have left
-    mkdir "$DIR" # fails when another `up` is at it, whose cluster gave_up would take down
+    down # removes what a crash may have left
+    mkdir "$DIR" # fails if another `up` runs; gave_up would stop its cluster
     touch "$DIR/$MARK"
     trap gave_up EXIT
     start_all
@@ -191,7 +191,7 @@ up() {
 down() {
   [[ -e $DIR ]] || return 0
   rmdir "$DIR" 2>/dev/null && return
-  [[ -f $DIR/$MARK ]] || refuse "$DIR is no folder that this script made: it stays as it is"
+  [[ -f $DIR/$MARK ]] || refuse "this script did not create $DIR: it stays as it is"
   stop slurmctld n1 n2
   await 20 swept || refuse "these processes do not end: $(processes_of | tr '\n' ' ')"
   stop slurmdbd mariadbd munged
@@ -215,7 +215,7 @@ node-down() {
 }
 
 node-up() {
-  local booted=-b # it comes from a reboot: otherwise nobody misses the jobs that died with it
+  local booted=-b # simulates a reboot, so that the controller notices the jobs that died
   [[ -z $(processes_of "$NODE") ]] || booted=
   alive "$NODE" >/dev/null || start "$NODE" slurmd -D -N "$NODE" $booted
   await 30 nodes_are "$NODE" idle mix alloc comp || { tail "$DIR/log/$NODE.out" >&2; return 1; }
@@ -238,9 +238,10 @@ while (($#)); do
 done
 DIR=$(realpath --canonicalize-missing "$DIR")
 CONF=$DIR/slurm.conf
-HOST=$(uname -n | cut -d . -f 1) # as Slurm calls it
+HOST=$(uname -n | cut -d . -f 1) # the name that Slurm uses
 export PATH=$PATH:/usr/sbin:/sbin
-[[ ${SLURM_CONF:-} != "$CONF" || -z ${SLURM_JOB_ID:-} ]] || refuse "not from within its own job"
+[[ ${SLURM_CONF:-} != "$CONF" || -z ${SLURM_JOB_ID:-} ]] ||
+  refuse "a job of this cluster cannot control the cluster"
 export SLURM_CONF=$CONF
 case $VERB,$NODE in
   up, | down, | status,) "$VERB" ;;
