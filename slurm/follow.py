@@ -77,14 +77,14 @@ def wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
 
 def _wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
     backend = BACKENDS[executor]
-    last_line, last_status, ends, asked = "", JobStatus(""), 0, 0.0
+    last_line, last_status, ends, last_request = "", JobStatus(""), 0, 0.0
     while True:
         done = is_done(folder)  # before the log is read, so that the log is complete when done
         print_new_lines(folder, job)
         if done:
             return True
-        if time.monotonic() - asked >= _STATUS_SECONDS:
-            asked = time.monotonic()
+        if time.monotonic() - last_request >= _STATUS_SECONDS:
+            last_request = time.monotonic()
             status = backend.job_status(job, recipe.fingerprint)
             if status and status.state != scheduler.NOT_FOUND:
                 last_status = status

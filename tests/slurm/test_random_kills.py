@@ -43,10 +43,10 @@ def test_after_random_kills_the_pipeline_gives_the_same_bytes(tmp_path, cluster,
     params["runs"] = {"blur": {"mask": {"name": "blur"}}}
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project", params)
-    here = {"SALMASK_CLUSTER": "here.yaml", "SALMASK_RUNS": str(tmp_path / "undisturbed")}
-    (project.folder / "here.yaml").write_text("executor: local\ncpus: 1\n")
+    local = {"SALMASK_CLUSTER": "local.yaml", "SALMASK_RUNS": str(tmp_path / "undisturbed")}
+    (project.folder / "local.yaml").write_text("executor: local\ncpus: 1\n")
     for command in (["stages.prepare"], ["stages.localizer"], *(c for c, _ in STAGES.values())):
-        project.stage(command[0].removeprefix("stages."), *command[1:], **here)
+        project.stage(command[0].removeprefix("stages."), *command[1:], **local)
 
     def digests() -> dict[str, str]:
         return {a: tree_digest(project.folder / "artifacts" / a) for _, a in STAGES.values()}
