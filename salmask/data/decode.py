@@ -1,4 +1,7 @@
-"""One image file: opened by its content, decoded, upright, RGB."""
+"""Decoding of image files to upright RGB images.
+
+The format is detected from the content, whatever the file's extension.
+"""
 
 import warnings
 from pathlib import Path
@@ -9,21 +12,21 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from salmask.data.colour_profiles import rgb
-from salmask.data.file_bytes import ImageError, explained, regular
+from salmask.data.colour_profiles import to_rgb
+from salmask.data.file_bytes import ImageError, as_image_errors, open_file
 
-LARGEST = 178_956_970  # px; beyond it pillow too takes an image for an attack on the memory
+MAX_PIXELS = 178_956_970  # pillow's limit too: a larger image may exhaust the memory
 Image.init()
-# Whatever the extension. Not every kind that pillow knows: for an EPS it would start a program.
-_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
-FORMATS = tuple(kind for kind in _WANTED if kind in Image.OPEN)
+# Not all formats of pillow: it would run another program for an EPS file.
+_SUPPORTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
+FORMATS = tuple(kind for kind in _SUPPORTED if kind in Image.OPEN)
 
-Image.MAX_IMAGE_PIXELS = None  # `opened` checks instead; pillow would warn from half of it on
-warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata harms no pixel
+Image.MAX_IMAGE_PIXELS = None  # `open_image` checks it; pillow would warn at half the limit
+warnings.filterwarnings("ignore", module=r"PIL\.")  # unusual metadata does not affect the pixels
 
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_ORIENTATION = 0x0112  # of EXIF
-_TURNS = {
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_ORIENTATION = 0x0112  # EXIF tag
+_ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,71 +38,80 @@ _TURNS = {
 
 
 def decode(path: Path, at_least: int | None = None) -> Image.Image:
-    """The image in a file (of several, the first), turned as its EXIF orientation says, as RGB,
-    fully loaded.
+    """The first image in a file as RGB, rotated by its EXIF orientation.
 
-    at_least: a side in px. JPEG files are then decoded at the smallest of the scales 1/2, 1/4
-    and 1/8 whose sides do not fall below it, which saves most of the time on large photographs.
-    Raises ImageError when the file is no usable image. Never waits for a pipe.
+    Args:
+        path: the file. Anything else, such as a pipe, is an error.
+        at_least: a side in px. JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4 and
+            1/8 whose sides are not below it, which is much faster for large photographs.
+
+    Raises ImageError when the file is not a usable image.
     """
-    with regular(path) as stream:
-        return pixels(opened(stream), at_least)[0]
+    with open_file(path) as stream:
+        return load_pixels(open_image(stream), at_least)[0]
 
 
-def opened(stream: BinaryIO) -> Image.Image:
-    """The image in a stream, its header read and checked, its pixels not yet.
+def open_image(stream: BinaryIO) -> Image.Image:
+    """Reads and checks the header of an image, but not its pixels.
 
-    Raises ImageError for what is no image, is too large, or has numbers of no known range.
+    Raises ImageError if it is not an image, too large, or has pixels of unknown range.
     """
-    with explained():
+    with as_image_errors():
         start = stream.read(4)
         if not start:
             raise ImageError("empty file")
         try:
             image = Image.open(stream, formats=FORMATS)
         except UnidentifiedImageError:
-            if start.startswith(_BEGINNINGS):
+            if start.startswith(_SIGNATURES):
                 raise ImageError("broken or truncated: its header cannot be read") from None
-            raise ImageError(f"not an image (of the kinds {', '.join(FORMATS)})") from None
+            raise ImageError(f"not an image (supported formats: {', '.join(FORMATS)})") from None
         width, height = image.size
-        if width * height > LARGEST:
-            raise ImageError(f"too large: {width}x{height} px, more than {LARGEST:,}")
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"too large: {width}x{height} px, more than {MAX_PIXELS:,}")
         if image.mode in ("I", "F"):
             numbers = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-            raise ImageError(f"pixels are {numbers} of no known range: save it with 8 or 16 bits")
+            raise ImageError(f"pixels are {numbers} of unknown range: save it with 8 or 16 bits")
         return image
 
 
-def pixels(image: Image.Image, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """What `opened` gave, decoded as `decode` says, and its size (width, height) in full, upright.
+def load_pixels(
+    image: Image.Image, at_least: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Decodes the result of `open_image`, as `decode` does.
 
-    The whole of the file is read and checked at any scale. Raises ImageError.
+    Returns the image, and the size (width, height) of the upright image at full scale. The whole
+    file is read at every scale. Raises ImageError.
     """
-    with explained():
+    with as_image_errors():
         size = image.size
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))
         image.load()
         orientation = _orientation(image)
-        shown = rgb(image)
-        if orientation not in _TURNS:
-            return shown, size
-        return shown.transpose(_TURNS[orientation]), size if orientation < 5 else size[::-1]
+        upright = to_rgb(image)
+        if orientation in _ROTATIONS:
+            upright = upright.transpose(_ROTATIONS[orientation])
+        return upright, size[::-1] if orientation in (5, 6, 7, 8) else size
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF says, which a PNG may do after its pixels; 1 for none."""
+    """The EXIF orientation, which may come after the pixels of a PNG; 1 for none."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # broken metadata, in many ways, leaves the pixels as they are
+    except Exception:  # invalid metadata raises many types, and the pixels are usable
         return 1
 
 
 def resample(image: Image.Image, size: tuple[int, int], box: Tensor | None = None) -> Tensor:
-    """`box` of an image (all of it by default) resampled to size (height, width) px.
+    """Crops and resizes an image, bilinearly with antialiasing.
 
-    box: (4,) y, x, h, w as shares of the image, not rounded to pixels. Bilinear with
-    antialiasing. Returns (3, height, width) uint8.
+    Args:
+        image: RGB.
+        size: (height, width) of the result in px.
+        box: (4,) y, x, height and width in [0, 1], not rounded to pixels; None for the whole image.
+
+    Returns (3, height, width) uint8.
     """
     area = None
     if box is not None:
@@ -107,14 +119,19 @@ def resample(image: Image.Image, size: tuple[int, int], box: Tensor | None = Non
         right = min((x + w) * image.width, image.width)
         bottom = min((y + h) * image.height, image.height)
         area = (x * image.width, y * image.height, right, bottom)
-    small = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=area)
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=area)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def centre(image: Image.Image, size: int, shorter: int) -> Tensor:
-    """The evaluation view: shorter side to `shorter` px, centre crop of `size` px.
+def centre_crop(image: Image.Image, size: int, shorter: int) -> Tensor:
+    """The view for evaluations: a resize and a centre crop, in one resampling.
 
-    Both steps are one resampling. Returns (3, size, size) uint8.
+    Args:
+        image: RGB.
+        size: side of the crop in px.
+        shorter: length in px to which the shorter side of the image is resized.
+
+    Returns (3, size, size) uint8.
     """
     scale = min(image.height, image.width) / shorter * size
     h, w = min(scale / image.height, 1.0), min(scale / image.width, 1.0)

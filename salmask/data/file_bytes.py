@@ -1,4 +1,4 @@
-"""A file's bytes, or why they cannot be had or used, in words for people."""
+"""The bytes of a file, or the reason why they cannot be read."""
 
 import errno
 import hashlib
@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-_IN_MEMORY = 1 << 26  # bytes; what is larger is read twice instead of held
+_MAX_IN_MEMORY = 1 << 26  # bytes; larger files are read twice instead
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -21,60 +21,63 @@ _KINDS = {
 
 
 class ImageError(Exception):
-    """Why a file is no usable image, in a few words without its path."""
+    """A file is not a usable image. The message is a short reason without the path."""
 
 
 class UnreadableError(ImageError):
-    """Its bytes could not be had; another try may do better without any change to the file."""
+    """The bytes could not be read. Another attempt may succeed although the file is unchanged."""
 
 
-def regular(path: Path) -> BinaryIO:
-    """A file, open for reading. Raises UnreadableError where it cannot be, and for what is no
-    file, without opening that: a pipe would wait for its writer."""
+def open_file(path: Path) -> BinaryIO:
+    """Opens a regular file for reading.
+
+    Raises UnreadableError if that fails, and for anything else than a file, without opening it: a
+    pipe would wait for its writer.
+    """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind == stat.S_IFREG:
             return path.open("rb")
         unlisted = kind == stat.S_IFDIR and not os.access(path, os.R_OK)
     except OSError as error:
-        raise UnreadableError(_refusal(error, path)) from error
+        raise UnreadableError(_reason(error, path)) from error
     if unlisted:
         raise UnreadableError("permission denied: a folder that cannot be listed")
     raise UnreadableError(f"{_KINDS.get(kind, 'a special file')}, not a file")
 
 
 @contextmanager
-def content(path: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """A file's sha256 (hex) and the very bytes it speaks of, as a stream. Raises UnreadableError.
+def open_with_digest(path: Path) -> Iterator[tuple[str, BinaryIO]]:
+    """The sha256 (hex) of a file, and a stream of the same bytes. Raises UnreadableError.
 
-    Up to 64 MiB are read once and held; of larger files the digest comes first.
+    Files of up to 64 MiB are read once, so that the digest is that of the bytes in the stream.
     """
-    with regular(path) as file:
-        with explained():
+    with open_file(path) as file:
+        with as_image_errors():
             stream: BinaryIO = file
-            if os.fstat(file.fileno()).st_size <= _IN_MEMORY:
+            if os.fstat(file.fileno()).st_size <= _MAX_IN_MEMORY:
                 stream = BytesIO(file.read())
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
             stream.seek(0)
         yield sha256, stream
 
 
-def gone(folder: Path) -> str:
-    """What to say of a folder that is missing, empty or not to be listed, as an unmounted disk
-    leaves it; "" when it is there."""
+def missing_folder(folder: Path) -> str:
+    """A message if the images' folder is missing, empty or unreadable, as when its disk is not
+    mounted; otherwise ""."""
     try:
         with os.scandir(folder) as entries:
-            state = "" if next(entries, None) else "empty"
+            state = "" if next(entries, None) else "is empty"
     except FileNotFoundError:
-        state = "not there"
+        state = "does not exist"
     except OSError as error:
-        state = f"not to be listed ({_refusal(error)})"
-    return state and f"the images' folder {folder} is {state}: mount it"
+        state = f"cannot be listed ({_reason(error)})"
+    return state and f"the images' folder {folder} {state}: mount it"
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Whatever a broken file provokes, from pillow or below, as an ImageError."""
+def as_image_errors() -> Iterator[None]:
+    """Turns every exception that a broken file causes in pillow or in the system into ImageError."""
     try:
         yield
     except ImageError:
@@ -83,15 +86,15 @@ def explained() -> Iterator[None]:
         raise UnreadableError("not enough memory to decode it") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
-            raise UnreadableError(_refusal(error)) from error
+            raise UnreadableError(_reason(error)) from error
         text = " ".join(str(error).split())[:200] or type(error).__name__
         kind = "truncated" if "truncated" in text.lower() else "broken"
         raise ImageError(f"{kind}: {text}") from error
 
 
-def _refusal(error: OSError, path: Path | None = None) -> str:
+def _reason(error: OSError, path: Path | None = None) -> str:
     if error.errno == errno.ENOENT:
-        return "a link to nothing" if path and path.is_symlink() else "not there any more"
+        return "a broken link" if path and path.is_symlink() else "it no longer exists"
     if error.errno == errno.ELOOP:
-        return "a link that leads back to itself"
+        return "a link to itself"
     return (error.strerror or str(error)).lower()

@@ -1,20 +1,27 @@
-"""What one file is: the size and digest of an image, or why it cannot be used."""
+"""Inspection of one file: the size and digest of an image, or the reason why it is not usable."""
 
 import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from salmask.data.decode import opened, pixels
-from salmask.data.file_bytes import ImageError, UnreadableError, content
+from salmask.data.decode import load_pixels, open_image
+from salmask.data.file_bytes import ImageError, UnreadableError, open_with_digest
 
-_HUGE = 1 << 25  # px
-_one_huge = threading.Lock()  # many at once, one a thread, would fill the memory
+_LARGE = 1 << 25  # px
+_one_large_image = threading.Lock()  # several at once, one per thread, would need too much memory
 
 
-class Seen(NamedTuple):
-    """What was found. width, height: px, upright; sha256: hex; reason: why the file is refused, ""
-    for an image. state: tells whether the file has changed since; "" is not to be remembered."""
+class Inspection(NamedTuple):
+    """The result of an inspection.
+
+    Args:
+        state: size, modification time and inode of the file; "" if the result must not be cached.
+        width: in px, upright.
+        height: in px, upright.
+        sha256: of the file, hex.
+        reason: why the file is rejected; "" for an image.
+    """
 
     state: str
     width: int = 0
@@ -23,33 +30,35 @@ class Seen(NamedTuple):
     reason: str = ""
 
 
-def inspect(path: Path, before: Seen | None = None) -> Seen:
-    """Reads and decodes the whole file, unless `before` saw it in the state that it is in.
+def inspect(path: Path, cached: Inspection | None = None) -> Inspection:
+    """Reads and decodes a file, or returns `cached` if the file has not changed since.
 
-    What could not be read at all (a permission, a disk's fault) is not to be remembered: it may
-    pass and leave no trace in the file's state.
+    A file that could not be read (permissions, a failing disk) gets a result that is not cached:
+    the cause may disappear without a change of the file's state.
     """
     state = _state(path)
-    if before is not None and before.state == state:
-        return before
+    if cached is not None and cached.state == state:
+        return cached
     try:
-        with content(path) as (sha256, stream):
-            image = opened(stream)
-            huge = image.width * image.height > _HUGE
-            with _one_huge if huge else nullcontext():
-                width, height = pixels(image, at_least=1)[1]
-        found = Seen(state, width, height, sha256)
+        with open_with_digest(path) as (sha256, stream):
+            image = open_image(stream)
+            large = image.width * image.height > _LARGE
+            with _one_large_image if large else nullcontext():
+                width, height = load_pixels(image, at_least=1)[1]
+        inspection = Inspection(state, width, height, sha256)
     except UnreadableError as error:
-        return Seen("", reason=str(error))
+        return Inspection("", reason=str(error))
     except ImageError as error:
-        found = Seen(state, reason=str(error))
-    return found if _state(path) == state else Seen("", reason="it changed while it was read")
+        inspection = Inspection(state, reason=str(error))
+    if _state(path) != state:
+        return Inspection("", reason="it changed while it was read")
+    return inspection
 
 
 def _state(path: Path) -> str:
-    """Size, time of change and inode, as DVC too compares them; "" for what is not there."""
+    """Size, modification time and inode, which DVC compares as well; "" for a missing file."""
     try:
-        now = path.stat()
+        status = path.stat()
     except OSError:
         return ""
-    return f"{now.st_size} {now.st_mtime_ns} {now.st_ino}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"

@@ -1,6 +1,6 @@
-"""What earlier preparations found out about files, so that none is read again that did not change.
+"""Inspections of earlier preparations, so that unchanged files are not read again.
 
-A sqlite database, and only a memory: without it prepare reads every file and makes the same bytes.
+The cache is a sqlite database. Without it, `prepare` reads every file and writes the same bytes.
 """
 
 import logging
@@ -11,24 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from salmask.data.inspection import Seen
+from salmask.data.inspection import Inspection
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-_WAIT_SECONDS = 60.0  # for another preparation that is writing
+_TIMEOUT_SECONDS = 60.0  # for another preparation that is writing
 _TABLES = """
-CREATE TABLE IF NOT EXISTS seen (
+CREATE TABLE IF NOT EXISTS inspections (
     path BLOB PRIMARY KEY, state TEXT, width INTEGER, height INTEGER, sha256 TEXT, reason TEXT
 ) WITHOUT ROWID;
 CREATE TEMP TABLE listed (path BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
 
-class Memory:
-    """The database at a path, made when there is none. One that fails is told of and left alone;
-    without a path nothing is known.
+class InspectionCache:
+    """Inspections by path, relative to the images' folder.
 
-    Names are relative to the images' folder, and kept as the bytes that the file system knows.
+    A database that fails is closed with a warning, and the preparation goes on without it.
+
+    Args:
+        path: of the database, which is created if it does not exist. None: the cache stays empty.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -38,76 +40,78 @@ class Memory:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.database = _connected(path)
+            self.database = _connect(path)
         except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
+            self._close_with_warning(error)
 
-    def recall(self, paths: Iterable[str]) -> dict[str, Seen]:
-        """What is known of some files; notes that these files are there."""
+    def lookup(self, paths: Iterable[str]) -> dict[str, Inspection]:
+        """The cached inspections of some files. Marks the files as listed."""
         keys = {path: os.fsencode(path) for path in paths}
 
-        def look(database: sqlite3.Connection) -> dict[str, Seen]:
-            with _transaction(database, "DEFERRED"):  # the table is this connection's own
+        def select(database: sqlite3.Connection) -> dict[str, Inspection]:
+            with _transaction(database, "DEFERRED"):  # the table belongs to this connection
                 rows = ((key,) for key in keys.values())
                 database.executemany("INSERT OR IGNORE INTO listed VALUES (?)", rows)
-            ask = "SELECT state, width, height, sha256, reason FROM seen WHERE path = ?"
-            found = {path: database.execute(ask, (key,)).fetchone() for path, key in keys.items()}
-            return {path: Seen(*row) for path, row in found.items() if row}
+            query = "SELECT state, width, height, sha256, reason FROM inspections WHERE path = ?"
+            matches = {p: database.execute(query, (key,)).fetchone() for p, key in keys.items()}
+            return {path: Inspection(*row) for path, row in matches.items() if row}
 
-        return self._try(look, {})
+        return self._run(select, {})
 
-    def remember(self, found: Mapping[str, Seen]) -> None:
-        """Writes to the disk what was found out."""
+    def store(self, inspections: Mapping[str, Inspection]) -> None:
+        """Writes inspections to the database, except those without a state."""
 
-        def add(database: sqlite3.Connection) -> None:
-            rows = [(os.fsencode(path), *seen) for path, seen in found.items() if seen.state]
+        def insert(database: sqlite3.Connection) -> None:
+            rows = [(os.fsencode(path), *each) for path, each in inspections.items() if each.state]
+            statement = "INSERT OR REPLACE INTO inspections VALUES (?, ?, ?, ?, ?, ?)"
             with _transaction(database, "IMMEDIATE"):
-                database.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)", rows)
+                database.executemany(statement, rows)
 
-        if found:
-            self._try(add, None)
+        if inspections:
+            self._run(insert, None)
 
-    def forget_others(self) -> None:
-        """Drops the files that nobody recalled: they are gone."""
+    def delete_unlisted(self) -> None:
+        """Deletes the inspections of files that were never looked up: they no longer exist."""
 
-        def drop(database: sqlite3.Connection) -> None:
+        def delete(database: sqlite3.Connection) -> None:
+            statement = "DELETE FROM inspections WHERE path NOT IN (SELECT path FROM listed)"
             with _transaction(database, "IMMEDIATE"):
-                database.execute("DELETE FROM seen WHERE path NOT IN (SELECT path FROM listed)")
+                database.execute(statement)
 
-        self._try(drop, None)
+        self._run(delete, None)
 
     def close(self) -> None:
         if self.database is not None:
             self.database.close()
             self.database = None
 
-    def _try(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+    def _run(self, function: Callable[[sqlite3.Connection], T], default: T) -> T:
         if self.database is None:
-            return otherwise
+            return default
         try:
-            return work(self.database)
+            return function(self.database)
         except sqlite3.Error as error:
-            self._give_up(error)
-            return otherwise
+            self._close_with_warning(error)
+            return default
 
-    def _give_up(self, error: Exception) -> None:
+    def _close_with_warning(self, error: Exception) -> None:
         log.warning(
-            "%s: %s; files are read again that earlier preparations knew. Delete it if this stays",
+            "%s: %s; all files are read again. Delete the file if this warning comes back",
             self.path,
             error,
         )
         self.close()
 
 
-def _connected(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=_TIMEOUT_SECONDS, isolation_level=None)
     database.executescript(_TABLES)
     return database
 
 
 @contextmanager
 def _transaction(database: sqlite3.Connection, kind: str) -> Iterator[None]:
-    """IMMEDIATE waits for another writer at its start, where waiting cannot be in vain."""
+    """A transaction. IMMEDIATE waits for another writer at the start, when waiting can succeed."""
     database.execute(f"BEGIN {kind}")
     try:
         yield

@@ -1,7 +1,8 @@
-"""From a manifest to batches of cropped views on the device, in an order that (seed, epoch) fixes.
+"""Batches of views on the device, in an order that depends on (seed, epoch) only.
 
-`stream` decodes and crops in worker processes; `resident` keeps every image on the device and
-crops there. Both crop the same boxes; their interpolation differs, so it is part of the recipe.
+`stream` decodes and crops images in worker processes. `resident` keeps all images on the device and
+crops them there. Both use the same boxes, but interpolate differently, so that the choice is part
+of the recipe.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,30 +11,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.ops import roi_align
 
-from salmask.data import views
-from salmask.data.decode import centre, resample
+from salmask.data.decode import centre_crop, resample
 from salmask.data.manifest import Manifest, read_image
+from salmask.data.resident import ResidentImages
+from salmask.data.views import BRANCHES, flip_images, view_geometry
 from salmask.data.worker_signals import ignore_stop_signals
 from salmask.distributed import local_rows
 from salmask.params.view import ViewConfig
-from salmask.progress import progress
-from salmask.randomness import Draws, epoch_order
+from salmask.randomness import epoch_order
 
-BRANCHES = ("query", "key")
-Ticket = tuple[int, int, Tensor]  # epoch, step in it, ids (B,)
-
-
-def branches(extra_views: int = 0) -> tuple[str, ...]:
-    """The names of the views that are cut from each image: query, key, extra0, extra1, ..."""
-    return (*BRANCHES, *(f"extra{n}" for n in range(extra_views)))
+BatchKey = tuple[int, int, Tensor]  # epoch, step within the epoch, ids (B,)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """All views of a batch, before photometry. crops[branch]: (B,3,S,S) uint8 or float32 in
-    [0,255]; boxes[branch]: (B,4); flips[branch]: (B,) bool; ids: (B,) int64."""
+    """All views of a batch, before photometry.
+
+    Args:
+        epoch: number of the epoch.
+        step: number of the batch within the epoch.
+        ids: (B,) int64, rows of the manifest.
+        crops: by branch, (B, 3, S, S) uint8, or float32 in [0, 255].
+        boxes: by branch, (B, 4) float32: y, x, height and width in [0, 1].
+        flips: by branch, (B,) bool.
+    """
 
     epoch: int
     step: int
@@ -43,25 +45,31 @@ class Crops:
     flips: dict[str, Tensor]
 
     def to(self, device: torch.device) -> "Crops":
-        return self._each(lambda part: part.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Crops":
-        """In memory that a GPU reads by itself; the loader calls this."""
-        return self._each(Tensor.pin_memory)
+        """A copy in page-locked memory; the DataLoader calls this."""
+        return self._map(Tensor.pin_memory)
 
-    def _each(self, move: Callable[[Tensor], Tensor]) -> "Crops":
-        parts = (self.crops, self.boxes, self.flips)
-        moved = ({name: move(part) for name, part in named.items()} for named in parts)
-        return Crops(self.epoch, self.step, move(self.ids), *moved)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Crops":
+        crops, boxes, flips = (
+            {branch: function(tensor) for branch, tensor in tensors.items()}
+            for tensors in (self.crops, self.boxes, self.flips)
+        )
+        return Crops(self.epoch, self.step, function(self.ids), crops, boxes, flips)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which samples every step of a training shows to this process; begins again from any (epoch,
-    step).
+    """The images of every training step on this process, from any (epoch, step) on.
 
-    ids: (n,) int64 training rows. The last, incomplete batch of an epoch is left out, unless all
-    rows are to be seen (`whole`): once an epoch, in their order, by this process alone.
+    Args:
+        seed: of the order of the images.
+        ids: (n,) int64, rows of the manifest to train on.
+        batch: global batch size.
+        epochs: number of epochs.
+        whole: False shuffles the images, shares each batch between the processes and drops the
+            last, incomplete batch of an epoch. True gives all images in order to this process.
     """
 
     seed: int
@@ -74,7 +82,7 @@ class Schedule:
     def steps_per_epoch(self) -> int:
         return -(-len(self.ids) // self.batch) if self.whole else len(self.ids) // self.batch
 
-    def tickets(self, epoch: int, step: int) -> Iterator[Ticket]:
+    def batches(self, epoch: int, step: int) -> Iterator[BatchKey]:
         while epoch < self.epochs:
             order = self.ids if self.whole else epoch_order(self.seed, epoch, self.ids)
             while step < self.steps_per_epoch:
@@ -84,95 +92,7 @@ class Schedule:
             epoch, step = epoch + 1, 0
 
 
-class _Tickets(Sampler[Ticket]):
-    def __init__(self, schedule: Schedule, epoch: int, step: int) -> None:
-        self.schedule, self.epoch, self.step = schedule, epoch, step
-
-    def __iter__(self) -> Iterator[Ticket]:
-        return self.schedule.tickets(self.epoch, self.step)
-
-
-class _Streamed(Dataset[Crops]):
-    """Decodes, crops and flips one whole batch per item, in a worker."""
-
-    def __init__(
-        self, manifest: Manifest, config: ViewConfig, seed: int, branches: tuple[str, ...]
-    ) -> None:
-        self.manifest, self.config, self.seed = manifest, config, seed
-        self.branches = branches
-
-    def __getitem__(self, ticket: Ticket) -> Crops:
-        epoch, step, ids = ticket
-        branches = self.branches
-        boxes, mirrored = geometry(self.manifest, self.config, self.seed, epoch, ids, branches)
-        size = (self.config.size, self.config.size)
-        rows: list[list[Tensor]] = []
-        for i, row in enumerate(ids.tolist()):
-            reach = min(float(boxes[branch][i, 2:].min()) for branch in branches)
-            image = read_image(self.manifest, row, int(self.config.size / reach))
-            rows.append([resample(image, size, boxes[branch][i]) for branch in branches])
-        crops = {b: torch.stack([row[j] for row in rows]) for j, b in enumerate(branches)}
-        crops = {b: mirror(crops[b], mirrored[b]) for b in branches}
-        return Crops(epoch, step, ids, crops, boxes, mirrored)
-
-
-def geometry(
-    manifest: Manifest,
-    config: ViewConfig,
-    seed: int,
-    epoch: int,
-    ids: Tensor,
-    branches: tuple[str, ...] = BRANCHES,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Boxes (B,4) and flips (B,) of each branch's view of `ids` in one epoch."""
-    draws = Draws.of(seed, epoch, ids)
-    sizes = manifest.sizes[ids]
-    boxes = {b: views.crop_boxes(draws, b, sizes, config.crop, config.aspect) for b in branches}
-    return boxes, {b: views.flips(draws, b, config.flip) for b in branches}
-
-
-def mirror(images: Tensor, flips: Tensor) -> Tensor:
-    """Flips the chosen images left to right: (B,C,H,W), (B,) bool -> (B,C,H,W)."""
-    return torch.where(flips[:, None, None, None], images.flip(-1), images)
-
-
-class Resident:
-    """Every training image on the device, padded to one canvas (n,3,Hmax,Wmax) uint8."""
-
-    def __init__(self, manifest: Manifest, ids: Tensor, device: torch.device) -> None:
-        height, width = (int(n) for n in manifest.sizes[ids].amax(0))
-        self.canvas = torch.zeros((len(ids), 3, height, width), dtype=torch.uint8)
-        with progress("load images", len(ids)) as bar:
-            for slot, row in enumerate(ids.tolist()):
-                image = read_image(manifest, row)
-                pixels = resample(image, (int(manifest.sizes[row, 0]), int(manifest.sizes[row, 1])))
-                # The last row and column twice: what lies past the rim must not blend in.
-                rim = torch.nn.functional.pad(pixels.float(), (0, 1, 0, 1), mode="replicate")
-                rim = rim[:, :height, :width].to(torch.uint8)
-                self.canvas[slot, :, : rim.shape[1], : rim.shape[2]] = rim
-                bar.advance(1)
-        self.canvas = self.canvas.to(device)
-        self.sizes = manifest.sizes[ids].to(device)
-        self.slot = torch.full((len(manifest),), -1)
-        self.slot[ids] = torch.arange(len(ids))
-        self.slot = self.slot.to(device)
-
-    def crop(self, ids: Tensor, boxes: Tensor, size: int) -> Tensor:
-        """Boxes (B,4) of the images `ids` (B,), resampled to (B,3,size,size) float32 in [0,255].
-
-        Averages several bilinear samples a pixel, so that shrinking does not alias.
-        """
-        slots = self.slot[ids]
-        images = self.canvas[slots].float()
-        high, wide = self.sizes[slots].unbind(1)
-        y, x, h, w = boxes.unbind(1)
-        corners = torch.stack([x * wide, y * high, (x + w) * wide, (y + h) * high], dim=1)
-        index = torch.arange(len(ids), device=images.device, dtype=corners.dtype)
-        rois = torch.cat([index[:, None], corners], dim=1)
-        return roi_align(images, rois, (size, size), sampling_ratio=-1, aligned=True)
-
-
-def pairs(
+def training_views(
     manifest: Manifest,
     config: ViewConfig,
     schedule: Schedule,
@@ -183,17 +103,24 @@ def pairs(
     start: tuple[int, int] = (0, 0),
     branches: tuple[str, ...] = BRANCHES,
 ) -> Iterator[Crops]:
-    """All batches of a training from `start` = (epoch, step) to its end, on `device`.
+    """All batches of a training, on `device`.
 
-    images: `stream` or `resident`. workers: processes that decode for `stream`. branches: the
-    views to make.
+    Args:
+        manifest: the manifest.
+        config: section `view`.
+        schedule: the images of each step.
+        images: `stream` or `resident`.
+        device: of the batches.
+        workers: processes that decode images for `stream`.
+        start: (epoch, step) of the first batch.
+        branches: names of the views.
     """
     if images == "resident":
-        yield from _resident_pairs(manifest, config, schedule, device, start, branches)
+        yield from _resident_views(manifest, config, schedule, device, start, branches)
         return
     loader = DataLoader(
-        _Streamed(manifest, config, schedule.seed, branches),
-        sampler=_Tickets(schedule, *start),
+        _StreamedViews(manifest, config, schedule.seed, branches),
+        sampler=_BatchKeys(schedule, *start),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=ignore_stop_signals,
@@ -204,7 +131,39 @@ def pairs(
         yield crops.to(device)
 
 
-def _resident_pairs(
+class _BatchKeys(Sampler[BatchKey]):
+    def __init__(self, schedule: Schedule, epoch: int, step: int) -> None:
+        self.schedule, self.epoch, self.step = schedule, epoch, step
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        return self.schedule.batches(self.epoch, self.step)
+
+
+class _StreamedViews(Dataset[Crops]):
+    """Decodes, crops and flips one batch per item, in a worker process."""
+
+    def __init__(
+        self, manifest: Manifest, config: ViewConfig, seed: int, branches: tuple[str, ...]
+    ) -> None:
+        self.manifest, self.config, self.seed = manifest, config, seed
+        self.branches = branches
+
+    def __getitem__(self, key: BatchKey) -> Crops:
+        epoch, step, ids = key
+        branches, size = self.branches, self.config.size
+        sizes = self.manifest.sizes[ids]
+        boxes, flips = view_geometry(sizes, self.config, self.seed, epoch, ids, branches)
+        views: list[list[Tensor]] = []
+        for i, row in enumerate(ids.tolist()):
+            smallest = min(float(boxes[branch][i, 2:].min()) for branch in branches)
+            image = read_image(self.manifest, row, int(size / smallest))
+            views.append([resample(image, (size, size), boxes[branch][i]) for branch in branches])
+        crops = {b: torch.stack([view[j] for view in views]) for j, b in enumerate(branches)}
+        crops = {b: flip_images(crops[b], flips[b]) for b in branches}
+        return Crops(epoch, step, ids, crops, boxes, flips)
+
+
+def _resident_views(
     manifest: Manifest,
     config: ViewConfig,
     schedule: Schedule,
@@ -212,30 +171,19 @@ def _resident_pairs(
     start: tuple[int, int],
     branches: tuple[str, ...],
 ) -> Iterator[Crops]:
-    held = Resident(manifest, schedule.ids, device)
-    for epoch, step, ids in schedule.tickets(*start):
-        boxes, mirrored = geometry(manifest, config, schedule.seed, epoch, ids, branches)
-        there = Crops(epoch, step, ids, {}, boxes, mirrored).to(device)
+    images = ResidentImages(manifest, schedule.ids, device)
+    for epoch, step, ids in schedule.batches(*start):
+        sizes = manifest.sizes[ids]
+        boxes, flips = view_geometry(sizes, config, schedule.seed, epoch, ids, branches)
+        batch = Crops(epoch, step, ids, {}, boxes, flips).to(device)
         crops = {
-            b: mirror(held.crop(there.ids, there.boxes[b], config.size), there.flips[b])
+            b: flip_images(images.crop(batch.ids, batch.boxes[b], config.size), batch.flips[b])
             for b in branches
         }
-        yield Crops(epoch, step, there.ids, crops, there.boxes, there.flips)
+        yield Crops(epoch, step, batch.ids, crops, batch.boxes, batch.flips)
 
 
-class _Centred(Dataset[Tensor]):
-    def __init__(self, manifest: Manifest, ids: Tensor, size: int, shorter: int) -> None:
-        self.manifest, self.ids, self.size, self.shorter = manifest, ids, size, shorter
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Tensor:
-        row = int(self.ids[index])
-        return centre(read_image(self.manifest, row, self.shorter), self.size, self.shorter)
-
-
-def centred(
+def evaluation_images(
     manifest: Manifest,
     ids: Tensor,
     size: int,
@@ -245,9 +193,19 @@ def centred(
     device: torch.device,
     workers: int,
 ) -> Iterator[Tensor]:
-    """The evaluation views of `ids`, in order: batches (b,3,size,size) float32 in [0,1]."""
+    """The centre crops of some images, in order: batches (b, 3, size, size) float32 in [0, 1].
+
+    Args:
+        manifest: the manifest.
+        ids: (n,) int64, rows of the manifest.
+        size: side of the crop in px.
+        shorter: length in px to which the shorter side of the image is resized.
+        batch: images per batch.
+        device: of the batches.
+        workers: processes that decode images.
+    """
     loader = DataLoader(
-        _Centred(manifest, ids, size, shorter),
+        _CentreCrops(manifest, ids, size, shorter),
         batch_size=batch,
         num_workers=workers,
         worker_init_fn=ignore_stop_signals,
@@ -255,3 +213,15 @@ def centred(
     )
     for images in loader:
         yield images.to(device, non_blocking=True).float() / 255
+
+
+class _CentreCrops(Dataset[Tensor]):
+    def __init__(self, manifest: Manifest, ids: Tensor, size: int, shorter: int) -> None:
+        self.manifest, self.ids, self.size, self.shorter = manifest, ids, size, shorter
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = read_image(self.manifest, int(self.ids[index]), self.shorter)
+        return centre_crop(image, self.size, self.shorter)

@@ -1,5 +1,4 @@
-"""The manifest: one row per image, with a digest over all of them. Its `id` is the key of
-everything: saliency maps, views and features refer to images by row."""
+"""The manifest: one row per image. Saliency maps, views and features refer to images by row."""
 
 import csv
 import hashlib
@@ -15,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from salmask.data.decode import opened, pixels
-from salmask.data.file_bytes import ImageError, content, gone, regular
+from salmask.data.decode import load_pixels, open_image
+from salmask.data.file_bytes import ImageError, missing_folder, open_file, open_with_digest
 from salmask.errors import DataGoneError, UserError
 
 log = logging.getLogger(__name__)
@@ -24,8 +23,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Manifest:
-    """Rows in memory. N rows: paths and splits (N,) str, labels (N,) int64, sizes (N,2) int64
-    as height, width. digest: sha256 over the rows."""
+    """The N rows of a manifest.
+
+    Args:
+        name: of the data set.
+        root: absolute folder of the images.
+        classes: class names.
+        digest: sha256 of manifest.csv.
+        paths: (N,) str, relative to `root`.
+        splits: (N,) str.
+        labels: (N,) int64; -1 for none.
+        sizes: (N, 2) int64, height and width in px.
+        sha256: (N,) str, of each file.
+    """
 
     name: str
     root: Path
@@ -44,22 +54,25 @@ class Manifest:
         return self.root / str(self.paths[row])
 
     def ids(self, split: str) -> Tensor:
-        """The rows (n,) int64 of one split, in order."""
+        """The rows of one split, in order: (n,) int64."""
         return torch.from_numpy(np.flatnonzero(self.splits == split))
 
     def split_names(self) -> list[str]:
-        """The splits there are, in order of appearance."""
+        """The names of the splits, in order of appearance."""
         return list(dict.fromkeys(self.splits.tolist()))
 
     def labelled(self) -> bool:
-        """Whether evaluations with labels make sense: training images show at least two classes."""
+        """Whether the training images have at least two classes, which evaluations with labels
+        need."""
         labels = self.labels[self.ids("train")]
         return len(labels[labels >= 0].unique()) > 1
 
 
 def load(folder: Path) -> Manifest:
-    """The manifest in `folder`. Raises UserError when it is missing or was changed by
-    hand, or when the folder of images is gone."""
+    """Reads the manifest in `folder`.
+
+    Raises UserError when it is missing or edited, or when the images' folder is missing.
+    """
     try:
         dataset = json.loads((folder / "dataset.json").read_text())
         text = (folder / "manifest.csv").read_bytes()
@@ -68,15 +81,15 @@ def load(folder: Path) -> Manifest:
     digest = hashlib.sha256(text).hexdigest()
     if digest != dataset["digest"]:
         raise UserError(
-            f"{folder}/manifest.csv is not the one that prepare wrote: run "
+            f"{folder}/manifest.csv was edited after `prepare` wrote it: run "
             f"`dvc repro --force prepare`"
         )
     lines = io.StringIO(text.decode("utf-8", "surrogateescape"), newline="")
     rows = list(csv.DictReader(lines))
     root = Path(dataset["root"])
     root = root if root.is_absolute() else folder / root
-    if told := gone(root):  # else every image would be a stand-in, and training would go on
-        raise UserError(f"{told}, or run `dvc repro`")
+    if message := missing_folder(root):  # otherwise all images would be replaced by gray ones
+        raise UserError(f"{message}, or run `dvc repro`")
     return Manifest(
         name=dataset["name"],
         root=root,
@@ -91,49 +104,49 @@ def load(folder: Path) -> Manifest:
 
 
 def read_image(manifest: Manifest, row: int, at_least: int | None = None) -> Image.Image:
-    """The image of a row, decoded as `decode` does, whatever it shows by now.
+    """The image of a row, decoded as `decode` does.
 
-    One that vanished or broke since `prepare` becomes a gray image of its size: hours of work
-    must not end for one file. This, and a size that is no longer the manifest's, is told once.
-    Raises DataGoneError when the whole folder is gone.
+    A file that disappeared or broke since `prepare` is replaced by a gray image of its size, since
+    one file must not end hours of work. This and a changed size cause one warning per row. Raises
+    DataGoneError when the whole folder is missing.
     """
     try:
-        with regular(manifest.file(row)) as stream:
-            image, (width, height) = pixels(opened(stream), at_least)
+        with open_file(manifest.file(row)) as stream:
+            image, (width, height) = load_pixels(open_image(stream), at_least)
     except ImageError as error:
-        image = _stand_in(manifest, row)
-        _tell(manifest.root, row, manifest.paths[row], f"{error}; a gray image stands in")
+        image = _gray_image(manifest, row)
+        _warn_once(manifest.root, row, manifest.paths[row], f"{error}; a gray image is used")
         return image
     if [height, width] != manifest.sizes[row].tolist():
-        said = f"it is {width}x{height} px by now and used so; `dvc repro` would take it in"
-        _tell(manifest.root, row, manifest.paths[row], said)
+        message = f"its size changed to {width}x{height} px; `dvc repro` updates the manifest"
+        _warn_once(manifest.root, row, manifest.paths[row], message)
     return image
 
 
 def verified_image(
     manifest: Manifest, row: int, at_least: int | None = None
 ) -> tuple[Image.Image, str | None]:
-    """The image of a row, decoded as `decode` does from the very bytes that `prepare` saw, and
-    None; or, when these cannot be had, a gray image of its size and the reason.
+    """The image of a row and None, if the file has the sha256 of the manifest; otherwise a gray
+    image of its size and the reason.
 
-    Raises DataGoneError when the whole folder is gone.
+    Raises DataGoneError when the whole folder is missing.
     """
     try:
-        with content(manifest.file(row)) as (sha256, stream):
+        with open_with_digest(manifest.file(row)) as (sha256, stream):
             if sha256 != manifest.sha256[row]:
                 raise ImageError("it has changed since prepare")
-            return pixels(opened(stream), at_least)[0], None
+            return load_pixels(open_image(stream), at_least)[0], None
     except ImageError as error:
-        return _stand_in(manifest, row), str(error)
+        return _gray_image(manifest, row), str(error)
 
 
-def _stand_in(manifest: Manifest, row: int) -> Image.Image:
-    if told := gone(manifest.root):
-        raise DataGoneError(told)
+def _gray_image(manifest: Manifest, row: int) -> Image.Image:
+    if message := missing_folder(manifest.root):
+        raise DataGoneError(message)
     height, width = manifest.sizes[row].tolist()
     return Image.new("RGB", (width, height), (124, 116, 104))
 
 
-@cache  # for its side: every process says a thing once
-def _tell(root: Path, row: int, path: str, what: str) -> None:
-    log.warning("row %d, %s: %s", row, path, what)
+@cache  # a process gives each warning once
+def _warn_once(root: Path, row: int, path: str, message: str) -> None:
+    log.warning("row %d, %s: %s", row, path, message)

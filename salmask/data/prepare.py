@@ -1,4 +1,4 @@
-"""From the files that a source offers to a manifest: every one read, judged and listed."""
+"""From a listing of files to a manifest: every file is read and either listed or rejected."""
 
 import csv
 from collections import Counter
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from salmask.data import notices
-from salmask.data.file_bytes import gone
-from salmask.data.inspection import Seen, inspect
-from salmask.data.inspection_cache import Memory
+from salmask.data.file_bytes import missing_folder
+from salmask.data.inspection import Inspection, inspect
+from salmask.data.inspection_cache import InspectionCache
+from salmask.data.notes import first_with_same_content, notes_on
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
 from salmask.files import write_json
@@ -22,112 +22,112 @@ from salmask.progress import progress
 from salmask.provenance import file_digest
 
 COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
-_CHUNK = 1024  # files in flight: bounds the memory, and what a kill can cost
+_CHUNK = 1024  # files per chunk; limits the memory, and the work that is lost if it is killed
 
 
-def write(
+def write_manifest(
     listing: Listing,
     name: str,
     folder: Path,
     max_rejected: float,
     min_side: int = 1,
-    memory: Path | None = None,
+    cache: Path | None = None,
 ) -> int:
-    """Reads every file of a listing and writes manifest.csv, rejected.csv, duplicates.csv and
+    """Reads the files of a listing; writes manifest.csv, rejected.csv, duplicates.csv and
     dataset.json.
 
-    max_rejected: the share of unusable files that is still accepted. min_side: px; smaller images
-    are not used. memory: a database of what earlier calls found out; files that did not change
-    since are not read again, and the files written are the same as without it.
+    Args:
+        listing: the files.
+        name: of the data set.
+        folder: to write into.
+        max_rejected: largest accepted share of unusable files.
+        min_side: in px; images with a smaller side are rejected.
+        cache: database of earlier inspections. Unchanged files are not read again; the result is
+            the same as without a cache.
 
-    Returns the number of rejected files. Raises UserError when nothing usable is left or too much
-    was rejected; the list of what was rejected is written all the same. Raises DataGoneError when
-    the folder of images vanishes on the way.
+    Returns the number of rejected files. Raises UserError when no file is usable or too many were
+    rejected; rejected.csv is written all the same. Raises DataGoneError when the images' folder
+    disappears.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept: list[ListedFile] = []
     digests = bytearray()
     with (
-        _table(folder / "manifest.csv", COLUMNS) as rows,
-        _table(folder / "rejected.csv", ("path", "reason")) as refused,
+        _csv_writer(folder / "manifest.csv", COLUMNS) as add_row,
+        _csv_writer(folder / "rejected.csv", ("path", "reason")) as reject,
     ):
-        for found, seen in _inspected(listing, memory):
-            reason = seen.reason
-            if not reason and min(seen.width, seen.height) < min_side:
-                size = f"{seen.width}x{seen.height} px"
-                reason = f"{size}: a side is below data.min_side ({min_side})"
+        for file, inspection in _inspections(listing, cache):
+            _, width, height, sha256, reason = inspection
+            if not reason and min(width, height) < min_side:
+                reason = f"{width}x{height} px: a side is below data.min_side ({min_side})"
             if reason:
-                refused(found.path, reason)
+                reject(file.path, reason)
                 continue
-            about = (found.label, found.split, seen.width, seen.height, seen.sha256)
-            rows(len(kept), found.path, *about)
-            kept.append(found)
-            digests += bytes.fromhex(seen.sha256)
+            add_row(len(kept), file.path, file.label, file.split, width, height, sha256)
+            kept.append(file)
+            digests += bytes.fromhex(sha256)
     rejected = len(listing.files) - len(kept)
-    said = f"{rejected} of {len(listing.files)} files cannot be used; see rejected.csv"
+    message = f"{rejected} of {len(listing.files)} files cannot be used; see rejected.csv"
     if not kept:
-        raise UserError(f"no usable image under {listing.root}: {said}")
+        raise UserError(f"no usable image under {listing.root}: {message}")
     if rejected > max_rejected * len(listing.files):
-        raise UserError(f"{said}. That is more than data.max_rejected ({max_rejected:g}) allows")
-    same_as = notices.first_with(bytes(digests))
-    with _table(folder / "duplicates.csv", ("path", "same_as")) as pairs:
+        raise UserError(f"{message}. That is more than data.max_rejected ({max_rejected:g}) allows")
+    same_as = first_with_same_content(bytes(digests))
+    with _csv_writer(folder / "duplicates.csv", ("path", "same_as")) as add_pair:
         for row in np.flatnonzero(same_as != np.arange(len(kept))):
-            pairs(kept[row].path, kept[same_as[row]].path)
-    splits = np.array([found.split for found in kept], dtype=object)
-    labels = np.array([found.label for found in kept])
+            add_pair(kept[row].path, kept[same_as[row]].path)
+    splits = np.array([file.split for file in kept], dtype=object)
+    labels = np.array([file.label for file in kept])
     dataset = {
         "name": name,
-        "root": _relative(listing.root, folder),
+        "root": _relative_root(listing.root, folder),
         "classes": list(listing.classes),
         "images": dict(Counter(splits.tolist())),
         "rejected": rejected,
-        "notes": notices.notes(listing.classes, labels, splits, same_as, listing.empty_folders),
+        "notes": notes_on(listing.classes, labels, splits, same_as, listing.empty_folders),
         "digest": file_digest(folder / "manifest.csv"),
     }
     write_json(folder / "dataset.json", dataset)
     return rejected
 
 
-def _inspected(listing: Listing, memory: Path | None) -> Iterator[tuple[ListedFile, Seen]]:
-    """Every file and what it is, in the order of the listing."""
+def _inspections(
+    listing: Listing, cache_file: Path | None
+) -> Iterator[tuple[ListedFile, Inspection]]:
+    """Inspects every file, in the order of the listing, several at a time."""
     files = iter(listing.files)
     with (
         ThreadPoolExecutor() as pool,
         progress("prepare", len(listing.files)) as bar,
-        closing(Memory(memory)) as known,
+        closing(InspectionCache(cache_file)) as cache,
     ):
         while chunk := list(islice(files, _CHUNK)):
-            before = known.recall([found.path for found in chunk])
-            jobs = [(listing.root / found.path, before.get(found.path)) for found in chunk]
-            news = {}
-            for found, (_, old), seen in zip(chunk, jobs, pool.map(_look, jobs), strict=True):
-                if not seen.state and (told := gone(listing.root)):
-                    raise DataGoneError(told)
-                if seen is not old:
-                    news[found.path] = seen
+            cached = cache.lookup([file.path for file in chunk])
+            jobs = [(listing.root / file.path, cached.get(file.path)) for file in chunk]
+            new = {}
+            results = pool.map(lambda job: inspect(*job), jobs)
+            for file, (_, old), inspection in zip(chunk, jobs, results, strict=True):
+                if not inspection.state and (message := missing_folder(listing.root)):
+                    raise DataGoneError(message)
+                if inspection is not old:
+                    new[file.path] = inspection
                 bar.advance(1)
-                yield found, seen
-            known.remember(news)
-        known.forget_others()
-
-
-def _look(job: tuple[Path, Seen | None]) -> Seen:
-    return inspect(*job)
+                yield file, inspection
+            cache.store(new)
+        cache.delete_unlisted()
 
 
 @contextmanager
-def _table(path: Path, columns: Sequence[str]) -> Iterator[Callable[..., None]]:
-    """A CSV file with a header line, in place once it is whole; gives what writes a row.
-
-    Names that are not UTF-8 keep their bytes.
-    """
+def _csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[..., None]]:
+    """A CSV file with a header, which replaces `path` when it is complete; yields a function that
+    writes a row. Names that are not UTF-8 keep their bytes."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         plain = csv.writer(stream, lineterminator="\n")
         quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
         def write_row(*values: Any) -> None:
-            # Python before 3.13 leaves a lone \r unquoted, and reads it as the row's end.
+            # Python before 3.13 does not quote a single \r, but reads it as the end of the row.
             (quoted if any("\r" in str(value) for value in values) else plain).writerow(values)
 
         write_row(*columns)
@@ -135,7 +135,7 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Callable[..., None]]:
     partial.replace(path)
 
 
-def _relative(root: Path, folder: Path) -> str:
-    """The root as seen from the manifest when it lies inside (a copied demo stays whole)."""
+def _relative_root(root: Path, folder: Path) -> str:
+    """The root relative to the manifest if it lies inside, so that the folder can be moved."""
     inside = root.is_relative_to(folder)
     return root.relative_to(folder).as_posix() if inside else str(root)

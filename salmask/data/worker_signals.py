@@ -1,18 +1,19 @@
-"""The processes that decode images, when their job is asked to stop."""
+"""Signals in the worker processes of a DataLoader."""
 
 import signal
 from types import FrameType
 
 
 def ignore_stop_signals(_: int) -> None:
-    """A DataLoader's `worker_init_fn`: what asks a job to stop is for the process that trains.
+    """A `worker_init_fn`: only the process that trains reacts to the signals that stop a job.
 
-    It ends its workers itself; one that died first would make it fail before its last checkpoint.
+    It ends its workers itself. If a worker ended first, the training would fail before it writes
+    its last checkpoint.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _pass_over)
+    signal.signal(signal.SIGTERM, _ignore_once)
 
 
-def _pass_over(number: int, frame: FrameType | None) -> None:
-    """The first SIGTERM; the next is from the process that we work for, as it leaves."""
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    """Ignores the first SIGTERM; the next one comes from the training process as it ends."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
