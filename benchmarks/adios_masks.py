@@ -37,10 +37,10 @@ from PIL import Image
 from torch import Tensor
 
 from salmask.data import manifest as manifests
-from salmask.data.decode import centre
-from salmask.data.loader import centred
+from salmask.data.decode import centre_crop
+from salmask.data.loader import evaluation_images
 from salmask.data.manifest import Manifest
-from salmask.data.views import normalise
+from salmask.data.normalisation import normalise
 from salmask.devices import pick_device
 from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError
@@ -82,7 +82,9 @@ def load(rows: Manifest, masks: Path, split: str, config: RunConfig, folder: Pat
         )
     size, shorter = config.view.size, encoder_file.describe(folder).spec.shorter
     ids = torch.tensor(known)
-    batches = centred(rows, ids, size, shorter, batch=_BATCH, device=torch.device("cpu"), workers=0)
+    batches = evaluation_images(
+        rows, ids, size, shorter, batch=_BATCH, device=torch.device("cpu"), workers=0
+    )
     objects = torch.stack([_object(masks / rows.paths[row], size, shorter) for row in known])
     return Scene(ids, torch.cat(list(batches)), objects)
 
@@ -90,7 +92,7 @@ def load(rows: Manifest, masks: Path, split: str, config: RunConfig, folder: Pat
 def _object(path: Path, size: int, shorter: int) -> Tensor:
     """A true mask, cut as its image is: (size,size) bool."""
     with Image.open(path) as image:
-        return centre(image.convert("RGB"), size, shorter)[0] >= 128
+        return centre_crop(image.convert("RGB"), size, shorter)[0] >= 128
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from salmask.data import prepare as preparation
+from salmask.data.prepare import write_manifest
 from salmask.datasets import imagefolder
 
 _KINDS = 64
@@ -44,7 +44,7 @@ def measure(photos: Path, out: Path, memory: Path) -> dict[str, float]:
     imports = _peak()
     start = time.perf_counter()
     listing = imagefolder.read(out, 0, root=photos)
-    preparation.write(listing, "benchmark", out, 0.0, 8, memory)
+    write_manifest(listing, "benchmark", out, 0.0, 8, memory)
     return {"seconds": time.perf_counter() - start, "imports": imports, "peak": _peak()}
 
 

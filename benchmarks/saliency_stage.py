@@ -17,7 +17,7 @@ import click
 import torch
 
 from salmask.data import manifest
-from salmask.data import prepare as preparation
+from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.devices import autocast, pick_device, place
 from salmask.job import Job
@@ -67,7 +67,7 @@ def main(photos: Path, count: int, levels: str, precision: str, workers: int, ro
     times: dict[str, list[float]] = {"bare": [], "stage": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        preparation.write(Listing(photos.resolve(), (), found), "photos", folder / "data", 0.05)
+        write_manifest(Listing(photos.resolve(), (), found), "photos", folder / "data", 0.05)
         rows = manifest.load(folder / "data")
         plan = maps.plan(rows, config, spec)
         job = Job("0" * 12, folder / "work", folder / "out", device, seed=0, workers=workers)

@@ -16,7 +16,8 @@ import click
 import torch
 
 from salmask import frameworks
-from salmask.data.loader import Crops, branches
+from salmask.data.loader import Crops
+from salmask.data.views import branch_names
 from salmask.devices import autocast, pick_device, place
 from salmask.errors import UserError
 from salmask.masks import strategies
@@ -39,7 +40,7 @@ def random_crops(batch: int, size: int, device: torch.device, extra_views: int =
     pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
     box = torch.tensor([0.2, 0.2, 0.6, 0.6]).expand(batch, 4)
     flip = torch.arange(batch) % 2 == 0
-    parts = [dict.fromkeys(branches(extra_views), part) for part in (pixels, box, flip)]
+    parts = [dict.fromkeys(branch_names(extra_views), part) for part in (pixels, box, flip)]
     return Crops(0, 0, torch.arange(batch), *parts).to(device)
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from salmask.data.decode import decode, resample
-from salmask.data.views import crop_boxes, photometry
+from salmask.data.photometry import apply_photometry
+from salmask.data.views import crop_boxes
 from salmask.devices import autocast
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
@@ -92,7 +93,9 @@ def measure(network: ViewMaps, paths: Sequence[Path], everything: bool = True) -
         boxes.append(crop_boxes(draws, "query", sizes, config.crop, config.aspect))
         views = _stacked(images, side, boxes[-1])
         maps["own"].append(network(views))
-        maps["coloured"].append(network(photometry(views / 255, draws, "query", config) * 255))
+        maps["coloured"].append(
+            network(apply_photometry(views / 255, draws, "query", config) * 255)
+        )
         if everything:
             maps["flipped"].append(network(views.flip(-1)).flip(-1))
             maps["bfloat16"].append(network(views, "bfloat16"))

@@ -1,18 +1,18 @@
-"""Images -> manifest: reads every new file once, lists what is usable and what is not."""
+"""Stage `prepare`: reads the images of `data` and writes their manifest."""
 
 import click
 
+from stages.dataset_stage import prepare_dataset
 from stages.errors import readable_errors
 from stages.paths import DATA
-from stages.preparation import prepare
 
 
 @click.command()
 @readable_errors
 def main() -> None:
-    """Writes artifacts/data: manifest.csv, rejected.csv, duplicates.csv, dataset.json (and the
-    demo's images)."""
-    prepare("prepare", "data", "", DATA)
+    """Writes artifacts/data: manifest.csv, rejected.csv, duplicates.csv, dataset.json, and the
+    images of data sets that are drawn or unpacked."""
+    prepare_dataset("prepare", "data", "", DATA)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""The images of one dataset of `transfer:` -> a manifest, as `prepare` makes it."""
+"""Stage `transfer_data`: reads the images of a data set of `transfer` and writes their manifest."""
 
 import click
 
+from stages.dataset_stage import prepare_dataset
 from stages.errors import readable_errors
 from stages.paths import TRANSFER
-from stages.preparation import prepare
 
 
 @click.command()
 @click.option("--name", required=True, help="A name under `transfer` in params.yaml.")
 @readable_errors
 def main(name: str) -> None:
-    """Writes artifacts/transfer/<name>: manifest.csv, dataset.json and what else prepare writes."""
-    prepare("transfer_data", f"transfer.{name}", name, TRANSFER / name)
+    """Writes artifacts/transfer/<name>, with the same files as `prepare`."""
+    prepare_dataset("transfer_data", f"transfer.{name}", name, TRANSFER / name)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Small shared pieces. Nothing here touches the network or anything outside tmp_path."""
 
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import settings
 from PIL import Image
 
 from salmask.data import manifest
-from salmask.data import prepare as preparation
 from salmask.data.manifest import Manifest
+from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.job import Job
 
@@ -60,6 +61,14 @@ def job(tmp_path: Path) -> Job:
 
 
 @pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder).resolve()
+
+
+@pytest.fixture
 def make_manifest(tmp_path: Path) -> Callable[[list[Labelled]], Manifest]:
     """Writes images as PNG files and the manifest over them."""
 
@@ -71,7 +80,7 @@ def make_manifest(tmp_path: Path) -> Callable[[list[Labelled]], Manifest]:
             name = f"{index:03d}.png"
             Image.fromarray(pixels).save(folder / "images" / name)
             files.append(ListedFile(name, label, split))
-        preparation.write(Listing(folder / "images", classes, files), "toy", folder, 0)
+        write_manifest(Listing(folder / "images", classes, files), "toy", folder, 0)
         return manifest.load(folder)
 
     return make

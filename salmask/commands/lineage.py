@@ -57,13 +57,13 @@ def _print_tree(link: lineage.Link, depth: int, printed: set[Path]) -> None:
 def _check_images(data: Path) -> bool:
     """Prints every image whose bytes are not those that the manifest lists."""
     from salmask.data import manifest  # imports torch, which the command does not need otherwise
-    from salmask.data.file_bytes import ImageError, content
+    from salmask.data.file_bytes import ImageError, open_with_digest
 
     rows = manifest.load(data)
     changed = 0
     for row in range(len(rows)):
         try:
-            with content(rows.file(row)) as (sha256, _):
+            with open_with_digest(rows.file(row)) as (sha256, _):
                 problem = "" if sha256 == rows.sha256[row] else "its sha256 is not the manifest's"
         except ImageError as error:
             problem = str(error)

@@ -19,8 +19,8 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as coco_masks
 
-from salmask.data.decode import opened
-from salmask.data.file_bytes import ImageError, regular
+from salmask.data.decode import open_image
+from salmask.data.file_bytes import ImageError, open_file
 from salmask.detection.objects import Annotations, Picture, Rle
 from salmask.errors import UserError
 
@@ -140,8 +140,8 @@ class _Taken:
     ) -> None:
         """Takes an image (size: height, width) and those of its objects that are usable."""
         try:
-            with regular(file) as stream:
-                width, height = opened(stream).size
+            with open_file(file) as stream:
+                width, height = open_image(stream).size
         except ImageError as error:
             return self.problem(f"{file}: {error}")
         if sorted((height, width)) != sorted(size):  # a photograph may be stored on its side

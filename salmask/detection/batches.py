@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.decode import decode, resample
-from salmask.data.file_bytes import ImageError, gone
+from salmask.data.file_bytes import ImageError, missing_folder
 from salmask.data.worker_signals import ignore_stop_signals
 from salmask.detection.objects import Annotations, Picture
 from salmask.distributed import local_rows
@@ -122,7 +122,7 @@ def read(picture: Picture) -> Image.Image:
             return image
         said = f"it is {image.size[0]}x{image.size[1]} px, not {picture.width}x{picture.height}"
     except ImageError as error:
-        if told := gone(picture.file.parent):
+        if told := missing_folder(picture.file.parent):
             raise DataGoneError(told) from None
         said = str(error)
     _tell(picture.file, said)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from salmask.data.file_bytes import ImageError, content, gone
+from salmask.data.file_bytes import ImageError, missing_folder, open_with_digest
 from salmask.detection.objects import Annotations, Picture
 from salmask.detection.protocol import Sets
 from salmask.errors import UserError
@@ -70,7 +70,7 @@ def load(folder: Path) -> Sets:
             "`dvc repro --force detect_data`"
         )
     root = folder / about["root"]  # an absolute one stands alone
-    if told := gone(root):
+    if told := missing_folder(root):
         raise UserError(f"{told}, or run `dvc repro`")
     halves: dict[str, list[Picture]] = {"train": [], "test": []}
     for line in _lines(folder / _PICTURES):
@@ -88,7 +88,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _digest(file: Path) -> str:
     try:
-        with content(file) as (sha256, _):
+        with open_with_digest(file) as (sha256, _):
             return sha256
     except ImageError as error:
         raise UserError(f"{file}: {error}") from None

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD
+from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders import weight_files
 from salmask.encoders.backbones import build_encoder, check_encoder, head_name

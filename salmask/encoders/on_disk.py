@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD, Triple, normalise
+from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, PerChannel, normalise
 from salmask.devices import place
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.encoders.heads import from_weights
@@ -43,8 +43,8 @@ class InputSpec:
     size: int
     shorter: int
     filter: dict[str, Any] | None
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: PerChannel = IMAGENET_MEAN
+    std: PerChannel = IMAGENET_STD
 
     @classmethod
     def for_views(cls, size: int, filter: dict[str, Any] | None) -> "InputSpec":

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from salmask.data.loader import Crops, Schedule, pairs
+from salmask.data.loader import Crops, Schedule, training_views
 from salmask.data.manifest import Manifest
 from salmask.distributed import all_reduce_mean, world_size
 from salmask.errors import UserError
@@ -102,7 +102,7 @@ def train(
         group["initial_lr"] = group["lr"]
 
     def batches(first_step: int) -> Iterator[Crops]:
-        return pairs(
+        return training_views(
             manifest,
             crop_and_flip(side),
             schedule,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmask.data.loader import Schedule, centred, pairs
+from salmask.data.loader import Schedule, evaluation_images, training_views
 from salmask.data.manifest import Manifest
 from salmask.distributed import gather_uneven, local_batches
 from salmask.encoders.on_disk import Encoder
@@ -41,7 +41,7 @@ def extract_rows(
     own, found = local_batches(ids, BATCH), []
     seen = own if len(own) else ids[:1]  # so that all know how wide features are
     with progress(f"features of {name}", len(seen)) as bar:
-        for images in centred(
+        for images in evaluation_images(
             manifest,
             seen,
             encoder.spec.size,
@@ -65,7 +65,7 @@ def extract_views(
     own, found = local_batches(ids, BATCH), []
     seen = own if len(own) else ids[:1]
     with progress(f"views of {name}", len(seen)) as bar:
-        for crops in pairs(
+        for crops in training_views(
             manifest,
             crop_and_flip(encoder.spec.size),
             Schedule(job.seed, seen, BATCH, epochs=1, whole=True),

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from salmask.data.loader import Crops, Schedule, pairs
+from salmask.data.loader import Crops, Schedule, training_views
 from salmask.data.manifest import Manifest
-from salmask.data.views import normalise, photometry
+from salmask.data.normalisation import normalise
+from salmask.data.photometry import apply_photometry
 from salmask.distributed import gather_uneven, local_batches
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import Encoder
@@ -142,7 +143,7 @@ def _crops(
     job: Job,
 ) -> Iterator[Crops]:
     """Every row once, in order, in all its views: each has random numbers of its own."""
-    return pairs(
+    return training_views(
         manifest,
         config.view,
         Schedule(job.seed, ids, batch, epochs=1, whole=True),
@@ -184,7 +185,7 @@ def _features(
         draws = Draws.of(job.seed, crops.epoch, crops.ids)
         found = []
         for view, pixels in crops.crops.items():
-            query = normalise(photometry(pixels.float() / 255, draws, view, config.view))
+            query = normalise(apply_photometry(pixels.float() / 255, draws, view, config.view))
             if mask is not None:
                 maps = None
                 if store is not None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from salmask.data import views
 from salmask.data.decode import resample
-from salmask.data.loader import branches, mirror
+from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, normalise
+from salmask.data.photometry import apply_photometry
 from salmask.filters import high_pass
 from salmask.masks import strategies
 from salmask.masks.adios import Masker
@@ -111,12 +112,12 @@ def pair_of(
     store = SaliencyStore({}, activations)
     side, grid = (view.size, view.size), (view.grid, view.grid)
     seen, maps = {}, {}
-    for branch in branches(_EXTRA):
+    for branch in views.branch_names(_EXTRA):
         boxes = views.crop_boxes(draws, branch, sizes, view.crop, view.aspect)
         flips = views.flips(draws, branch, view.flip)
         cut = [resample(image, side, box) for image, box in zip(images, boxes, strict=True)]
-        pixels = mirror(torch.stack(cut), flips).float() / 255
-        seen[branch] = views.normalise(views.photometry(pixels, draws, branch, view))
+        pixels = views.flip_images(torch.stack(cut), flips).float() / 255
+        seen[branch] = normalise(apply_photometry(pixels, draws, branch, view))
         maps[branch] = store.crop(torch.arange(len(images)), boxes, flips, grid)
     query, key, *extra = seen.values()
     return Pair(query, key, maps["query"], maps["key"], tuple(extra))
@@ -208,7 +209,7 @@ def displayable(images: Tensor, filtered: bool = False) -> Tensor:
 
     filtered: views without their mean colour; they are shown around mid grey, at a higher contrast.
     """
-    spread = torch.tensor(views.IMAGENET_STD)
+    spread = torch.tensor(IMAGENET_STD)
     if filtered:
         return (0.5 + _FILTERED_GAIN * spread * images.permute(0, 2, 3, 1)).clamp(0, 1)
-    return (torch.tensor(views.IMAGENET_MEAN) + spread * images.permute(0, 2, 3, 1)).clamp(0, 1)
+    return (torch.tensor(IMAGENET_MEAN) + spread * images.permute(0, 2, 3, 1)).clamp(0, 1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from salmask.data.loader import centred
+from salmask.data.loader import evaluation_images
 from salmask.data.manifest import Manifest, read_image
 from salmask.encoders.on_disk import Encoder
 from salmask.report.sheets import Neighbour
@@ -179,7 +179,7 @@ def _iou(predicted: Tensor, truth: Tensor) -> float:
 def _features(encoder: Encoder, manifest: Manifest, ids: Tensor) -> Tensor:
     """L2-normalised features (n,D) of the evaluation views, on the CPU."""
     device = next(encoder.parameters()).device
-    batches = centred(
+    batches = evaluation_images(
         manifest,
         ids,
         encoder.spec.size,

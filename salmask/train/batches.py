@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmask.data import views
-from salmask.data.loader import BRANCHES, Crops
+from salmask.data.loader import Crops
+from salmask.data.normalisation import normalise
+from salmask.data.photometry import apply_photometry
+from salmask.data.views import BRANCHES
 from salmask.distributed import world_size
 from salmask.masks.strategies import Strategy
 from salmask.params.run import RunConfig
@@ -32,7 +34,7 @@ def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore 
     """The views of this process's crops, on their device; with saliency where there is a store."""
     draws = Draws.of(seed, crops.epoch, crops.ids)
     seen = {
-        branch: views.normalise(views.photometry(pixels.float() / 255, draws, branch, config.view))
+        branch: normalise(apply_photometry(pixels.float() / 255, draws, branch, config.view))
         for branch, pixels in crops.crops.items()
     }
     maps: dict[str, Tensor] = {}

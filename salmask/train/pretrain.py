@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask import frameworks
 from salmask.data import manifest as manifests
-from salmask.data.loader import Crops, Schedule, branches, pairs
+from salmask.data.loader import Crops, Schedule, training_views
+from salmask.data.views import branch_names
 from salmask.devices import autocast, place
 from salmask.distributed import all_reduce_mean, data_parallel, rank, world_size
 from salmask.encoders import on_disk as encoder_file
@@ -69,7 +70,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         store = SaliencyStore.open(inputs.saliency, manifest.digest, inputs.localizer, job.device)
 
     def batches(first_step: int) -> Iterator[Crops]:
-        return pairs(
+        return training_views(
             manifest,
             config.view,
             schedule,
@@ -77,7 +78,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
             device=job.device,
             workers=job.workers,
             start=divmod(first_step, schedule.steps_per_epoch),
-            branches=branches(learner.mask.extra_views),
+            branches=branch_names(learner.mask.extra_views),
         )
 
     def step(crops: Crops, number: int) -> dict[str, float]:

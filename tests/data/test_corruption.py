@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from salmask.data import manifest
-from salmask.data import prepare as preparation
+from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from tests.helpers.image_files import saved
 
@@ -81,7 +81,7 @@ def damaged(tmp_path_factory):
     names = [f"{seed:03d}.jpg" for seed in range(COUNT)]
     begin = time.monotonic()
     listing = Listing(folder, (), [ListedFile(name, -1, "train") for name in names])
-    preparation.write(listing, "damaged", folder / "out", max_rejected=1)
+    write_manifest(listing, "damaged", folder / "out", max_rejected=1)
     seconds = time.monotonic() - begin
     with (folder / "out" / "rejected.csv").open() as stream:
         refused = {row["path"]: row["reason"] for row in csv.DictReader(stream)}

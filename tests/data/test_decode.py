@@ -1,4 +1,4 @@
-"""Every kind of image that a folder may hold, turned into upright RGB."""
+"""Decoding of every kind of image file to upright RGB."""
 
 import struct
 import time
@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from salmask.data import manifest
-from salmask.data import prepare as preparation
 from salmask.data.decode import decode
 from salmask.data.inspection import inspect
+from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from tests.helpers.icc import ADOBE_RGB, DISPLAY_P3, SRGB, in_srgb, of_gray, of_primaries
 from tests.helpers.image_files import chunk, palette, png, saved
@@ -26,7 +26,7 @@ def oriented(value) -> Image.Exif:
 
 @pytest.fixture
 def shown(tmp_path):
-    """The pixels (H,W,3) that a file of these bytes shows."""
+    """A function from the bytes of a file to its pixels (H, W, 3)."""
 
     def show(content: bytes, name: str = "image.png", **options) -> np.ndarray:
         (tmp_path / name).write_bytes(content)
@@ -106,10 +106,10 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_image_becomes_rgb_over_white(shown, kind):
-    content, wanted = KINDS[kind]
-    found = shown(content)
-    assert found[0, 0].tolist() == pytest.approx(wanted, abs=2)
-    assert (found == found[0, 0]).all()
+    content, expected = KINDS[kind]
+    pixels = shown(content)
+    assert pixels[0, 0].tolist() == pytest.approx(expected, abs=2)
+    assert (pixels == pixels[0, 0]).all()
 
 
 GRAYS = np.array([[0, 12850, 32896, 65535]], dtype=np.uint16)  # 257 times 0, 50, 128, 255
@@ -117,8 +117,8 @@ GRAYS = np.array([[0, 12850, 32896, 65535]], dtype=np.uint16)  # 257 times 0, 50
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_gray_is_scaled_to_8_bits(shown, kind):
-    found = shown(saved(Image.fromarray(GRAYS), kind))
-    assert np.abs(found[0].astype(int) - [[0], [50], [128], [255]]).max() <= 1
+    pixels = shown(saved(Image.fromarray(GRAYS), kind))
+    assert np.abs(pixels[0].astype(int) - [[0], [50], [128], [255]]).max() <= 1
 
 
 def test_16_bit_gray_of_the_other_byte_order(shown):
@@ -127,10 +127,10 @@ def test_16_bit_gray_of_the_other_byte_order(shown):
     assert np.abs(shown(big)[0, :, 0].astype(int) - [0, 50, 128, 255]).max() <= 1
 
 
-def test_a_clear_level_of_16_bits_shows_white(shown):
+def test_a_transparent_level_of_16_bits_becomes_white(shown):
     rows = b"\0" + GRAYS.astype(">u2").tobytes()
-    found = shown(png(4, 1, 16, 0, rows, chunk(b"tRNS", struct.pack(">H", 12850))))
-    assert np.abs(found[0, :, 0].astype(int) - [0, 255, 128, 255]).max() <= 1
+    pixels = shown(png(4, 1, 16, 0, rows, chunk(b"tRNS", struct.pack(">H", 12850))))
+    assert np.abs(pixels[0, :, 0].astype(int) - [0, 255, 128, 255]).max() <= 1
 
 
 def tiff_gray(bits: int, photometric: int, data: bytes, width: int) -> bytes:
@@ -149,7 +149,7 @@ def tiff_gray(bits: int, photometric: int, data: bytes, width: int) -> bytes:
     )
 
 
-def test_12_bits_and_zero_as_white_are_understood(shown):
+def test_12_bits_and_zero_as_white(shown):
     packed = bytes([0x80, 0x0F, 0xFF])  # 0x800, 0xFFF
     assert shown(tiff_gray(12, 1, packed, 2))[0, :, 0].tolist() == [128, 255]
     assert shown(tiff_gray(16, 0, GRAYS.tobytes(), 4))[0, :, 0].tolist() == [255, 205, 127, 0]
@@ -161,8 +161,8 @@ def test_an_embedded_profile_is_applied(shown, kind, primaries):
     options = {"quality": 100} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     for colour in [(200, 100, 50), (30, 180, 90), (128, 128, 128)]:
         content = saved(plain("RGB", colour), kind, icc_profile=of_primaries(primaries), **options)
-        wanted = in_srgb(colour, primaries)
-        assert np.abs(shown(content)[0, 0] - wanted).max() < 2
+        expected = in_srgb(colour, primaries)
+        assert np.abs(shown(content)[0, 0] - expected).max() < 2
     assert np.abs(in_srgb((200, 100, 50), primaries) - (200, 100, 50)).max() > 10
 
 
@@ -194,41 +194,41 @@ def test_transparency_and_profile_together(shown):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize(
     ("orientation", "corner"),
-    # where the red pixel of the file's upper left corner stands in the upright image (x, y)
+    # position (x, y) of the file's upper left pixel in the upright image
     [(1, (0, 0)), (2, (3, 0)), (3, (3, 1)), (4, (0, 1)),
      (5, (0, 0)), (6, (1, 0)), (7, (1, 3)), (8, (0, 3))],
 )  # fmt: skip
-def test_images_are_turned_upright(shown, tmp_path, kind, orientation, corner):
+def test_images_are_rotated_by_their_orientation(shown, tmp_path, kind, orientation, corner):
     image = Image.new("RGB", (4, 2), "blue")
     image.putpixel((0, 0), (255, 0, 0))
-    found = shown(saved(image, kind, exif=oriented(orientation)))
-    assert found.shape == ((4, 2, 3) if orientation >= 5 else (2, 4, 3))
-    assert found[corner[1], corner[0]].tolist() == [255, 0, 0]
-    seen = inspect(tmp_path / "image.png")
-    assert (seen.width, seen.height) == ((2, 4) if orientation >= 5 else (4, 2))
+    pixels = shown(saved(image, kind, exif=oriented(orientation)))
+    assert pixels.shape == ((4, 2, 3) if orientation >= 5 else (2, 4, 3))
+    assert pixels[corner[1], corner[0]].tolist() == [255, 0, 0]
+    inspection = inspect(tmp_path / "image.png")
+    assert (inspection.width, inspection.height) == ((2, 4) if orientation >= 5 else (4, 2))
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_means_nothing_is_ignored(shown, value):
+def test_an_invalid_orientation_is_ignored(shown, value):
     assert shown(saved(plain("RGB", 0), "PNG", exif=oriented(value))).shape == (16, 16, 3)
 
 
-def test_broken_exif_leaves_the_pixels(shown):
+def test_broken_exif_is_ignored(shown):
     content = saved(
         Image.new("RGB", (4, 2), "white"), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"
     )
     assert shown(content).shape == (2, 4, 3)
 
 
-def test_the_manifest_holds_the_upright_size(tmp_path):
+def test_the_manifest_has_the_upright_size(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=oriented(6))
     files = [ListedFile("turned.jpg", -1, "train")]
-    preparation.write(Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
+    write_manifest(Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
     assert manifest.load(tmp_path / "data").sizes.tolist() == [[40, 20]]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
-def test_of_several_frames_the_first_counts(shown, kind):
+def test_the_first_of_several_frames_is_used(shown, kind):
     first, second = (Image.new("RGB", (16, 16), colour) for colour in (RED, "blue"))
     content = saved(first, kind, save_all=True, append_images=[second])
     assert shown(content)[8, 8].tolist() == pytest.approx(RED, abs=2)
@@ -241,21 +241,21 @@ def test_of_several_frames_the_first_counts(shown, kind):
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(shown, tmp_path, at_least, size):
     content = saved(Image.new("RGB", (800, 400), "teal"), "JPEG")
     assert shown(content, at_least=at_least).shape[:2] == size
-    seen = inspect(tmp_path / "image.png")
-    assert (seen.width, seen.height, seen.reason) == (800, 400, "")
+    inspection = inspect(tmp_path / "image.png")
+    assert (inspection.width, inspection.height, inspection.reason) == (800, 400, "")
 
 
-def test_a_jpeg_of_100_megapixels_is_fine(tmp_path):
+def test_a_jpeg_of_100_megapixels(tmp_path):
     Image.new("L", (10000, 10000), 77).save(tmp_path / "large.jpg")
     begin = time.monotonic()
     image = decode(tmp_path / "large.jpg", at_least=224)
-    assert time.monotonic() - begin < 10  # a tenth of a second when nothing else runs
+    assert time.monotonic() - begin < 10  # it takes 0.1 s on an idle machine
     assert image.size == (1250, 1250) and image.getpixel((600, 600)) == (77, 77, 77)
-    seen = inspect(tmp_path / "large.jpg")
-    assert (seen.width, seen.height, seen.reason) == (10000, 10000, "")
+    inspection = inspect(tmp_path / "large.jpg")
+    assert (inspection.width, inspection.height, inspection.reason) == (10000, 10000, "")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "AVIF", "JPEG2000"])
 @pytest.mark.parametrize("name", ["image.jpg", "image.tif"])
-def test_the_content_decides_not_the_extension(shown, kind, name):
+def test_the_format_is_detected_from_the_content(shown, kind, name):
     assert shown(saved(plain("RGB", "white"), kind), name).min() >= 250

@@ -1,3 +1,5 @@
+"""Notes about duplicates, leaks, classes and labels."""
+
 import csv
 import json
 
@@ -5,19 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salmask.data import manifest, notices
-from salmask.data import prepare as preparation
+from salmask.data import manifest
+from salmask.data.notes import first_with_same_content, notes_on
+from salmask.data.prepare import write_manifest
 from salmask.datasets import imagefolder
 from salmask.datasets.listing import ListedFile, Listing
 
 
-def of(labels, splits, contents=None, classes="abcdefgh", empty=()) -> list[str]:
-    """The notes on images given by label, split and content (a letter each, all different by
-    default)."""
+def notes(labels, splits, contents=None, classes="abcdefgh", empty=()) -> list[str]:
+    """The notes on images of these labels, splits and contents (one letter each, by default all
+    different)."""
     contents = contents or [chr(200 + index) for index in range(len(labels))]
     digests = b"".join(content.encode("utf-32-le") * 8 for content in contents)
-    same_as = notices.first_with(digests)
-    return notices.notes(
+    same_as = first_with_same_content(digests)
+    return notes_on(
         tuple(classes), np.array(labels), np.array(splits, dtype=object), same_as, empty
     )
 
@@ -29,38 +32,38 @@ COPIES = (
 TWO, SPLIT = [0, 1, 0, 1], ["train", "train", "val", "val"]
 
 
-def test_of_a_sound_set_there_is_nothing_to_say():
-    assert of(TWO, SPLIT, classes="ab") == []
+def test_a_sound_set_has_no_notes():
+    assert notes(TWO, SPLIT, classes="ab") == []
 
 
 def test_the_first_row_of_the_same_content():
     contents = [b"a" * 32, b"b" * 32, b"a" * 32, b"a" * 31 + b"\0", b"b" * 32]
-    assert notices.first_with(b"".join(contents)).tolist() == [0, 1, 0, 3, 1]
+    assert first_with_same_content(b"".join(contents)).tolist() == [0, 1, 0, 3, 1]
 
 
 def test_copies_and_leaks_are_counted():
     splits = ["train", "train", "train", "val", "val", "test"]
-    assert of([0, 1, 1, 0, 1, 1], splits, "xxyxxz", "ab") == [
+    assert notes([0, 1, 1, 0, 1, 1], splits, "xxyxxz", "ab") == [
         COPIES.format("3 of 6"),
-        "leak: 2 of 2 images of val also stand in train; its scores will be too good",
+        "leak: 2 of 2 images of val are also in train; its scores will be too high",
         "classes of train without images in test: a",
     ]
 
 
 def test_a_copy_within_validation_is_no_leak():
-    assert of(TWO, SPLIT, "xyzz", "ab") == [COPIES.format("1 of 4")]
+    assert notes(TWO, SPLIT, "xyzz", "ab") == [COPIES.format("1 of 4")]
 
 
 def test_classes_of_one_split_only_are_named_at_most_five_of_them():
     labels = [0, 1, 2, 3, 4, 5, 6, 0, 7]
-    assert of(labels, ["train"] * 7 + ["val"] * 2) == [
+    assert notes(labels, ["train"] * 7 + ["val"] * 2) == [
         "classes of train without images in val: b, c, d, e, f and 1 more",
         "classes of val without images in train: h",
     ]
 
 
 @pytest.mark.parametrize(
-    ("labels", "classes", "said"),
+    ("labels", "classes", "expected"),
     [
         ([-1, -1, -1, -1], "", ["no labels: evaluations that need them are left out"]),
         ([0, 0, 0, 0], "a", ["only one class, a: evaluations of labels are left out"]),
@@ -68,12 +71,12 @@ def test_classes_of_one_split_only_are_named_at_most_five_of_them():
         ([0, 1, 0, 1], "abc", ["classes without a usable image: c"]),
     ],
 )
-def test_what_labels_lack(labels, classes, said):
-    assert of(labels, SPLIT, classes=classes) == said
+def test_missing_labels_and_classes(labels, classes, expected):
+    assert notes(labels, SPLIT, classes=classes) == expected
 
 
 def test_empty_folders_are_named():
-    assert of(TWO, SPLIT, classes="ab", empty=["x", "y"]) == [
+    assert notes(TWO, SPLIT, classes="ab", empty=["x", "y"]) == [
         "folders without images, which make no class: x, y"
     ]
 
@@ -82,13 +85,13 @@ def test_empty_folders_are_named():
 
 
 def prepared(root, folder) -> tuple[dict, list[dict[str, str]]]:
-    """What dataset.json and duplicates.csv say of a folder of images."""
-    preparation.write(imagefolder.read(folder, 0, root=root), "x", folder, 0)
+    """The contents of dataset.json and duplicates.csv of a folder of images."""
+    write_manifest(imagefolder.read(folder, 0, root=root), "x", folder, 0)
     with (folder / "duplicates.csv").open(newline="") as stream:
         return json.loads((folder / "dataset.json").read_text()), list(csv.DictReader(stream))
 
 
-def test_a_folder_with_everything_odd_is_accepted_and_told(tmp_path):
+def test_a_folder_with_every_problem_is_accepted_with_notes(tmp_path):
     root = tmp_path / "photos"
     for index, name in enumerate(["train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/c/5"]):
         path = root / f"{name}.png"
@@ -101,7 +104,7 @@ def test_a_folder_with_everything_odd_is_accepted_and_told(tmp_path):
     dataset, pairs = prepared(root, tmp_path / "data")
     assert dataset["notes"] == [
         COPIES.format("1 of 6"),
-        "leak: 1 of 3 images of val also stand in train; its scores will be too good",
+        "leak: 1 of 3 images of val are also in train; its scores will be too high",
         "classes of train without images in val: b",
         "classes of val without images in train: c",
         "folders without images, which make no class: train/nothing, val/text",
@@ -111,7 +114,7 @@ def test_a_folder_with_everything_odd_is_accepted_and_told(tmp_path):
     assert dataset["images"] == {"train": 3, "val": 3}
 
 
-def test_without_copies_the_list_of_them_is_empty(tmp_path):
+def test_without_duplicates_their_list_is_empty(tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "photos" / "1.png")
     dataset, pairs = prepared(tmp_path / "photos", tmp_path / "data")
@@ -119,9 +122,9 @@ def test_without_copies_the_list_of_them_is_empty(tmp_path):
     assert pairs == []
 
 
-def test_copies_are_kept_in_the_manifest(tmp_path):
+def test_duplicates_are_kept_in_the_manifest(tmp_path):
     for name in ("1.png", "2.png", "3.png"):
         Image.new("RGB", (9, 9)).save(tmp_path / name)
     files = [ListedFile(name, -1, "train") for name in ("1.png", "2.png", "3.png")]
-    preparation.write(Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
+    write_manifest(Listing(tmp_path, (), files), "x", tmp_path / "data", 0)
     assert len(manifest.load(tmp_path / "data")) == 3

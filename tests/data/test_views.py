@@ -1,26 +1,20 @@
-import colorsys
-import hashlib
+"""Geometry of views: torchvision's random resized crop and flips, image by image."""
+
 import math
-import random
-from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms import functional as reference
 
 from salmask.data import views
-from salmask.filters import gaussian_blur
-from salmask.params.values import check
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 
 
 class Scripted:
-    """Stands for Draws: the crop's tries and the place of its corner are given."""
+    """Replaces Draws by given random numbers for the areas, aspect ratios and corner of a crop."""
 
     def __init__(self, tries: list[list[float]], corner: list[float]) -> None:
         self.tries = torch.tensor([tries])
@@ -28,14 +22,6 @@ class Scripted:
 
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         return self.place if purpose.endswith("corner") else self.tries
-
-
-@pytest.fixture
-def images(generator) -> torch.Tensor:
-    return torch.rand(4, 3, 9, 11, generator=generator)
-
-
-# ------------------------------------------------------------------------------------ geometry
 
 
 def reference_crop(tries, corner, height, width, crop, aspect):
@@ -59,8 +45,6 @@ def reference_crop(tries, corner, height, width, crop, aspect):
 
 UNIT = st.floats(0, 1, exclude_max=True, width=32)
 SIZE = st.integers(8, 400)
-CHANCE = st.sampled_from([0.0, 0.3, 1.0])
-PIECES = ("jitter_p", "gray_p", "blur_p", "solarize_p")
 
 
 @given(
@@ -74,9 +58,9 @@ PIECES = ("jitter_p", "gray_p", "blur_p", "solarize_p")
 def test_crops_follow_random_resized_crop(tries, corner, height, width, crop, aspect):
     scripted = Scripted([list(t) for t in tries], list(corner))
     sizes = torch.tensor([[height, width]])
-    found = views.crop_boxes(scripted, "query", sizes, crop, aspect)
-    wanted = reference_crop(tries, corner, height, width, crop, aspect)
-    assert found[0].tolist() == pytest.approx(wanted, abs=1e-5)
+    result = views.crop_boxes(scripted, "query", sizes, crop, aspect)
+    expected = reference_crop(tries, corner, height, width, crop, aspect)
+    assert result[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @given(
@@ -85,7 +69,7 @@ def test_crops_follow_random_resized_crop(tries, corner, height, width, crop, as
     st.floats(0.01, 1),
     st.floats(1, 3),
 )
-def test_boxes_lie_inside_and_keep_their_bounds(seed, sizes, smallest, stretch):
+def test_boxes_lie_inside_the_image_and_in_their_ranges(seed, sizes, smallest, stretch):
     crop, aspect = (smallest, 1.0), (1 / stretch, stretch)
     sizes = torch.tensor(sizes)
     draws = Draws.of(seed, 0, torch.arange(len(sizes)))
@@ -112,8 +96,8 @@ def test_the_fallback_is_torchvisions(size):
     i, j, h, w = RandomResizedCrop.get_params(
         torch.zeros(3, height, width), [0.9, 1.0], [0.75, 4 / 3]
     )
-    found = boxes[0] * torch.tensor([height, width, height, width])
-    torch.testing.assert_close(found, torch.tensor([i, j, h, w]).float(), atol=1.0, rtol=0)
+    result = boxes[0] * torch.tensor([height, width, height, width])
+    torch.testing.assert_close(result, torch.tensor([i, j, h, w]).float(), atol=1.0, rtol=0)
 
 
 def test_boxes_are_distributed_as_torchvisions():
@@ -138,7 +122,7 @@ def test_boxes_are_distributed_as_torchvisions():
 
 
 @given(st.integers(0, 100), st.integers(0, 100))
-def test_geometry_depends_on_the_sample_alone(seed, epoch):
+def test_geometry_depends_on_the_image_only(seed, epoch):
     ids = torch.tensor([4, 9, 2])
     sizes = torch.tensor([[30, 50], [60, 20], [40, 40]])
     config = ViewConfig()
@@ -154,10 +138,10 @@ def test_geometry_depends_on_the_sample_alone(seed, epoch):
 
 
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5), (0.2, 0.2)])
-def test_flips_come_as_often_as_asked(probability, share):
-    found = views.flips(Draws.of(0, 0, torch.arange(4000)), "query", probability)
+def test_flips_have_the_given_probability(probability, share):
+    result = views.flips(Draws.of(0, 0, torch.arange(4000)), "query", probability)
     deviation = math.sqrt(share * (1 - share) / 4000)
-    assert found.float().mean().item() == pytest.approx(share, abs=4 * deviation)
+    assert result.float().mean().item() == pytest.approx(share, abs=4 * deviation)
 
 
 def test_the_two_views_of_an_image_are_independent():
@@ -170,232 +154,15 @@ def test_the_two_views_of_an_image_are_independent():
         assert abs(r) < 4 / math.sqrt(2000)
 
 
-# ---------------------------------------------------------------------------------- photometry
+def test_views_and_epochs_have_different_boxes():
+    ids, sizes = torch.arange(5), torch.tensor([[64, 96]]).expand(5, 2)
+    config = ViewConfig(size=16, grid=4, crop=(0.3, 0.9))
+    boxes = [views.view_geometry(sizes, config, 0, epoch, ids)[0] for epoch in (0, 1)]
+    assert not torch.isclose(boxes[0]["query"], boxes[0]["key"]).all(1).any()
+    assert not torch.isclose(boxes[0]["query"], boxes[1]["query"]).all(1).any()
 
 
-@pytest.mark.parametrize(
-    ("piece", "adjust"),
-    [
-        (0, reference.adjust_brightness),
-        (1, reference.adjust_contrast),
-        (2, reference.adjust_saturation),
-    ],
-    ids=["brightness", "contrast", "saturation"],
-)
-@pytest.mark.parametrize("strength", [0.4, 0.8, 1.5])
-def test_each_jitter_is_torchvisions(images, piece, adjust, strength):
-    u = torch.full((4, 4), 0.5)
-    u[:, piece] = torch.tensor([0.0, 0.3, 0.7, 0.999])
-    strengths = [0.0] * 4
-    strengths[piece] = strength
-    found = views.jitter(images, u, tuple(strengths))
-    low, high = max(0.0, 1 - strength), 1 + strength
-    for i in range(4):
-        wanted = adjust(images[i], low + (high - low) * u[i, piece].item())
-        torch.testing.assert_close(found[i], wanted, atol=1e-3, rtol=0)  # they round the luma
-
-
-def test_the_whole_jitter_runs_in_torchvisions_default_order(images):
-    u = torch.rand(4, 4, generator=torch.Generator().manual_seed(3))
-    found = views.jitter(images, u, (0.4, 0.4, 0.4, 0.1))
-    for i in range(4):
-        factors = [0.6 + 0.8 * u[i, j].item() for j in range(3)]
-        wanted = reference.adjust_brightness(images[i], factors[0])
-        wanted = reference.adjust_contrast(wanted, factors[1])
-        wanted = reference.adjust_saturation(wanted, factors[2])
-        wanted = reference.adjust_hue(wanted, 0.2 * u[i, 3].item() - 0.1)
-        torch.testing.assert_close(found[i], wanted, atol=3e-3, rtol=0)
-
-
-@pytest.mark.parametrize("turns", [0.0, 0.1, -0.25, 0.5, -0.5, 0.9])
-def test_hue_turns_as_in_colorsys(turns):
-    dice = random.Random(0)
-    colours = [[dice.random() for _ in range(3)] for _ in range(60)]
-    colours += [[0.0] * 3, [1.0] * 3, [0.5] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]
-    pixels = torch.tensor(colours, dtype=torch.float32).T.reshape(1, 3, 1, -1)
-    found = views.shift_hue(pixels, torch.tensor([turns]))[0, :, 0].T
-    for colour, ours in zip(colours, found.tolist(), strict=True):
-        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
-        wanted = colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value)
-        assert ours == pytest.approx(wanted, abs=1e-5)
-
-
-@pytest.mark.parametrize("turns", [0.1, -0.25, 0.5])
-def test_hue_turns_as_in_torchvision(images, turns):
-    found = views.shift_hue(images, torch.full((4,), turns))
-    torch.testing.assert_close(found, reference.adjust_hue(images, turns), atol=1e-4, rtol=0)
-
-
-def test_luma_by_hand():
-    # 0.299 * 1 + 0.587 * 0.5 + 0.114 * 0 = 0.5925
-    pixel = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)
-    torch.testing.assert_close(views.luma(pixel), torch.tensor([[[[0.5925]]]]))
-
-
-@pytest.mark.parametrize("sigma", [0.5, 1.3])
-def test_photometric_blur_is_torchvisions(generator, sigma):
-    config = ViewConfig(size=16, grid=4, jitter_p=0, gray_p=0, blur_p=1, blur_sigma=(sigma, sigma))
-    images = torch.rand(3, 3, 16, 16, generator=generator)
-    found = views.photometry(images, Draws.of(0, 0, torch.arange(3)), "query", config)
-    reach = math.ceil(3 * sigma)  # three deviations each way
-    wanted = reference.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-
-
-def test_a_blur_wider_than_the_view_still_works(generator):
-    config = ViewConfig(size=4, grid=4, jitter_p=0, gray_p=0, blur_p=1, blur_sigma=(5.0, 5.0))
-    images = torch.rand(1, 3, 4, 4, generator=generator)
-    found = views.photometry(images, Draws.of(0, 0, torch.arange(1)), "query", config)
-    assert found.isfinite().all()
-
-
-def test_photometry_with_all_chances_off_is_the_identity(generator):
-    config = ViewConfig(size=16, grid=4, jitter_p=0, gray_p=0, blur_p=0)
-    images = torch.rand(3, 3, 16, 16, generator=generator)
-    draws = Draws.of(0, 0, torch.arange(3))
-    assert torch.equal(views.photometry(images, draws, "query", config), images)
-
-
-def test_grayscale_is_luma_in_every_channel(generator):
-    config = ViewConfig(size=8, grid=4, jitter_p=0, gray_p=1, blur_p=0)
-    images = torch.rand(2, 3, 8, 8, generator=generator)
-    found = views.photometry(images, Draws.of(0, 0, torch.arange(2)), "query", config)
-    wanted = reference.rgb_to_grayscale(images, 3)
-    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(("column", "piece"), list(enumerate(PIECES)))
-def test_each_chance_comes_as_often_as_asked_and_apart_from_the_others(column, piece):
-    chances = dict.fromkeys(PIECES, 0.0) | {piece: 0.3}
-    config = ViewConfig(size=8, grid=4, blur_sigma=(1.0, 1.0), **chances)
-    images, draws = torch.rand(1, 3, 8, 8).expand(1000, 3, 8, 8), Draws.of(0, 0, torch.arange(1000))
-    changed = (views.photometry(images, draws, "query", config) != images).flatten(1).any(1)
-    assert torch.equal(changed, draws.uniform("query.chances", 4)[:, column] < 0.3)
-    assert changed.float().mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 1000))
-
-
-@given(st.integers(0, 100))
-def test_photometry_depends_on_the_sample_alone(seed):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(5, 3, 8, 8, generator=generator)
-    ids, config = torch.tensor([8, 3, 5, 1, 0]), ViewConfig(size=8, grid=4)
-    together = views.photometry(images, Draws.of(seed, 1, ids), "key", config)
-    for rows in ([3], [4, 0, 2]):
-        apart = views.photometry(images[rows], Draws.of(seed, 1, ids[rows]), "key", config)
-        torch.testing.assert_close(apart, together[rows], atol=1e-6, rtol=0)
-
-
-@given(st.integers(0, 100))
-def test_photometry_stays_between_zero_and_one(seed):
-    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    config = ViewConfig(size=8, grid=4, jitter=(1.0, 1.0, 1.0, 0.5), jitter_p=1, solarize_p=0.5)
-    found = views.photometry(images, Draws.of(seed, 0, torch.arange(4)), "query", config)
-    assert found.min() >= -1e-6 and found.max() <= 1 + 1e-6
-
-
-def test_normalisation_is_torchvisions(images):
-    wanted = reference.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    torch.testing.assert_close(views.normalise(images), wanted)
-
-
-# ------------------------------------------------------------------------------- view by view
-
-
-def test_solarization_by_hand():
-    pixels = torch.tensor([0.0, 0.25, 127 / 255, 0.5, 128 / 255, 0.75, 1.0])
-    wanted = torch.tensor([0.0, 0.25, 127 / 255, 0.5, 127 / 255, 0.25, 0.0])
-    torch.testing.assert_close(views.solarize(pixels), wanted)
-
-
-def test_solarization_is_torchvisions_of_128():
-    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
-    torch.testing.assert_close(views.solarize(levels / 255), reference.solarize(levels, 128) / 255)
-
-
-def test_solarization_comes_after_the_blur(images):
-    config = ViewConfig(size=9, grid=3, jitter_p=0, gray_p=0, blur_p=1, blur_sigma=(1.0, 1.0))
-    draws = Draws.of(0, 0, torch.arange(4))
-    blurred = views.photometry(images, draws, "query", config)
-    found = views.photometry(images, draws, "query", replace(config, solarize_p=1.0))
-    assert torch.equal(found, torch.where(blurred >= 0.5, 1 - blurred, blurred))
-
-
-def before_solarization(images, draws, view, config):
-    """`photometry` as it was when there was none."""
-    chance = draws.uniform(f"{view}.chances", 3)[..., None, None, None]
-    jittered = views.jitter(images, draws.uniform(f"{view}.jitter", 4), config.jitter)
-    images = torch.where(chance[:, 0] < config.jitter_p, jittered, images)
-    gray = views.luma(images).expand_as(images)
-    images = torch.where(chance[:, 1] < config.gray_p, gray, images)
-    if config.blur_p > 0:
-        low, high = config.blur_sigma
-        sigma = low + (high - low) * draws.uniform(f"{view}.blur", 1)[:, 0]
-        reach = min(int(3 * high + 0.999), config.size - 1)
-        blurred = gaussian_blur(images, 2 * reach + 1, sigma)
-        images = torch.where(chance[:, 2] < config.blur_p, blurred, images)
-    return images
-
-
-@given(st.integers(0, 1000), st.sampled_from(["query", "key"]), CHANCE, CHANCE, CHANCE)
-def test_without_solarization_views_keep_their_bits(seed, view, jitter_p, gray_p, blur_p):
-    config = ViewConfig(size=8, grid=4, jitter_p=jitter_p, gray_p=gray_p, blur_p=blur_p)
-    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    draws = Draws.of(seed, 1, torch.arange(6))
-    wanted = before_solarization(images, draws, view, config)
-    for same in (config, replace(config, blur_p=(blur_p, blur_p), solarize_p=(0.0, 0.0))):
-        assert torch.equal(views.photometry(images, draws, view, same), wanted)
-
-
-def test_without_solarization_views_have_the_digest_they_had():
-    """Of brightness and grayscale only: sums and products that every processor rounds alike."""
-    config = ViewConfig(size=16, grid=4, jitter=(0.4, 0.0, 0.0, 0.0), blur_p=0.0)
-    pixels = (torch.arange(24 * 3 * 16 * 16) * 2654435761 % 256).reshape(24, 3, 16, 16) / 255
-    digest = hashlib.sha256()
-    for view in ("query", "key", "extra1"):
-        found = views.photometry(pixels, Draws.of(3, 1, torch.arange(24)), view, config)
-        digest.update(found.contiguous().numpy().tobytes())
-    assert digest.hexdigest()[:16] == "dfd42adb0a686b06"
-
-
-# every framework's published augmentation; what a line leaves out is the default
-PUBLISHED = """
-mocov1: {crop: [0.2, 1.0], jitter: [0.4, 0.4, 0.4, 0.4], jitter_p: 1, gray_p: 0.2, blur_p: 0}
-mocov2: {crop: [0.2, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], jitter_p: 0.8, gray_p: 0.2, blur_p: 0.5}
-simclr: {crop: [0.08, 1], jitter: [0.8, 0.8, 0.8, 0.2], jitter_p: 0.8, gray_p: 0.2, blur_p: 0.5}
-byol: {crop: [0.08, 1], jitter: [0.4, 0.4, 0.2, 0.1], jitter_p: 0.8, gray_p: 0.2,
-       blur_p: [1.0, 0.1], solarize_p: [0, 0.2]}
-cifar: {crop: [0.08, 1], jitter: [0.4, 0.4, 0.4, 0.1], blur_p: 0, size: 32, grid: 4}
-"""
-# shares of jittered, gray, blurred and solarized images; of byol, in the query and in the key
-SHARES = {
-    "mocov1": [(1.0, 0.2, 0.0, 0.0)],
-    "mocov2": [(0.8, 0.2, 0.5, 0.0)],
-    "simclr": [(0.8, 0.2, 0.5, 0.0)],
-    "byol": [(0.8, 0.2, 1.0, 0.0), (0.8, 0.2, 0.1, 0.2)],
-    "cifar": [(0.8, 0.2, 0.0, 0.0)],
-}
-
-
-@pytest.mark.parametrize("name", SHARES)
-def test_published_augmentations_can_be_written_and_views_differ_as_they_must(name):
-    config = check(yaml.safe_load(PUBLISHED)[name], ViewConfig, "view")
-    assert config.crop == (0.2 if name.startswith("moco") else 0.08, 1.0)
-    assert (config.flip, config.blur_sigma) == (0.5, (0.1, 2.0))
-    draws = Draws.of(0, 0, torch.arange(600))
-    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).expand(600, 3, 8, 8)
-    for view, row in (("query", 0), ("key", -1), ("extra1", 0)):
-        for piece, share in zip(PIECES, SHARES[name][row], strict=True):
-            alone = dict.fromkeys(PIECES, 0.0) | {piece: getattr(config, piece)}
-            alone |= {"size": 8, "grid": 4, "blur_sigma": (1.0, 1.0)}  # a blur of 0.1 px is none
-            found = views.photometry(images, draws, view, replace(config, **alone))
-            changed = (found != images).flatten(1).any(1).float().mean().item()
-            near = 4 * math.sqrt(share * (1 - share) / 600)
-            assert changed == pytest.approx(share, abs=near), (view, piece)
-
-
-def test_a_piece_that_a_view_never_shows_is_not_computed(monkeypatch, images):
-    config = ViewConfig(jitter_p=0, gray_p=0, blur_p=(0.5, 0.0), solarize_p=(0.5, 0.0))
-    for piece in ("jitter", "luma", "gaussian_blur", "solarize"):
-        monkeypatch.delattr(views, piece)
-    found = views.photometry(images, Draws.of(0, 0, torch.arange(4)), "key", config)
-    assert torch.equal(found, images)
+def test_flip_images_flips_the_chosen_images_horizontally():
+    images = torch.arange(8.0).view(2, 1, 2, 2)
+    expected = torch.tensor([[[[1.0, 0], [3, 2]]], [[[4.0, 5], [6, 7]]]])
+    assert torch.equal(views.flip_images(images, torch.tensor([True, False])), expected)

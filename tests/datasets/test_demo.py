@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from salmask.data import manifest
-from salmask.data import prepare as preparation
 from salmask.data.decode import decode
+from salmask.data.prepare import write_manifest
 from salmask.datasets import demo
 from salmask.datasets.demo_images import CLASSES, render
 from tests.helpers.trees import read_dataset
@@ -16,7 +16,7 @@ def test_the_demo_draws_images_and_masks(tmp_path):
     listing = demo.read(tmp_path, 5, root="ignored", images=counts)
     assert listing.classes == CLASSES
     assert [f.split for f in listing.files] == ["train"] * 12 + ["val"] * 3 + ["decorrelated"] * 2
-    preparation.write(listing, "demo", tmp_path, 0)
+    write_manifest(listing, "demo", tmp_path, 0)
     rows = manifest.load(tmp_path)
     drawn = render(5, "val", 2)
     row = rows.paths.tolist().index("val/00002.png")

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from salmask.data import manifest
-from salmask.data import prepare as preparation
+from salmask.data.prepare import write_manifest
 from salmask.datasets import imagefolder
 from salmask.errors import UserError
 
@@ -128,7 +126,7 @@ def test_links_in_circles_and_pipes_are_not_followed_for_ever(tmp_path):
         "cat/1.png", "dog/2.png", "dog/again.png", "dog/lost.png", "dog/pipe.png"
     }  # fmt: skip
     listing = imagefolder.read(root, 0, root=root, val_share=0)
-    assert preparation.write(listing, "x", tmp_path / "data", 1) == 3
+    assert write_manifest(listing, "x", tmp_path / "data", 1) == 3
     assert manifest.load(tmp_path / "data").paths.tolist() == ["cat/1.png", "dog/2.png"]
 
 
@@ -172,27 +170,19 @@ def test_folders_without_images_are_named_and_no_class(tmp_path, names, empty):
 LIST_AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from salmask.data import prepare as preparation
+from salmask.data.prepare import write_manifest
 from salmask.datasets import imagefolder
 from salmask.errors import UserError
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 root, out = Path(sys.argv[1]), Path(sys.argv[2])
-preparation.write(imagefolder.read(out, 0, root=root, val_share=0), "x", out, 0.9)
+write_manifest(imagefolder.read(out, 0, root=root, val_share=0), "x", out, 0.9)
 try:
     imagefolder.read(out, 0, root=root / "closed")
 except UserError as error:
     print(error)
 """
-
-
-@pytest.fixture
-def public_folder():
-    """A folder that every user may enter, unlike pytest's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder).resolve()
 
 
 def test_a_folder_that_cannot_be_listed_is_rejected(public_folder):

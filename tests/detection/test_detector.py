@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 from torchvision.ops import box_iou
 
-from salmask.data.views import normalise
+from salmask.data.normalisation import normalise
 from salmask.detection import detector as model
 from salmask.detection.batches import example
 from salmask.detection.detector import Detector

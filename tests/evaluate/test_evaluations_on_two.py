@@ -19,8 +19,8 @@ from torch import nn
 
 from salmask import distributed
 from salmask.data import manifest as manifests
-from salmask.data import prepare as preparation
 from salmask.data.manifest import Manifest
+from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.heads import mlp
@@ -167,7 +167,7 @@ def made_of_colours(folder: Path) -> Manifest:
             name = f"{len(files):03d}.png"
             Image.fromarray(pixels).save(folder / "images" / name)
             files.append(ListedFile(name, i % 2, split))
-    preparation.write(Listing(folder / "images", ("a", "b"), files), "toy", folder, 0)
+    write_manifest(Listing(folder / "images", ("a", "b"), files), "toy", folder, 0)
     return manifests.load(folder)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from salmask.data import manifest
-from salmask.data import prepare as preparation
+from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder
@@ -73,7 +73,7 @@ def make_project(
             found.append(ListedFile(path, i % len(classes) if classes else -1, split))
     (data / "images/train/broken.png").write_text("not an image")
     found.append(ListedFile("train/broken.png", -1, "train"))
-    preparation.write(Listing(data / "images", classes, found), "mine", data, 0.5)
+    write_manifest(Listing(data / "images", classes, found), "mine", data, 0.5)
     rows = manifest.load(data)
     plan = stores.Plan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))

@@ -63,7 +63,7 @@ def test_notes_are_printed_and_kept_whatever_the_names(tmp_path: Path) -> None:
     project = project_of(tmp_path, min_side=32, max_rejected=0.5)
     said = project.stage("prepare")
     assert "imagefolder: 5 images (3 train, 2 val), 2 classes" in said
-    assert "1 files were left out; reasons in artifacts/data/rejected.csv" in said
+    assert "1 files were rejected; the reasons are in artifacts/data/rejected.csv" in said
     notes = json.loads(data(project)["dataset.json"])["notes"]
     assert [note.split(":")[0] for note in notes] == [
         "duplicate content",
@@ -92,7 +92,7 @@ def test_a_second_time_only_new_images_are_read(tmp_path: Path) -> None:
     assert data(project) == before
     draw(photos, "new.png")
     assert "11 images" in project.stage("prepare")
-    assert len(list((project.folder / "runs").glob("prepare-*/seen.sqlite"))) == 1
+    assert len(list((project.folder / "runs").glob("prepare-*/inspections.sqlite"))) == 1
 
 
 def test_the_demo_needs_no_memory(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_a_training_whose_images_go_away_stops_and_goes_on(tmp_path: Path) -> No
     assert process.returncode == 143, said
     last = said.strip().splitlines()[-1]
     assert last == (
-        f"stopped: the images' folder {photos} is not there: mount it; the same command goes on "
+        f"stopped: the images' folder {photos} does not exist: mount it; the same command goes on "
         "from there"
     )
-    assert "Traceback" not in said and "stands in" not in said
+    assert "Traceback" not in said and "gray image" not in said
     newest = checkpoints(tmp_path / "runs")[-1]
     assert 1 <= int(newest.removeprefix("step-").removesuffix(".pt")) < 45
 
@@ -182,17 +182,17 @@ def test_the_very_step_at_which_the_images_went_is_saved(
     for path in job.work.iterdir():
         path.unlink()
 
-    whole = loop.pairs
+    whole = loop.training_views
 
     def unplugged(*args: Any, **options: Any) -> Iterator[Crops]:
         yield from islice(whole(*args, **options), 7)  # of 5 steps an epoch
         raise DataGoneError("the disk is gone")
 
-    monkeypatch.setattr(loop, "pairs", unplugged)
+    monkeypatch.setattr(loop, "training_views", unplugged)
     with pytest.raises(DataGoneError, match="the disk is gone"):
         loop.pretrain(config, inputs, job)
     assert checkpoint.saved(job.work)[0].name == "step-000000007.pt"
-    monkeypatch.setattr(loop, "pairs", whole)
+    monkeypatch.setattr(loop, "training_views", whole)
     assert loop.pretrain(config, inputs, job) == calm
 
 

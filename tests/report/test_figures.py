@@ -10,7 +10,8 @@ from PIL import Image
 
 from salmask.data import manifest
 from salmask.data.decode import resample
-from salmask.data.loader import Crops, geometry, mirror
+from salmask.data.loader import Crops
+from salmask.data.views import flip_images, view_geometry
 from salmask.encoders import on_disk as encoder_file
 from salmask.masks import strategies
 from salmask.params.run import read_run
@@ -56,12 +57,12 @@ def test_the_sheet_shows_the_views_that_training_sees(built) -> None:
     run, ids = read_run(Params(params()), "masked"), rows.ids("train")[:8]
     images = [manifest.read_image(rows, row) for row in ids.tolist()]
     pair = gallery.pair_of(images, {64: store.activation(ids, 64)}, run.view, Draws.of(5, 0, ids))
-    boxes, flips = geometry(rows, run.view, 5, 0, ids)
+    boxes, flips = view_geometry(rows.sizes[ids], run.view, 5, 0, ids)
     cut = {
         b: torch.stack([resample(i, (16, 16), x) for i, x in zip(images, boxes[b], strict=True)])
         for b in boxes
     }
-    crops = Crops(0, 0, ids, {b: mirror(cut[b], flips[b]) for b in cut}, boxes, flips)
+    crops = Crops(0, 0, ids, {b: flip_images(cut[b], flips[b]) for b in cut}, boxes, flips)
     seen = make_batch(crops, run, 5, store).pair
     assert torch.equal(pair.query, seen.query) and torch.equal(pair.key, seen.key)
     assert torch.equal(pair.key_activation, store.crop(ids, boxes["key"], flips["key"], (4, 4)))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from salmask import frameworks
-from salmask.data.loader import Crops, branches
+from salmask.data.loader import Crops
+from salmask.data.views import branch_names
 from salmask.errors import UserError
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
@@ -35,7 +36,7 @@ def config(mask: str, **train: Any) -> RunConfig:
 
 def crops(extra_views: int) -> Crops:
     generator = torch.Generator().manual_seed(0)
-    names = branches(extra_views)
+    names = branch_names(extra_views)
     pixels = {n: 255 * torch.rand(BATCH, 3, SIDE, SIDE, generator=generator) for n in names}
     boxes = dict.fromkeys(names, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(BATCH, 4))
     flips = dict.fromkeys(names, torch.zeros(BATCH, dtype=torch.bool))

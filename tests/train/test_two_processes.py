@@ -15,7 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 
-from salmask.data import prepare as preparation
+from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import InterruptedRunError
 from salmask.job import Job
@@ -129,7 +129,7 @@ def a_manifest(folder: Path) -> Path:
         pixels = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"data/images/{index:03d}.png")
         files.append(ListedFile(f"{index:03d}.png", 0, "train"))
-    preparation.write(Listing(folder / "data/images", ("a",), files), "toy", folder / "data", 0)
+    write_manifest(Listing(folder / "data/images", ("a",), files), "toy", folder / "data", 0)
     return folder / "data"
 
 

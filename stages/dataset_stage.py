@@ -1,0 +1,66 @@
+"""The common part of the stages `prepare` and `transfer_data`; not a stage itself."""
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from salmask.code_digests import code_digest
+from salmask.data import manifest
+from salmask.data.prepare import write_manifest
+from salmask.datasets.reader import dataset_reader
+from salmask.devices import pick_device
+from salmask.files import write_json
+from salmask.params.yaml_file import Params
+from salmask.provenance import FILE_NAME, recipe, record, value_digest
+from salmask.stage_modules import stage_modules
+from slurm.folder import runs_folder
+
+
+def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
+    """Writes the manifest of a data set and its provenance.
+
+    Args:
+        stage: name of the stage.
+        section: dotted key of the data set in params.yaml.
+        name: of the data set in `transfer`; "" for `data`.
+        out: folder of the artifact, which is replaced.
+    """
+    params = Params.read()
+    choice, seed = params.choice(section), params.seed()
+    policy, read = dataset_reader(choice, f"params.yaml: {section}")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    folder = out.resolve()
+    listing = read(folder, seed)
+    written_here = listing.root.is_relative_to(folder)
+    cache = None if written_here else _cache_file(listing.root)
+    label = name or choice.name
+    write_manifest(listing, label, folder, policy.max_rejected, policy.min_side, cache)
+    modules = stage_modules(params, f"{stage}/{name}" if name else stage)
+    made_by = recipe(stage, name, modules, params.reads, [], Path.cwd())
+    # Not the images: the manifest contains the digest of each.
+    write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern="*"))
+    _print_summary(label, out)
+
+
+def _print_summary(label: str, out: Path) -> None:
+    rows = manifest.load(out)
+    counts = ", ".join(f"{len(rows.ids(split))} {split}" for split in rows.split_names())
+    print(f"{label}: {len(rows)} images ({counts}), {len(rows.classes)} classes")
+    dataset = json.loads((out / "dataset.json").read_text())
+    if dataset["rejected"]:
+        print(f"{dataset['rejected']} files were rejected; the reasons are in {out}/rejected.csv")
+    for note in dataset["notes"]:
+        print(f"note: {note}")
+
+
+def _cache_file(root: Path) -> Path:
+    """The cache of inspections of the files below `root`.
+
+    It lies outside DVC's outputs, which DVC deletes before a stage runs. A change of the code of
+    the inspection or of pillow's version leads to another file.
+    """
+    code = code_digest(["salmask.data.inspection"], Path.cwd())
+    key = value_digest([str(root), code, version("pillow")])[:12]
+    return runs_folder(Path.cwd()) / f"prepare-{key}" / "inspections.sqlite"
