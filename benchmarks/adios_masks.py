@@ -34,10 +34,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from salmask.data.resample import centre_crop
 from torch import Tensor
 
 from salmask.data import manifest as manifests
-from salmask.data.decode import centre_crop
 from salmask.data.loader import evaluation_images
 from salmask.data.manifest import Manifest
 from salmask.data.normalisation import normalise
@@ -82,9 +82,8 @@ def load(rows: Manifest, masks: Path, split: str, config: RunConfig, folder: Pat
         )
     size, shorter = config.view.size, encoder_file.describe(folder).spec.shorter
     ids = torch.tensor(known)
-    batches = evaluation_images(
-        rows, ids, size, shorter, batch=_BATCH, device=torch.device("cpu"), workers=0
-    )
+    device = torch.device("cpu")
+    batches = evaluation_images(rows, ids, size, shorter, batch=_BATCH, device=device, workers=0)
     objects = torch.stack([_object(masks / rows.paths[row], size, shorter) for row in known])
     return Scene(ids, torch.cat(list(batches)), objects)
 

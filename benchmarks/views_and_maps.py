@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from salmask.data.resample import resample
 from torch import Tensor
 
-from salmask.data.decode import decode, resample
+from salmask.data.decode import decode
 from salmask.data.photometry import apply_photometry
 from salmask.data.views import crop_boxes
 from salmask.devices import autocast

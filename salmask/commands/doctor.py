@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from salmask.commands.check import validate
-from salmask.data.decode import decode, resample
+from salmask.data.decode import decode
 from salmask.data.inspection import inspect
+from salmask.data.resample import resample
 from salmask.datasets.folder_fingerprint import untrackable
 from salmask.datasets.folders import is_folder
 from salmask.datasets.listing import Listing

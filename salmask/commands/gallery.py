@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from salmask.data.decode import decode, resample
+from salmask.data.decode import decode
+from salmask.data.resample import resample
 from salmask.errors import UserError
 from salmask.masks.on_disk import load_masker
 from salmask.params.run import read_run

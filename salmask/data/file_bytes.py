@@ -77,7 +77,7 @@ def missing_folder(folder: Path) -> str:
 
 @contextmanager
 def as_image_errors() -> Iterator[None]:
-    """Turns every exception that a broken file causes in pillow or in the system into ImageError."""
+    """Turns every exception of pillow or of the system into an ImageError."""
     try:
         yield
     except ImageError:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from salmask.data.decode import centre_crop, resample
 from salmask.data.manifest import Manifest, read_image
+from salmask.data.resample import centre_crop, resample
 from salmask.data.resident import ResidentImages
 from salmask.data.views import BRANCHES, flip_images, view_geometry
 from salmask.data.worker_signals import ignore_stop_signals

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from salmask.data.decode import resample
 from salmask.data.manifest import Manifest, read_image
+from salmask.data.resample import resample
 from salmask.progress import progress
 
 

@@ -13,8 +13,9 @@ from pycocotools import mask as coco_masks
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.data.decode import decode, resample
+from salmask.data.decode import decode
 from salmask.data.file_bytes import ImageError, missing_folder
+from salmask.data.resample import resample
 from salmask.data.worker_signals import ignore_stop_signals
 from salmask.detection.objects import Annotations, Picture
 from salmask.distributed import local_rows

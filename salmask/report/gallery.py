@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from salmask.data import views
-from salmask.data.decode import resample
 from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from salmask.data.photometry import apply_photometry
+from salmask.data.resample import resample
 from salmask.filters import high_pass
 from salmask.masks import strategies
 from salmask.masks.adios import Masker

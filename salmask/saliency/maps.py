@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.backends import cudnn
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.data.decode import resample
 from salmask.data.manifest import Manifest, verified_image
+from salmask.data.resample import resample
 from salmask.data.views import crop_boxes
 from salmask.data.worker_signals import ignore_stop_signals
 from salmask.devices import autocast

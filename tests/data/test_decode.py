@@ -213,6 +213,7 @@ def test_an_invalid_orientation_is_ignored(shown, value):
     assert shown(saved(plain("RGB", 0), "PNG", exif=oriented(value))).shape == (16, 16, 3)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # a warning of pillow
 def test_broken_exif_is_ignored(shown):
     content = saved(
         Image.new("RGB", (4, 2), "white"), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"

@@ -125,9 +125,7 @@ def test_training_resumes_at_any_step(ramps, images, start):
 
 
 def test_worker_processes_change_nothing(ramps):
-    without, with_workers = (
-        batches(ramps, "stream", workers=workers, epochs=1) for workers in (0, 2)
-    )
+    without, with_workers = (batches(ramps, "stream", workers=n, epochs=1) for n in (0, 2))
     assert all(same(a, b) for a, b in zip(without, with_workers, strict=True))
 
 
@@ -166,11 +164,8 @@ def test_one_branch_alone_is_the_same_branch(ramps):
 @pytest.mark.parametrize("size", [(60, 100), (100, 60), (80, 80), (33, 47)])
 def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(make_manifest, size):
     manifest = make_manifest([(ramp(*size), 0, "val")])
-    images = next(
-        iter(
-            evaluation_images(manifest, manifest.ids("val"), 28, 32, batch=4, device=CPU, workers=0)
-        )
-    )
+    ids = manifest.ids("val")
+    (images,) = evaluation_images(manifest, ids, 28, 32, batch=4, device=CPU, workers=0)
     image = reference.resize(Image.fromarray(ramp(*size)), 32, antialias=True)
     expected = reference.to_tensor(reference.center_crop(image, [28, 28]))
     assert images.shape == (1, 3, 28, 28)

@@ -271,9 +271,7 @@ def test_a_missing_folder_is_an_error_and_no_gray_image(pair, read, how):
     rows.root.rename(rows.root.with_name("moved"))
     if how == "empty":
         rows.root.mkdir()  # what an unmounted disk leaves
-    with pytest.raises(
-        DataGoneError, match=r"folder .*images (does not exist|is empty): mount it$"
-    ):
+    with pytest.raises(DataGoneError, match=r"/images (does not exist|is empty): mount it$"):
         read(rows, 0)
 
 

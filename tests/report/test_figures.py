@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from salmask.data.resample import resample
 
 from salmask.data import manifest
-from salmask.data.decode import resample
 from salmask.data.loader import Crops
 from salmask.data.views import flip_images, view_geometry
 from salmask.encoders import on_disk as encoder_file
