@@ -34,13 +34,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from salmask.data.resample import centre_crop
 from torch import Tensor
 
 from salmask.data import manifest as manifests
 from salmask.data.loader import evaluation_images
 from salmask.data.manifest import Manifest
 from salmask.data.normalisation import normalise
+from salmask.data.resample import centre_crop
 from salmask.devices import pick_device
 from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError

@@ -16,11 +16,11 @@ from pathlib import Path
 import click
 import torch
 from safetensors.torch import load_file, save_file
-from salmask.data.resample import resample
 from torch import Tensor
 from torch.backends import cudnn
 
 from salmask.data.decode import decode
+from salmask.data.resample import resample
 from salmask.devices import Precision, autocast, place
 from salmask.params.values import Choice, bind, pick
 from salmask.saliency import localizers, store

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from salmask.data.resample import resample
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from benchmarks.views_and_maps import ViewMaps
 from salmask.data.decode import decode
+from salmask.data.resample import resample
 
 
 def table(network: ViewMaps, pets: Path, levels: Sequence[int]) -> str:

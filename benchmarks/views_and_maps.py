@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from salmask.data.resample import resample
 from torch import Tensor
 
 from salmask.data.decode import decode
 from salmask.data.photometry import apply_photometry
+from salmask.data.resample import resample
 from salmask.data.views import crop_boxes
 from salmask.devices import autocast
 from salmask.params.view import ViewConfig

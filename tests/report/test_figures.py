@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from salmask.data.resample import resample
 
 from salmask.data import manifest
 from salmask.data.loader import Crops
+from salmask.data.resample import resample
 from salmask.data.views import flip_images, view_geometry
 from salmask.encoders import on_disk as encoder_file
 from salmask.masks import strategies

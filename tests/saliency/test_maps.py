@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from salmask.data.resample import resample
 
 from salmask.data.decode import decode
+from salmask.data.resample import resample
 from salmask.errors import DataGoneError, UserError
 from salmask.params.saliency import SaliencyConfig
 from salmask.provenance import tree_digest, value_digest
