@@ -1,6 +1,6 @@
-"""What a process of a training knows of the others: who it is, and everybody's rows in order.
+"""Rank, world size, and ordered gathering across processes.
 
-Without a process group there is one process, and nothing is sent.
+Without a process group there is one process, and all functions return their input.
 """
 
 import warnings
@@ -16,29 +16,35 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes share a batch."""
+    """The number of processes that share a batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def local_rows(rows: Tensor) -> Tensor:
-    """This process's share of the rows of a global batch: (B, ...) -> (B / world, ...)."""
+    """This process's part of the rows of a global batch: (B, ...) -> (B / world, ...)."""
     return rows.tensor_split(world_size())[rank()]
 
 
 def local_batches(rows: Tensor, batch: int) -> Tensor:
-    """This process's share of rows (n, ...), in order and in whole batches: each batch is one that
-    a single process would make, so that what is computed of it is the same to the bit."""
+    """This process's part of the rows (n, ...), in order and in whole batches.
+
+    Each batch is one that a single process would form, so results are equal to the bit.
+
+    Args:
+        rows: (n, ...), the rows of all processes.
+        batch: rows per batch.
+    """
     number = torch.arange(len(rows)) // batch
     return rows[torch.isin(number, local_rows(number.unique()))]
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Everybody's rows (b, ...) in the order of ranks: (B, ...). No gradient."""
+    """The rows (b, ...) of all processes, in rank order: (B, ...). No gradient."""
     if world_size() == 1:
         return rows
     parts = [
@@ -49,7 +55,7 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def gather_uneven(rows: Tensor) -> Tensor:
-    """As `gather`, of processes that may have different numbers of rows, or none."""
+    """As `gather`, for processes with different numbers of rows, or none."""
     if world_size() == 1:
         return rows
     counts = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
@@ -59,7 +65,7 @@ def gather_uneven(rows: Tensor) -> Tensor:
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """As `gather`; the gradient of every process's loss flows back to the rows' owner."""
+    """As `gather`, with a gradient: the sum over the losses of all processes."""
     if world_size() == 1:
         return rows
     gathered: Tensor = _Gather.apply(rows)
@@ -78,8 +84,11 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
 
 
 def mean_weight(count: Tensor) -> Tensor:
-    """What a mean over this process's `count` () things must be multiplied by, for the average over
-    processes to be the mean over everybody's things: 1 where all have as many."""
+    """The weight of a mean over `count` () items of this process: () float32.
+
+    The average over processes of weighted means is the mean over the items of all processes. The
+    weight is 1 when all processes have equally many.
+    """
     if world_size() == 1:
         return torch.ones_like(count, dtype=torch.float32)
     total = count.clone()
@@ -88,7 +97,7 @@ def mean_weight(count: Tensor) -> Tensor:
 
 
 def gather_objects(items: list[T]) -> list[T]:
-    """The items of all processes, in the order of ranks."""
+    """The items of all processes, in rank order."""
     if world_size() == 1:
         return items
     parts: list[Any] = [None] * world_size()
@@ -97,31 +106,31 @@ def gather_objects(items: list[T]) -> list[T]:
 
 
 def all_reduce_max(number: int) -> int:
-    """The highest that any process says; all get the same answer."""
+    """The maximum of a number over all processes."""
     if world_size() == 1:
         return number
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    said = torch.tensor(number, device=device)
-    dist.all_reduce(said, dist.ReduceOp.MAX)
-    return int(said)
+    maximum = torch.tensor(number, device=device)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def broadcast_from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them."""
+    """The result of `make` in the first process, in all processes."""
     if world_size() == 1:
         return make()
-    made: list[Any] = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(made)
-    found: T = made[0]
-    return found
+    results: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(results)
+    result: T = results[0]
+    return result
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with its gradients averaged over all processes. Buffers are its own business."""
+    """The module with its gradients averaged over all processes. Buffers are not synchronised."""
     if world_size() == 1:
         return module
     ids = [device] if device.type == "cuda" else None
-    with warnings.catch_warnings():  # its successor is not in all the versions that we take
+    with warnings.catch_warnings():  # the replacement is not in all supported versions
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
@@ -133,6 +142,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> Tensor:
-        total = gradient[0].clone(memory_format=torch.contiguous_format)  # others may read it yet
+        total = gradient[0].clone(memory_format=torch.contiguous_format)  # other code may still read the gradient
         dist.all_reduce(total)
         return local_rows(total)

@@ -1,27 +1,32 @@
-"""Gaussian filters on batches of images, and how pixel constants scale with the view."""
+"""Gaussian filters on batches of images, and the scaling of lengths with the size of the view."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REFERENCE_SIDE = 224  # every pixel constant of the papers is meant for views of this side
+REFERENCE_SIDE = 224  # px; lengths in the papers are for views of this side
 
 
 def scaled(value: float, side: int) -> float:
-    """A length in pixels at 224 px, at `side` px."""
+    """The length at `side` px that corresponds to `value` px at 224 px."""
     return value * side / REFERENCE_SIDE
 
 
 def scaled_kernel(size: int, side: int) -> int:
-    """A kernel size in pixels at 224 px, at `side` px: the nearest odd number, at least 3."""
+    """The kernel size at `side` px that corresponds to `size` px at 224 px: the nearest odd number,
+    at least 3."""
     return max(3, 2 * round((scaled(size, side) - 1) / 2) + 1)
 
 
 def gaussian_blur(images: Tensor, kernel: int, sigma: float | Tensor) -> Tensor:
     """Separable Gaussian blur with reflected borders: (B,C,H,W) -> (B,C,H,W).
 
-    kernel: odd size in pixels. sigma: standard deviation in pixels, one number or (B,), one per
-    image. Raises ValueError for an even kernel or one that reaches past the image.
+    Args:
+        images: (B,C,H,W).
+        kernel: size in px, odd.
+        sigma: standard deviation in px, a number or one per image (B,).
+
+    Raises ValueError for an even kernel, and for a kernel that is too large for the images.
     """
     b, c, h, w = images.shape
     if kernel % 2 == 0 or kernel // 2 >= min(h, w):
@@ -40,5 +45,6 @@ def gaussian_blur(images: Tensor, kernel: int, sigma: float | Tensor) -> Tensor:
 
 
 def high_pass(images: Tensor, kernel: int, sigma: float) -> Tensor:
-    """x - gaussian_blur(x): (B,C,H,W) -> (B,C,H,W) (Jing et al. 2022; Chin et al. 2024, 3.2)."""
+    """x - gaussian_blur(x): (B,C,H,W) -> (B,C,H,W). Jing et al. 2022, Sec. 5.1; Chin et al. 2024,
+    Sec. 3.2."""
     return images - gaussian_blur(images, kernel, sigma)

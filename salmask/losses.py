@@ -1,4 +1,4 @@
-"""The losses of the frameworks, in float32: over L2-normalised embeddings where they contrast."""
+"""Losses of the frameworks, in float32. Contrastive losses take L2-normalised embeddings."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def _in_float32(function: Callable[P, T]) -> Callable[P, T]:
-    """Autocast would multiply float32 matrices in half precision too: not in a loss."""
+    """Disables autocast, which would multiply float32 matrices in half precision."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -38,8 +38,15 @@ def info_nce_logits(
 ) -> Tensor:
     """[q.k+, q.queue..., penalty * q.k-] / temperature: (B, 1+K) or (B, 1+K+n).
 
-    query, key: (B,D). queue: (D,K). hard_negative: (B,D) or (B,n,D), of the *same* image as the
-    query. Chin et al. 2024, Eq. 2, with the positive kept in the denominator as He et al. 2020 do.
+    Chin et al. 2024, Eq. 2, with the positive in the denominator as in He et al. 2020.
+
+    Args:
+        query: (B,D).
+        key: (B,D).
+        queue: (D,K).
+        temperature: divisor of all similarities.
+        hard_negative: (B,D) or (B,n,D), of the same image as the query.
+        penalty: factor of the similarity with hard negatives (rho in the paper).
     """
     query, key, queue = query.float(), key.float(), queue.float()
     columns = [(query * key).sum(dim=1, keepdim=True), query @ queue]
@@ -59,7 +66,8 @@ def info_nce(
 ) -> Tensor:
     """The mean cross entropy of `info_nce_logits` with the positive as target: () float32.
 
-    A penalty of 0 leaves a constant logit in the denominator; it does not switch the term off.
+    Takes the arguments of `info_nce_logits`. A penalty of 0 does not remove the hard negative: a
+    constant logit of 0 stays in the denominator.
     """
     logits = info_nce_logits(
         query, key, queue, temperature=temperature, hard_negative=hard_negative, penalty=penalty
@@ -82,72 +90,70 @@ def nt_xent_logits(
     hard_negative: Tensor | None = None,
     penalty: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Every embedding of two views against all others of the global batch.
+    """Logits of each embedding of two views against all others of the global batch.
 
-    first, second: (B,D). hard_negative: (B,D) or (B,n,D), cut from the second view of the *same*
-    image, seen by the rows of the first view alone. Returns logits (2B, 2B*world + n), rows of the
-    first view and then of the second, -inf where there is nothing to compare, and the column of
-    each row's positive (2B,) int64. Chen et al. 2020a, Eq. 1; Chin et al. 2024, Sec. 3.3.
+    Chen et al. 2020a, Eq. 1; Chin et al. 2024, Sec. 3.3.
+
+    Args:
+        first: embeddings of the first view (B,D).
+        second: embeddings of the second view (B,D).
+        temperature: divisor of all similarities.
+        hard_negative: (B,D) or (B,n,D), made from the second view of the same image. Only the rows
+            of the first view are compared with it.
+        penalty: factor of the similarity with hard negatives.
+
+    Returns logits (2B, 2B*world + n), first the rows of the first view, then those of the second,
+    with -inf where nothing is compared; and the column of each row's positive, (2B,) int64.
     """
     first, second = first.float(), second.float()
     count = len(first)
-    everyone = torch.cat([gather_with_gradient(first), gather_with_gradient(second)])
-    logits = torch.cat([first, second]) @ everyone.T
-    here = torch.arange(count, device=first.device) + rank() * count
-    there = here + len(everyone) // 2
-    logits = logits.scatter(1, torch.cat([here, there])[:, None], -torch.inf)
+    everything = torch.cat([gather_with_gradient(first), gather_with_gradient(second)])
+    logits = torch.cat([first, second]) @ everything.T
+    first_column = torch.arange(count, device=first.device) + rank() * count
+    second_column = first_column + len(everything) // 2
+    itself = torch.cat([first_column, second_column])
+    logits = logits.scatter(1, itself[:, None], -torch.inf)
     if hard_negative is not None:
         extra = penalty * _own_similarity(first, hard_negative)
         logits = torch.cat([logits, F.pad(extra, (0, 0, 0, count), value=-torch.inf)], dim=1)
-    return logits / temperature, torch.cat([there, here])
-
-
-def nt_xent(
-    first: Tensor,
-    second: Tensor,
-    *,
-    temperature: float,
-    hard_negative: Tensor | None = None,
-    penalty: float = 1.0,
-) -> Tensor:
-    """The mean over the 2B rows of `nt_xent_logits`: () float32. Chen et al. 2020a, Eq. 1."""
-    logits, positive = nt_xent_logits(
-        first, second, temperature=temperature, hard_negative=hard_negative, penalty=penalty
-    )
-    return F.cross_entropy(logits, positive)
+    return logits / temperature, torch.cat([second_column, first_column])
 
 
 @_in_float32
 def in_batch(query: Tensor, key: Tensor, rows: Tensor, *, temperature: float) -> Tensor:
     """InfoNCE of query i with key rows[i], against all keys of the global batch: (B,) float32.
 
-    query, key: (B,D). rows: (B,) int64, into this process's keys.
+    Args:
+        query: (B,D).
+        key: (B,D).
+        rows: (B,) int64, indices into this process's keys.
+        temperature: divisor of all similarities.
     """
     logits = query.float() @ gather_with_gradient(key.float()).T / temperature
     return F.cross_entropy(logits, rows + rank() * len(key), reduction="none")
 
 
 def cosine(online: Tensor, target: Tensor) -> Tensor:
-    """Minus the cosine of each row with its target: (B,D), (B,D) -> (B,) float32.
+    """The negative cosine of each row with its target: (B,D), (B,D) -> (B,) float32.
 
-    Chen & He 2021, Eq. 1; two plus twice this is Grill et al. 2020, Eq. 2.
+    Chen & He 2021, Eq. 1. Twice this plus 2 is Grill et al. 2020, Eq. 2.
     """
     return -F.cosine_similarity(online.float(), target.float(), dim=1)
 
 
 @torch.no_grad()
 def spread(embedded: Tensor) -> Tensor:
-    """How far the embeddings (B,D) of all processes fill their space: ().
+    """A measure of collapse, over the embeddings (B,D) of all processes: ().
 
-    The mean deviation of the unit vectors' coordinates times sqrt(D): 1 for directions drawn at
-    random, 0 when all have collapsed into one (Chen & He 2021, Sec. 4.1).
+    The mean standard deviation of the coordinates of the unit vectors, times sqrt(D): about 1 for
+    random directions, 0 when all embeddings are equal. Chen & He 2021, Sec. 4.1.
     """
     unit = F.normalize(gather(embedded.float()), dim=1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
 def lambda_mix(losses: Tensor, share: Tensor) -> Tensor:
-    """One term of a mixture: losses (B,) weighed by each positive's share (B,) of the picture: ().
+    """One loss term of mixed images: losses (B,) weighted by the share of each positive (B,): ().
 
     Shen et al. 2022; Vishniakov et al. 2023, Eq. 4.
     """
@@ -155,7 +161,7 @@ def lambda_mix(losses: Tensor, share: Tensor) -> Tensor:
 
 
 def _own_similarity(query: Tensor, negatives: Tensor) -> Tensor:
-    """q.k- of each query with its own hard negatives, (B,D) or (B,n,D): (B,n)."""
+    """The similarity of each query (B,D) with its hard negatives, (B,D) or (B,n,D): (B,n)."""
     negatives = negatives.float()
     if negatives.dim() == 2:
         negatives = negatives[:, None]

@@ -1,8 +1,8 @@
-"""Randomness without state: every draw is a hash of (seed, epoch, sample id, purpose, counter).
+"""Random numbers without state: each is a hash of (seed, epoch, sample id, purpose, counter).
 
-There is no generator to save or to advance, so a draw depends neither on the batch that a sample
-sits in, nor on the number of workers, nor on what was drawn before: a resumed run equals an
-uninterrupted one. The mixing function is lowbias32 (public domain, by Chris Wellons).
+No generator has to be saved. A random number depends neither on the other samples of the batch, nor
+on the number of workers, nor on earlier draws, so a resumed run equals an uninterrupted one. The
+hash function is lowbias32 (public domain, by Chris Wellons).
 """
 
 import math
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
-_GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive counters
+_GOLDEN = 0x9E3779B9  # 2^32 / golden ratio; spreads consecutive counters
 
 
 def mix(x: Tensor) -> Tensor:
-    """Hashes 32-bit words held in an int64 tensor of any shape; returns the same shape, int64."""
+    """The hashes of 32-bit words in an int64 tensor of any shape: int64, of the same shape."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _WORD
     x = x ^ (x >> 15)
@@ -26,7 +26,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """`mix` in int32, half the memory traffic: for pixel noise, where there are many words."""
+    """`mix` in int32, with half the memory traffic: for pixel noise."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x7FEB352D
     x = x ^ ((x >> 15) & 0x1FFFF)
@@ -35,7 +35,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 def _chain(*words: int | Tensor) -> Tensor:
-    """Folds words into one hash; scalars and tensors broadcast."""
+    """One hash of several words. Scalars and tensors are broadcast."""
     state = torch.zeros((), dtype=torch.int64)
     for word in words:
         word = torch.as_tensor(word, dtype=torch.int64)
@@ -45,24 +45,27 @@ def _chain(*words: int | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a batch. `key` is (B,) int64: one hashed word per sample.
+    """The random numbers of a batch.
 
-    The same purpose always gives the same numbers; different purposes are independent.
+    Equal purposes give equal numbers, different purposes give independent numbers.
+
+    Args:
+        key: (B,) int64, one hashed word per sample.
     """
 
     key: Tensor
 
     @classmethod
     def of(cls, seed: int, epoch: int, ids: Tensor) -> "Draws":
-        """Draws for the samples `ids` (B,) int64 in one epoch."""
+        """The random numbers of the samples `ids` (B,) int64 in one epoch."""
         return cls(_chain(seed, epoch, ids))
 
     def fork(self, purpose: str) -> "Draws":
-        """Independent draws for the same samples: every purpose means something else there."""
+        """Independent random numbers for the same samples and all purposes."""
         return Draws(mix(self.key ^ (zlib.crc32(purpose.encode()) & _WORD)))
 
     def shared(self) -> "Draws":
-        """One draw for the whole batch: that of its first sample."""
+        """One set of random numbers for the whole batch: those of its first sample."""
         return Draws(self.key[:1])
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
@@ -74,9 +77,9 @@ class Draws:
         return ((bits >> 8).to(torch.float32) * 2.0**-24).reshape(-1, *shape)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """(B, *shape) float32, standard normal by Box-Muller on two 16-bit uniforms.
+        """(B, *shape) float32, standard normal, by Box-Muller from two 16-bit uniform numbers.
 
-        The tails end at 4.8 standard deviations: meant for pixel noise, not for statistics.
+        The tails end at 4.8 standard deviations. Use it for pixel noise, not for statistics.
         """
         count = math.prod(shape)
         half = (count + 1) // 2
@@ -91,16 +94,16 @@ class Draws:
 
 
 def _as_int32(words: Tensor) -> Tensor:
-    """The same 32 bits as signed int32 (a plain cast overflows differently between devices)."""
+    """The same 32 bits as signed int32. A plain cast overflows differently between devices."""
     return torch.where(words > 0x7FFFFFFF, words - (1 << 32), words).to(torch.int32)
 
 
 def epoch_order(seed: int, epoch: int, ids: Tensor) -> Tensor:
-    """`ids` (N,) int64 in the order in which this epoch visits them: (N,) int64."""
+    """The sample ids (N,) int64 in the order of an epoch."""
     return ids[torch.argsort(_chain(seed, epoch, zlib.crc32(b"order"), ids), stable=True)]
 
 
 def batch_shuffle(seed: int, epoch: int, step: int, count: int) -> Tensor:
-    """A permutation (count,) int64 of a batch: the key encoder's batch-norm groups."""
+    """A permutation (count,) int64 of a batch, for the batch-norm groups of the key encoder."""
     keys = _chain(seed, epoch, step, zlib.crc32(b"shuffle"), torch.arange(count))
     return torch.argsort(keys, stable=True)

@@ -1,6 +1,6 @@
-"""The tensor vocabulary: what the letters in every docstring mean, and what views travel together.
+"""Data types that views travel in, and the letters that all docstrings use for shapes.
 
-B  samples in a batch            N  rows of a manifest, or U*V patches where the text says so
+B  samples in a batch            N  rows of a manifest, or U*V patches where stated
 C  image channels (3)            D  dimensions of an embedding, or channels of a feature map
 H, W  pixels                     K  keys in the queue
 U, V  rows and columns of a grid; one cell of it is a patch
@@ -18,11 +18,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pair:
-    """Normalised, unmasked views of each image and what is salient in them.
+    """Normalised, unmasked views of each image, and their activation maps.
 
-    query, key: (B,C,H,W) float32. query_activation, key_activation: (B,U,V) float32 activation
-    maps resampled to the views, or None where no mask of the run looks at saliency. extra: further
-    views (B,C,H,W), each with a crop and photometry of its own.
+    Args:
+        query: (B,C,H,W) float32.
+        key: (B,C,H,W) float32.
+        query_activation: (B,U,V) float32, resampled to the query; None if the run's mask reads no
+            saliency.
+        key_activation: likewise for the key.
+        extra: further views (B,C,H,W), each with its own crop and photometry.
     """
 
     query: Tensor
@@ -32,16 +36,18 @@ class Pair:
     extra: tuple[Tensor, ...] = ()
 
     def swapped(self) -> "Pair":
-        """The same two views in each other's place."""
+        """The pair with query and key exchanged."""
         return Pair(self.key, self.query, self.key_activation, self.query_activation, self.extra)
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Views made of more than their own image, and what they should resemble.
+    """Mixed queries and their positives.
 
-    images: (B,C,H,W) float32. positives: pairs of (rows, weight), (B,) int64 and (B,) float32:
-    sample i is pulled to the clean key of sample rows[i] with weight[i].
+    Args:
+        images: (B,C,H,W) float32.
+        positives: pairs of (rows, weight), (B,) int64 and (B,) float32. The positive of sample i
+            is the unmasked key of sample rows[i], with weight[i].
     """
 
     images: Tensor
@@ -50,9 +56,15 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Masked:
-    """What a mask makes of a pair. query, key: (B,C,H,W), masked or not. negatives: hard negatives
-    (B,C,H,W) cut from the key view. extra: more masked views. mixed: terms beside the framework's
-    own."""
+    """The result of a mask for a pair of views.
+
+    Args:
+        query: (B,C,H,W), masked or not.
+        key: (B,C,H,W), masked or not.
+        negatives: hard negatives (B,C,H,W), made from the key view.
+        extra: further masked views (B,C,H,W).
+        mixed: mixed queries, whose loss terms are added to the framework's loss.
+    """
 
     query: Tensor
     key: Tensor
@@ -63,28 +75,46 @@ class Masked:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Which views a framework compares: all that a mask needs to know of it.
+    """Which views a framework compares: everything that a mask needs to know about a framework.
 
-    name: how messages call it. roles: `query` compares queries with the key; `both` also the other
-    way round, since each view is a query and a key there; `pairs` compares two views once, since
-    its loss is symmetric. weight: of one comparison. hard_negatives: whether it has a place for
-    them.
+    Args:
+        framework: its name in params.yaml.
+        label: its name in messages.
+        roles: `query` compares queries with the key. `both` compares in both directions, since
+            each view is query and key. `pairs` compares each pair of views once, since the loss is
+            symmetric.
+        weight: of one comparison.
+        hard_negatives: whether the loss has negatives, so that hard negatives can be added.
+        published: whether this is the published form of the framework. Some masks are defined for
+            that form only.
+        learned_masks: the views that a learned mask hides: `queries`, or only the `second_view`,
+            as query and as target.
+        target_encoder: whether a second encoder, without a gradient, embeds targets and hard
+            negatives.
     """
 
-    name: str
+    framework: str
+    label: str
     roles: Literal["query", "both", "pairs"] = "query"
     weight: float = 1.0
     hard_negatives: bool = False
+    published: bool = True
+    learned_masks: Literal["queries", "second_view"] = "queries"
+    target_encoder: bool = False
 
 
 @dataclass(frozen=True)
 class Views:
-    """What a framework trains on.
+    """The views that a framework trains on, and their comparisons.
 
-    images: views (B,C,H,W) float32; images[1] is the key of the first direction, and the clean view
-    that `mixed` refers to. pairs: (online view, target view, weight), the comparisons that add up
-    to the loss. shuffle: int64, the permutation of the global batch that forms the key encoder's
-    batch-norm groups. negatives: target view -> the hard negatives cut from it, (B,C,H,W) each.
+    Args:
+        images: views (B,C,H,W) float32. images[1] is the key of the first direction, and the key
+            that `mixed` refers to.
+        pairs: comparisons (online view, target view, weight). The loss is their weighted sum.
+        shuffle: permutation of the global batch, int64, that forms the batch-norm groups of the
+            key encoder.
+        negatives: target view -> hard negatives made from it, (B,C,H,W) each.
+        mixed: mixed queries.
     """
 
     images: tuple[Tensor, ...]
@@ -94,23 +124,23 @@ class Views:
     mixed: tuple[Mixed, ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Views":
-        """The same comparisons on views that went through `function`, each once."""
+        """The same comparisons, with `function` applied to every view once."""
         return replace(
             self,
             images=tuple(function(image) for image in self.images),
             negatives={
-                view: tuple(function(image) for image in several)
-                for view, several in self.negatives.items()
+                view: tuple(function(image) for image in images)
+                for view, images in self.negatives.items()
             },
             mixed=tuple(replace(mixed, images=function(mixed.images)) for mixed in self.mixed),
         )
 
     @property
     def online(self) -> list[int]:
-        """The views that are compared with a target, in order."""
+        """The indices of views that are compared with a target, ascending."""
         return sorted({online for online, _, _ in self.pairs})
 
     @property
     def targets(self) -> list[int]:
-        """The views that others are compared with, in order."""
+        """The indices of views that are targets, ascending."""
         return sorted({target for _, target, _ in self.pairs})

@@ -1,39 +1,107 @@
-"""Frameworks by file name: `framework: {name: moco}` is the class `Framework` in moco.py.
+"""Frameworks by name: `framework: {name: moco}` in params.yaml selects the class `Framework` of
+moco.py.
 
-A framework is a module with
-
-    __init__(encoder, batch, steps, *, options)   encoder: its config; batch: global
-    encoder                                       what is exported
-    wiring: Wiring                                which views it compares
-    losses(views) -> {"loss": (), ...}            without any change of its state
-    forward(views, progress) -> the same          one training step; progress: share done
-
-and optionally `projector`, the head of `heads.mlp` on the encoder, left beside it;
-`constant_rate`, the names of its submodules whose learning rate stays.
+A new framework is one new module here with a class `Framework`, a subclass of `BaseFramework`.
 """
 
 import math
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+from torch import Tensor, nn
+
+from salmask.by_name import ByName
 from salmask.distributed import world_size
 from salmask.errors import UserError
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice, bind, pick
+from salmask.shapes import Views, Wiring
 
-NAMES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py")))
 
+class BaseFramework(nn.Module):
+    """Base class of the frameworks. A subclass has these attributes and methods.
 
-def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> Any:
-    """The framework that params chose around a new encoder: what the module's text describes.
+    The keyword-only arguments of its `__init__` are its options in params.yaml. A submodule
+    `projector`, the projection head on the encoder, is optional; if present, it is saved beside
+    the encoder.
 
-    batch: global. steps: of the whole training. Raises UserError for options that do not fit, also
-    for groups of batch norm that a process's share does not hold.
+    Attributes:
+        encoder: the network that is exported.
+        wiring: which views the framework compares.
+        constant_rate: names of submodules with a constant learning rate.
     """
-    name = pick({name: name for name in NAMES}, choice, "framework")
-    cls = import_module(f"salmask.frameworks.{name}").Framework
-    options = bind(cls.__init__, choice, "framework")
+
+    encoder: nn.Module
+    wiring: Wiring
+    constant_rate: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, encoder: EncoderConfig, wiring: Wiring, **options: Any) -> None:
+        super().__init__()
+        self.wiring = wiring
+
+    @classmethod
+    def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
+        """The wiring for these options. Builds no network.
+
+        Args:
+            batch: global batch size.
+            options: all options, with defaults filled in.
+
+        Raises UserError for options that do not fit.
+        """
+        raise NotImplementedError
+
+    def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
+        """One training step without the optimizer: the same as `losses`, plus updates of the state.
+
+        Args:
+            views: what is compared.
+            progress: share of the training that is done.
+        """
+        raise NotImplementedError
+
+    def losses(self, views: Views) -> dict[str, Tensor]:
+        """`loss` () and further metrics (). Changes no state except that of batch norms."""
+        raise NotImplementedError
+
+
+FRAMEWORKS: ByName[type[BaseFramework]] = ByName("salmask.frameworks", "Framework")
+
+
+def wiring_of(choice: Choice, batch: int) -> Wiring:
+    """The wiring of a framework. Builds no network.
+
+    Args:
+        choice: name and options of the framework.
+        batch: global batch size.
+
+    Raises UserError for an unknown framework and for options that do not fit.
+    """
+    framework, options = _framework_and_options(choice)
+    return _check(framework, options, batch)
+
+
+def build(choice: Choice, encoder: EncoderConfig, batch: int) -> BaseFramework:
+    """A framework with a new encoder. Draws from PyTorch's global generator.
+
+    Args:
+        choice: name and options of the framework.
+        encoder: the section `encoder`.
+        batch: global batch size.
+
+    Raises UserError for an unknown framework and for options that do not fit.
+    """
+    framework, options = _framework_and_options(choice)
+    return framework(encoder, _check(framework, options, batch), **options)
+
+
+def _framework_and_options(choice: Choice) -> tuple[type[BaseFramework], dict[str, Any]]:
+    framework = pick(FRAMEWORKS, choice, "framework")
+    return framework, bind(framework.__init__, choice, "framework")
+
+
+def _check(framework: type[BaseFramework], options: Mapping[str, Any], batch: int) -> Wiring:
+    """The wiring; checks that the groups of batch norms divide the batch of each process."""
     group, share = options.get("bn_group", 0), batch // world_size()
     if group and batch % group:
         raise UserError(f"framework.bn_group: {group} does not divide train.batch ({batch})")
@@ -41,7 +109,6 @@ def build(choice: Choice, encoder: EncoderConfig, batch: int, steps: int) -> Any
         raise UserError(
             f"framework.bn_group: {group} does not divide the {share} images of each of "
             f"{world_size()} processes (train.batch is {batch}); choose "
-            f"{math.gcd(group, share)}, or 0 for "
-            "statistics of the whole batch"
+            f"{math.gcd(group, share)}, or 0 for statistics of the whole batch"
         )
-    return cls(encoder, batch, steps, **options)
+    return framework.check(batch, options)

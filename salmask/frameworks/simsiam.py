@@ -1,46 +1,62 @@
 """SimSiam (Chen & He 2021)."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.encoders.heads import mlp
+from salmask.frameworks import BaseFramework
 from salmask.losses import cosine, lambda_mix, spread
 from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Views, Wiring
 
 
-class Framework(nn.Module):
-    """One network whose prediction from one view meets its own projection of another, which gets
-    no gradient. layers: of the projector."""
+class Framework(BaseFramework):
+    """One network, trained to predict its own projection of another view without a gradient.
 
-    constant_rate = ("predictor",)
+    Args:
+        encoder: the section `encoder`.
+        wiring: result of `check`.
+        dim: output dimensions of projector and predictor.
+        hidden: hidden units of the predictor.
+        layers: linear layers of the projector.
+        bn_group: samples that share batch-norm statistics; 0 for all.
+    """
+
+    constant_rate: ClassVar[tuple[str, ...]] = ("predictor",)
 
     def __init__(
         self,
         encoder: EncoderConfig,
-        batch: int,
-        steps: int,
+        wiring: Wiring,
         *,
         dim: int = 2048,
         hidden: int = 512,
         layers: int = 3,
         bn_group: int = 32,
     ) -> None:
-        super().__init__()
-        self.wiring = Wiring("simsiam", roles="both", weight=0.5)
+        super().__init__(encoder, wiring)
         self.encoder = build_encoder(encoder, bn_group, zero_init=True)
         sizes = [feature_dim(encoder), *[dim] * layers]
         self.projector = mlp(sizes, norm=True, last="plain_norm", bn_group=bn_group)
         self.predictor = mlp([dim, hidden, dim], norm=True, bn_group=bn_group)
 
+    @classmethod
+    def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
+        return Wiring("simsiam", "simsiam", roles="both", weight=0.5)
+
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
-        """One step."""
+        """One step: the losses. Chen & He 2021, Alg. 1."""
         return self.losses(views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        """The loss () and what to watch. spread: 1 when projections fill their space, 0 when all
-        have become one."""
+        """The loss () and metrics ().
+
+        spread: 1 for projections in random directions, 0 when all projections are equal.
+        """
         online = {i: self._project(views.images[i]) for i in views.online}
         targets = {
             j: online[j].detach() if j in online else self._target(views.images[j])
@@ -69,4 +85,5 @@ class Framework(nn.Module):
 
     @torch.no_grad()
     def _target(self, images: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,D), without a gradient."""
         return self._project(images)

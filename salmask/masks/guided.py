@@ -1,35 +1,39 @@
-"""Masks that saliency guides: three fills, and where they go (Chin et al. 2024, Sec. 3.2).
+"""Masks that saliency guides: which patches of which view are masked (Chin et al. 2024, Sec. 3.2).
 
-The query loses patches of foreground and background in proportion; the hard negative, always cut
-from the unmasked key view, loses mostly foreground. Pixel constants are for views of 224 px and
-scale with the view.
+Shared by `high_pass`, `blur` and `mean`. The query loses patches of the foreground and of the
+background in proportion. A hard negative is made from the unmasked key view and loses mostly
+foreground.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from salmask.errors import UserError
-from salmask.filters import scaled, scaled_kernel
 from salmask.masks import fill, where
-from salmask.params.values import STRICT, Share, ShareRange
+from salmask.params.values import STRICT, ShareRange
 from salmask.randomness import Draws
 from salmask.saliency.scda import foreground as scda_foreground
 from salmask.shapes import Masked, Pair
 
 Where = Literal["balanced", "salient", "random"]
 Branch = Literal["query", "key", "both"]
-Paint = Callable[[Tensor, Tensor, str], Tensor]  # view, patches (B,L,U,V) bool, purpose -> view
+# (views (B,C,H,W), patches (B,L,U,V) bool, purpose of the random numbers) -> masked views
+Paint = Callable[[Tensor, Tensor, str], Tensor]
 
 
 @dataclass(frozen=True, config=STRICT)
 class HardNegative:
-    """ratio: the share of foreground patches to mask, drawn per image (beta). count: how many are
-    cut from each key."""
+    """Options of hard negatives.
+
+    Args:
+        ratio: range of the share of foreground patches that are masked, drawn for each image
+            (beta in the paper).
+        count: number of hard negatives of each key.
+    """
 
     ratio: ShareRange = (0.4, 0.7)
     count: int = 1
@@ -37,103 +41,27 @@ class HardNegative:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(
-                f"a count of {self.count} hard negatives means none: say hard_negative: null"
+                f"count must be at least 1, got {self.count}; for no hard negatives write "
+                "`hard_negative: null`"
             )
 
 
 HARD_NEGATIVE = HardNegative()
 
 
-def blur(
-    pair: Pair,
-    draws: Draws,
-    grid: int,
-    *,
-    ratio: ShareRange = (0.05, 0.25),
-    hard_negative: HardNegative | None = HARD_NEGATIVE,
-    where: Where = "balanced",
-    masked: Branch = "query",
-    threshold: float = 0.6,
-    kernel: int = 31,
-    sigma: float = 10.0,
-) -> Masked:
-    """Masked patches show the strongly blurred view."""
-    side = pair.query.shape[-1]
-
-    def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
-        smooth = fill.strong_blur(images, scaled_kernel(kernel, side), scaled(sigma, side))
-        return _cover(images, smooth, patches)
-
-    rule = Rule(ratio, where, masked, threshold, hard_negative)
-    return masks(pair, draws, grid, rule, paint)
-
-
-def mean(
-    pair: Pair,
-    draws: Draws,
-    grid: int,
-    *,
-    ratio: ShareRange = (0.05, 0.25),
-    hard_negative: HardNegative | None = HARD_NEGATIVE,
-    where: Where = "balanced",
-    masked: Branch = "query",
-    threshold: float = 0.6,
-) -> Masked:
-    """Masked patches show the view's mean colour."""
-
-    def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
-        return _cover(images, fill.mean_fill(images), patches)
-
-    return masks(pair, draws, grid, Rule(ratio, where, masked, threshold, hard_negative), paint)
-
-
-def high_pass(
-    pair: Pair,
-    draws: Draws,
-    grid: int,
-    *,
-    ratio: ShareRange = (0.05, 0.25),
-    hard_negative: HardNegative | None = HARD_NEGATIVE,
-    where: Where = "balanced",
-    masked: Branch = "query",
-    threshold: float = 0.6,
-    kernel: int = 11,
-    sigma: float = 5.0,
-    focal: Share = 0.2,
-    channel: Share = 0.7,
-    focal_keep: float = 200.0,
-    focal_drop: float = 130.0,
-    noise: float = 0.18,
-    hard_negative_noise: float = 0.14,
-) -> Masked:
-    """All views are high-pass filtered; masked areas are noise.
-
-    Per image, one of three kinds: focal with probability `focal` (no saliency: a positive keeps a
-    window of `focal_keep` px, a hard negative loses one of `focal_drop` px); else a mask per colour
-    channel with probability `channel`; else one mask for all.
-    """
-    side = pair.query.shape[-1]
-    sharpen = partial(fill.high_pass, kernel=scaled_kernel(kernel, side), sigma=scaled(sigma, side))
-    keep = partial(noisy, draws=draws, focal=focal, channel=channel)
-
-    def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
-        if purpose.startswith("negative"):
-            return keep(
-                images, patches, purpose, window=focal_drop, inside=True, noise=hard_negative_noise
-            )
-        return keep(images, patches, purpose, window=focal_keep, inside=False, noise=noise)
-
-    filtered = Pair(
-        sharpen(pair.query), sharpen(pair.key), pair.query_activation, pair.key_activation
-    )
-    rule = Rule(ratio, where, masked, threshold, hard_negative)
-    return masks(filtered, draws, grid, rule, paint, layers=3)
-
-
 @dataclass(frozen=True, config=STRICT)
-class Rule:
-    """What decides which patches of which view are masked. where: in proportion over foreground and
-    background, in the foreground alone, or anywhere. masked: the branches with a positive mask."""
+class Placement:
+    """Which patches of which views are masked.
+
+    Args:
+        ratio: range of the share of patches that are masked in a positive, drawn for each image
+            (alpha in the paper).
+        where: `balanced` masks foreground and background in proportion, `salient` masks foreground
+            only, `random` masks any patch and reads no saliency.
+        masked: the views that are masked as positives.
+        threshold: of the foreground, in standard deviations (Chin et al. 2024, Eq. 1).
+        hard_negative: options of hard negatives, or None for no hard negatives.
+    """
 
     ratio: ShareRange
     where: Where
@@ -142,101 +70,99 @@ class Rule:
     hard_negative: HardNegative | None
 
 
-def masks(pair: Pair, draws: Draws, grid: int, rule: Rule, paint: Paint, layers: int = 1) -> Masked:
-    """The pair with its branches masked by the rule, and its hard negatives.
+def mask_pair(
+    pair: Pair, draws: Draws, grid: int, placement: Placement, paint: Paint, layers: int = 1
+) -> Masked:
+    """The pair with its views masked, and its hard negatives.
 
-    layers: how many patch masks are drawn for each view, from one foreground and one ratio.
+    Args:
+        pair: unmasked views with activation maps.
+        draws: random numbers of the batch.
+        grid: patches per side.
+        placement: which patches are masked.
+        paint: fills the patches.
+        layers: number of patch masks (L) drawn for each view, from one foreground and one ratio.
     """
     views = {"query": pair.query, "key": pair.key}
     maps = {"query": pair.query_activation, "key": pair.key_activation}
-    out = dict(views)
-    for branch in views if rule.masked == "both" else (rule.masked,):
-        patches = _positive(maps[branch], draws, branch, grid, rule, layers)
-        out[branch] = paint(views[branch], patches, branch)
+    masked = dict(views)
+    for branch in views if placement.masked == "both" else (placement.masked,):
+        patches = _positive_patches(maps[branch], draws, branch, grid, placement, layers)
+        masked[branch] = paint(views[branch], patches, branch)
     negatives = []
-    for number in range(rule.hard_negative.count if rule.hard_negative else 0):
-        purpose = f"negative{number or ''}"
-        patches = _negative(maps["key"], draws, purpose, rule, layers)
-        negatives.append(paint(pair.key, patches, purpose))
-    return Masked(out["query"], out["key"], tuple(negatives))
+    if placement.hard_negative is not None:
+        for number in range(placement.hard_negative.count):
+            purpose = f"negative{number or ''}"
+            patches = _negative_patches(maps["key"], draws, purpose, placement, layers)
+            negatives.append(paint(pair.key, patches, purpose))
+    return Masked(masked["query"], masked["key"], tuple(negatives))
 
 
-def refuse_unguided_negatives(options: dict[str, object], where_from: str) -> None:
-    """Raises UserError for hard negatives without saliency: nothing would say what to take away."""
-    if options.get("where") == "random" and options.get("hard_negative") is not None:
-        raise UserError(
-            f"{where_from}: a hard negative loses its foreground, and with `where: random` nothing "
-            "says where that is; add `hard_negative: null`"
-        )
-
-
-def noisy(
-    images: Tensor,
-    patches: Tensor,
-    purpose: str,
-    *,
-    draws: Draws,
-    focal: float,
-    channel: float,
-    window: float,
-    inside: bool,
-    noise: float,
-) -> Tensor:
-    """Views (B,3,H,W) with noise where one of three kinds of mask lies, drawn per image: focal (a
-    random window of `window` px at 224 px is noise `inside`, or everything else is), per channel
-    (the three patch masks (B,3,U,V)), or spatial (the first of them for all channels).
-
-    Jing et al. 2022, Sec. 5.2; Chin et al. 2024, Sec. 3.2.
-    """
-    side = images.shape[-1]
-    chance = draws.uniform(f"{purpose}.kind", 2)[..., None, None, None]
-    shared = patches[:, :1].expand_as(patches)
-    spatial = where.to_pixels(torch.where(chance[:, 1] < channel, patches, shared), side)
-    place = draws.uniform(f"{purpose}.window", 2)
-    framed = where.window(place, round(scaled(window, side)), side) == inside
-    grain = fill.gaussian_noise(draws.normal(f"{purpose}.noise", *images.shape[1:]), noise)
-    return fill.mix(images, grain, torch.where(chance[:, 0] < focal, framed, spatial))
-
-
-def _cover(images: Tensor, filling: Tensor, patches: Tensor) -> Tensor:
+def replace_patches(images: Tensor, filling: Tensor, patches: Tensor) -> Tensor:
+    """`filling` (B,C,H,W) in the patches (B,1,U,V) bool of the images (B,C,H,W)."""
     return fill.mix(images, filling, where.to_pixels(patches, images.shape[-1]))
 
 
-def _positive(
-    activation: Tensor | None, draws: Draws, branch: str, grid: int, rule: Rule, layers: int
+def reads_saliency(options: Mapping[str, Any]) -> bool:
+    """Whether a guided mask needs activation maps: not with `where: random`."""
+    return bool(options["where"] != "random")
+
+
+def count_hard_negatives(options: Mapping[str, Any]) -> int:
+    """The number of hard negatives of each image."""
+    return options["hard_negative"].count if options["hard_negative"] else 0
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for hard negatives without saliency."""
+    if options["where"] == "random" and options["hard_negative"] is not None:
+        raise ValueError(
+            "a hard negative masks the foreground, but `where: random` reads no saliency; add "
+            "`hard_negative: null`"
+        )
+
+
+def _positive_patches(
+    activation: Tensor | None,
+    draws: Draws,
+    branch: str,
+    grid: int,
+    placement: Placement,
+    layers: int,
 ) -> Tensor:
-    """A positive's patches: (B,layers,U,V) bool."""
-    low, high = rule.ratio
+    """The masked patches of a positive: (B,L,U,V) bool."""
+    low, high = placement.ratio
     ratio = low + (high - low) * draws.uniform(f"{branch}.ratio", 1)[:, 0]
     noise = draws.uniform(f"{branch}.patches", layers, grid, grid)
-    if rule.where == "random":
-        return _each(noise, partial(where.random_patches, ratio))
-    foreground = _foreground(activation, rule.threshold)
-    if rule.where == "salient":
+    if placement.where == "random":
+        return _stack_layers(noise, partial(where.random_patches, ratio))
+    foreground = _foreground(activation, placement.threshold)
+    if placement.where == "salient":
         count = torch.round(ratio * grid * grid).long()
-        return _each(noise, partial(where.salient_patches, foreground, count))
-    return _each(noise, partial(where.balanced_patches, foreground, ratio))
+        return _stack_layers(noise, partial(where.salient_patches, foreground, count))
+    return _stack_layers(noise, partial(where.balanced_patches, foreground, ratio))
 
 
-def _negative(
-    activation: Tensor | None, draws: Draws, purpose: str, rule: Rule, layers: int
+def _negative_patches(
+    activation: Tensor | None, draws: Draws, purpose: str, placement: Placement, layers: int
 ) -> Tensor:
-    """A hard negative's patches, round(beta * F) of the F salient ones: (B,layers,U,V) bool."""
-    assert rule.hard_negative is not None
-    foreground = _foreground(activation, rule.threshold)
-    low, high = rule.hard_negative.ratio
+    """The masked patches of a hard negative, round(beta * F) of the F foreground patches:
+    (B,L,U,V) bool."""
+    assert placement.hard_negative is not None
+    foreground = _foreground(activation, placement.threshold)
+    low, high = placement.hard_negative.ratio
     beta = low + (high - low) * draws.uniform(f"{purpose}.ratio", 1)[:, 0]
     count = torch.round(beta * foreground.sum(dim=(1, 2))).long()
     noise = draws.uniform(f"{purpose}.patches", layers, *foreground.shape[1:])
-    return _each(noise, partial(where.salient_patches, foreground, count))
+    return _stack_layers(noise, partial(where.salient_patches, foreground, count))
 
 
-def _each(noise: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """One independent choice for each layer of noise (B,layers,U,V)."""
+def _stack_layers(noise: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """`choose` applied to each layer of the noise (B,L,U,V)."""
     return torch.stack([choose(layer) for layer in noise.unbind(1)], dim=1)
 
 
 def _foreground(activation: Tensor | None, threshold: float) -> Tensor:
     if activation is None:
-        raise ValueError("this mask looks at saliency, but the pair carries no activation map")
+        raise ValueError("this mask reads saliency, but the pair has no activation map")
     return scda_foreground(activation, threshold)

@@ -1,12 +1,11 @@
-"""Masked Siamese ConvNets (Jing et al. 2022): random masks on high-pass filtered views."""
+"""Masked Siamese ConvNets (Jing et al. 2022): random noise masks on high-pass filtered views."""
 
 import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
 from salmask.filters import scaled, scaled_kernel
-from salmask.masks import fill, where
-from salmask.masks.guided import noisy
+from salmask.masks import Mask, fill, noise_masks, where
 from salmask.params.values import Share
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
@@ -29,12 +28,23 @@ def mscn(
     focal_keep: float = 200.0,
     noise: float = 0.18,
 ) -> Masked:
-    """Every view is high-pass filtered and loses random patches, or all but a window, to noise.
+    """All views are high-pass filtered, and random patches, or everything outside a window, are
+    noise.
 
-    key_ratio: of the key, or null to leave the key unmasked. extra_views: further views of the
-    image, masked as the query is. share_view: all views are maskings of the query's own crop and
-    colours; filtered: false leaves the filter out (ablations). Chin et al. 2024 compare with
-    `key_ratio: null, extra_views: 0`.
+    Chin et al. 2024 compare with `key_ratio: null, extra_views: 0`.
+
+    Args:
+        ratio: share of patches that are masked in the query and in further views.
+        key_ratio: share of patches that are masked in the key, or None for an unmasked key.
+        extra_views: number of further views of each image, masked as the query.
+        share_view: whether all views are maskings of the query's crop and colours.
+        kernel: size of the high-pass filter's Gaussian kernel in px.
+        sigma: standard deviation of this Gaussian in px.
+        filtered: whether views are filtered. False is an ablation.
+        focal: probability of a focal mask.
+        channel: probability of a mask for each channel, if the mask is not focal.
+        focal_keep: side in px of the window that a focal mask keeps.
+        noise: standard deviation of the noise.
     """
     side = pair.query.shape[-1]
 
@@ -45,9 +55,9 @@ def mscn(
 
     def mask(images: Tensor, purpose: str, share: float) -> Tensor:
         shares = torch.full((len(images),), share, device=images.device)
-        scores = draws.uniform(f"{purpose}.patches", 3, grid, grid).unbind(1)
-        patches = torch.stack([where.random_patches(shares, u) for u in scores], dim=1)
-        return noisy(
+        layers = draws.uniform(f"{purpose}.patches", 3, grid, grid).unbind(1)
+        patches = torch.stack([where.random_patches(shares, layer) for layer in layers], dim=1)
+        return noise_masks.add_noise(
             images,
             patches,
             purpose,
@@ -67,3 +77,13 @@ def mscn(
         key if key_ratio is None else mask(key, "key", key_ratio),
         extra=tuple(mask(view, f"extra{n}", ratio) for n, view in enumerate(extra)),
     )
+
+
+MASK = Mask(
+    mscn,
+    label="MSCN",
+    frameworks=("moco", "simclr", "byol"),
+    extra_views=lambda options: 0 if options["share_view"] else options["extra_views"],
+    extra_passes=lambda options: options["extra_views"],
+    input_filter=noise_masks.high_pass_filter,
+)

@@ -1,4 +1,4 @@
-"""A small U-Net that divides an image among N masks, as ADIOS's occlusion model does."""
+"""The small U-Net of ADIOS, which divides an image into N soft masks."""
 
 import math
 from typing import Literal
@@ -8,23 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["group", "instance"]
-_HIDDEN = 128  # units between the coarsest map and itself
+_HIDDEN = 128  # units of the perceptron between the blocks down and the blocks up
 
 
 class UNet(nn.Module):
-    """floor(log2(side)) - 1 blocks down, a perceptron over the coarsest map, as many blocks up, a
-    1x1 convolution, and a softmax over N: (B,3,side,side) -> (B,N,side,side), adding up to 1.
+    """(B,3,side,side) -> soft masks (B,N,side,side), which sum to 1 in every pixel.
 
-    Maps have `base` channels in the upper half of the blocks and twice as many below. side: px,
-    divisible by 2 as often as blocks halve it, else ValueError. Shi et al. 2022, App. C; Engelcke
-    et al. 2020 for the perceptron.
+    floor(log2(side)) - 1 blocks down, a perceptron over the coarsest map, as many blocks up, a 1x1
+    convolution, and a softmax over N. Shi et al. 2022, App. C; the perceptron is from Engelcke et
+    al. 2020.
+
+    Args:
+        side: side of the views in px.
+        masks: N.
+        base: channels of the upper half of the blocks; the lower half has twice as many.
+        norm: normalisation.
+
+    Raises ValueError for a side that is too small, or that the blocks cannot halve.
     """
 
     def __init__(self, side: int, masks: int, base: int, norm: Norm) -> None:
         super().__init__()
         blocks = int(math.log2(side)) - 1
         if blocks < 2:
-            raise ValueError(f"{side} px is too small to be divided; choose 8 or more")
+            raise ValueError(f"{side} px is too small for the masker's network; choose 8 or more")
         shrink = 2 ** (blocks - 1)
         coarsest, rest = divmod(side, shrink)
         if rest:
@@ -45,7 +52,7 @@ class UNet(nn.Module):
             nn.Linear(_HIDDEN, flat),
             nn.ReLU(),
         )
-        rising = widths[::-1]  # each block up takes what came from below and its neighbour's map
+        rising = widths[::-1]  # inputs of a block up: the map below and the map of the block beside it
         self.up = nn.ModuleList(
             _block(2 * a, b, norm) for a, b in zip(rising, [*rising[1:], base], strict=True)
         )
@@ -53,14 +60,14 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x, skipped = images, []
-        for number, block in enumerate(self.down):
-            if number:
+        for i, block in enumerate(self.down):
+            if i:
                 x = F.interpolate(x, scale_factor=0.5, mode="nearest")
             x = block(x)
             skipped.append(x)
         x = self.middle(x.flatten(1)).view_as(x)
-        for number, block in enumerate(self.up):
-            if number:
+        for i, block in enumerate(self.up):
+            if i:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, skipped.pop()], dim=1))
         return self.divide(x).float().softmax(dim=1)
@@ -70,6 +77,6 @@ def _block(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
     groups = math.gcd(8, outputs) if norm == "group" else outputs
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.GroupNorm(groups, outputs),  # one group a channel is instance norm
+        nn.GroupNorm(groups, outputs),  # one group per channel: instance norm
         nn.ReLU(),
     )

@@ -1,0 +1,49 @@
+"""Saliency-guided masks that are filled with the strongly blurred view (Chin et al. 2024)."""
+
+from torch import Tensor
+
+from salmask.filters import scaled, scaled_kernel
+from salmask.masks import Mask, fill, guided
+from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
+from salmask.params.values import ShareRange
+from salmask.randomness import Draws
+from salmask.shapes import Masked, Pair
+
+
+def blur(
+    pair: Pair,
+    draws: Draws,
+    grid: int,
+    *,
+    ratio: ShareRange = (0.05, 0.25),
+    hard_negative: HardNegative | None = HARD_NEGATIVE,
+    where: Where = "balanced",
+    masked: Branch = "query",
+    threshold: float = 0.6,
+    kernel: int = 31,
+    sigma: float = 10.0,
+) -> Masked:
+    """Masked patches show the strongly blurred view. Chin et al. 2024, Sec. 3.2.
+
+    Args:
+        ratio, hard_negative, where, masked, threshold: see `guided.Placement`.
+        kernel: size of the Gaussian kernel in px.
+        sigma: standard deviation of the Gaussian in px.
+    """
+    side = pair.query.shape[-1]
+
+    def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
+        smooth = fill.strong_blur(images, scaled_kernel(kernel, side), scaled(sigma, side))
+        return guided.replace_patches(images, smooth, patches)
+
+    placement = Placement(ratio, where, masked, threshold, hard_negative)
+    return guided.mask_pair(pair, draws, grid, placement, paint)
+
+
+MASK = Mask(
+    blur,
+    label="strong blur",
+    reads_saliency=guided.reads_saliency,
+    hard_negatives=guided.count_hard_negatives,
+    check=guided.check_options,
+)

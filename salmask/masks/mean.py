@@ -1,0 +1,42 @@
+"""Saliency-guided masks that are filled with the mean colour of the view (Chin et al. 2024)."""
+
+from torch import Tensor
+
+from salmask.masks import Mask, fill, guided
+from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
+from salmask.params.values import ShareRange
+from salmask.randomness import Draws
+from salmask.shapes import Masked, Pair
+
+
+def mean(
+    pair: Pair,
+    draws: Draws,
+    grid: int,
+    *,
+    ratio: ShareRange = (0.05, 0.25),
+    hard_negative: HardNegative | None = HARD_NEGATIVE,
+    where: Where = "balanced",
+    masked: Branch = "query",
+    threshold: float = 0.6,
+) -> Masked:
+    """Masked patches show the mean colour of the view. Chin et al. 2024, Sec. 3.2.
+
+    Args:
+        ratio, hard_negative, where, masked, threshold: see `guided.Placement`.
+    """
+
+    def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
+        return guided.replace_patches(images, fill.mean_fill(images), patches)
+
+    placement = Placement(ratio, where, masked, threshold, hard_negative)
+    return guided.mask_pair(pair, draws, grid, placement, paint)
+
+
+MASK = Mask(
+    mean,
+    label="mean fill",
+    reads_saliency=guided.reads_saliency,
+    hard_negatives=guided.count_hard_negatives,
+    check=guided.check_options,
+)

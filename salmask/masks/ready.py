@@ -1,0 +1,72 @@
+"""A mask made ready for a framework."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from salmask.errors import UserError
+from salmask.masks import MASKS, LearnedMask, Mask
+from salmask.masks.options import options_of
+from salmask.masks.wiring import wire
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
+from salmask.randomness import Draws
+from salmask.shapes import Pair, Views, Wiring
+
+
+@dataclass(frozen=True)
+class ReadyMask:
+    """A mask with its options, for one framework.
+
+    Args:
+        views: (pair, draws, shuffle) -> the views that the framework trains on.
+        reads_saliency: whether pairs must carry activation maps.
+        extra_views: number of further views that pairs must carry.
+        masker: the module of a mask that learns.
+    """
+
+    views: Callable[[Pair, Draws, Tensor], Views]
+    reads_saliency: bool
+    extra_views: int
+    masker: LearnedMask | None = None
+
+
+def build(choice: Choice, wiring: Wiring, view: ViewConfig, where: str = "mask") -> ReadyMask:
+    """The mask of a run, ready for the run's framework.
+
+    Args:
+        choice: name and options of the mask.
+        wiring: of the framework.
+        view: size and grid of the views.
+        where: place of the choice in params.yaml, for messages.
+
+    Raises UserError for options that do not fit, and for a mask that is not defined for the
+    framework.
+    """
+    options = options_of(choice, where)
+    mask = MASKS[choice.name]
+    if mask.hard_negatives(options) and not wiring.hard_negatives:
+        raise UserError(
+            f"{where} (name: {choice.name}): {wiring.label} has no negatives, so it cannot use "
+            "hard negatives; add `hard_negative: null`"
+        )
+    _check_framework(mask, wiring, f"{where} (name: {choice.name})")
+    if mask.learns:
+        masker: LearnedMask = mask.function(view.size, wiring, **options)
+        views: Callable[[Pair, Draws, Tensor], Views] = masker.views
+    else:
+        masker = None
+        views = partial(wire, partial(mask.function, **options), wiring, view.grid)
+    return ReadyMask(views, mask.reads_saliency(options), mask.extra_views(options), masker)
+
+
+def _check_framework(mask: Mask, wiring: Wiring, where: str) -> None:
+    if mask.frameworks is None:
+        return
+    if wiring.framework not in mask.frameworks or not wiring.published:
+        raise UserError(
+            f"{where}: no paper defines this mask for {wiring.label}; it is defined for the "
+            f"published form of {', '.join(mask.frameworks)}"
+        )
