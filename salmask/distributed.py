@@ -142,6 +142,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> Tensor:
-        total = gradient[0].clone(memory_format=torch.contiguous_format)  # other code may still read the gradient
+        total = gradient[0].clone(
+            memory_format=torch.contiguous_format
+        )  # the gradient may be shared
         dist.all_reduce(total)
         return local_rows(total)

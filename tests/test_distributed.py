@@ -116,7 +116,7 @@ def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str
     where no queue makes a difference between them."""
     torch.manual_seed(0)
     given = Choice(name, SMALL[name] | options | {"bn_group": group})
-    model = frameworks.build(given, ENCODER, BATCH, 100).train()
+    model = frameworks.build(given, ENCODER, BATCH).train()
     with torch.no_grad():
         for parameter in model.parameters():  # followers differ from their leaders, too
             parameter.add_(0.1 * torch.randn_like(parameter))

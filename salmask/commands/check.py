@@ -15,7 +15,7 @@ from salmask.encoders import importing
 from salmask.encoders.backbones import build_encoder
 from salmask.errors import UserError
 from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
-from salmask.masks import strategies
+from salmask.masks.ready import build as build_mask
 from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
 from salmask.params.overlay import RUN_SECTIONS, run_seed
 from salmask.params.run import read_run
@@ -25,7 +25,6 @@ from salmask.params.yaml_file import Params
 from salmask.provenance import find_root
 from salmask.report import comparison
 from salmask.saliency import localizers
-from salmask.shapes import Wiring
 
 _EVALUATIONS: dict[str, Callable[..., Any]] = {
     "knn": knn.run,
@@ -70,15 +69,12 @@ def validate(params: Params) -> None:
     )
     params.section("saliency", SaliencyConfig)
     refuse_grids(params)
-    wirings: dict[str, Wiring] = {}  # of the frameworks that were built: many runs share one
     for name in run_names(params):
         run = read_run(params, name)
-        parts = (run.framework, run.encoder, run.train.batch)
         try:
-            with torch.device("meta"):  # runs framework's and mask's checks, without their memory
-                if repr(parts) not in wirings:
-                    wirings[repr(parts)] = frameworks.build(*parts, steps=1).wiring
-                strategies.build(run.mask, wirings[repr(parts)], run.view)
+            wiring = frameworks.wiring_of(run.framework, run.train.batch)
+            with torch.device("meta"):  # a learned mask has a network
+                build_mask(run.mask, wiring, run.view)
         except UserError as error:
             raise UserError(f"{params.source}: runs.{name}: {error}") from None
         run_seed(params, name)

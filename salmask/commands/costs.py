@@ -12,7 +12,8 @@ from salmask import frameworks
 from salmask.commands import suites
 from salmask.encoders.backbones import build_encoder
 from salmask.errors import UserError
-from salmask.masks import strategies
+from salmask.masks import MASKS
+from salmask.masks.options import options_of
 from salmask.params.encoder import EncoderConfig
 from salmask.params.names import chosen_evaluations, run_names
 from salmask.params.run import RunConfig, read_run
@@ -126,18 +127,13 @@ def _work(run: RunConfig, params: Params, images: int) -> float:
 
 def _passes(run: RunConfig) -> float:
     """Of one image and step, in passes forward and backward."""
-    small = EncoderConfig("resnet10", width=4)  # wiring does not depend on it
-    with torch.device("meta"):
-        wiring = frameworks.build(run.framework, small, run.train.batch, steps=1).wiring
+    wiring = frameworks.wiring_of(run.framework, run.train.batch)
+    mask, options = MASKS[run.mask.name], options_of(run.mask)
     views = 1.0 if wiring.roles == "query" else 2.0
-    keys = 0.0 if run.framework.name in ("simclr", "simsiam") else views * _FORWARD
-    options = strategies.options_of(run.mask)
-    negatives = options.get("hard_negative")
-    extra = {"mixmask": 1, "unmix": 1, "erase": 2, "mixmask_star": 2}.get(run.mask.name, 0)
-    extra += options.get("extra_views", 0)
-    extra += options["masks"] if run.mask.name == "adios" else 0
-    per_negative = 1.0 if run.framework.name == "simclr" else _FORWARD
-    return views + keys + extra + (negatives.count * per_negative if negatives else 0.0)
+    targets = views * _FORWARD if wiring.target_encoder else 0.0
+    per_negative = _FORWARD if wiring.target_encoder else 1.0
+    negatives = mask.hard_negatives(options) * per_negative
+    return views + targets + negatives + mask.extra_passes(options)
 
 
 @cache

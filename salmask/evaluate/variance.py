@@ -24,7 +24,8 @@ from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.evaluate.features import validation_splits
 from salmask.job import Job
-from salmask.masks import fill, strategies
+from salmask.masks import MASKS, fill
+from salmask.masks.options import function_of, input_filter, reads_saliency
 from salmask.params.run import RunConfig
 from salmask.progress import progress
 from salmask.randomness import Draws
@@ -156,7 +157,7 @@ def _crops(
 
 def refuse_learned(config: RunConfig, masked: bool) -> None:
     """Raises UserError where views should wear a mask that learns."""
-    if masked and config.mask.name in strategies.LEARNED:
+    if masked and MASKS[config.mask.name].learns:
         raise UserError(
             f"evaluate.variance: the mask of run {config.name} ({config.mask.name}) learns, and "
             "its masks are not measured here: take the run out, or set `masked: false`"
@@ -175,10 +176,10 @@ def _features(
     """Pooled features (B,V,D) of the images of each batch, in all their views."""
     config = augmentation.config
     refuse_learned(config, masked)
-    mask = strategies.function_of(config.mask) if masked else None
-    wanted = strategies.input_filter(config.mask, config.view.size)
+    mask = function_of(config.mask) if masked else None
+    wanted = input_filter(config.mask, config.view.size)
     store = None
-    if masked and strategies.reads_saliency(config.mask):
+    if masked and reads_saliency(config.mask):
         store = SaliencyStore.open(augmentation.store, manifest.digest, None, job.device)
     grid = (config.view.grid, config.view.grid)
     for crops in batches:

@@ -72,13 +72,13 @@ class Framework(BaseFramework):
 
     @classmethod
     def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
-        """The wiring. Raises UserError for a queue that is not a multiple of the keys of a batch."""
+        """The wiring. Raises UserError when the batches do not fill the queue evenly."""
         symmetric, queue = options["symmetric"], options["queue"]
         keys = batch * (2 if symmetric else 1)
         if queue % keys:
             raise UserError(
                 f"framework.queue: {queue} is not a multiple of {'twice ' if symmetric else ''}"
-                f"train.batch ({batch}), so a batch would not fit into the end of the queue; choose "
+                f"train.batch ({batch}), so batches do not fill the queue evenly; choose "
                 f"{queue // keys * keys or keys}"
             )
         version = "moco v2" if options["head"] == "mlp" else "moco v1"

@@ -20,7 +20,7 @@ def options_of(choice: Choice, where: str = "mask") -> dict[str, Any]:
     Raises UserError for an unknown mask and for options that do not fit.
     """
     mask = pick(MASKS, choice, where)
-    options = bind(mask.function.__init__ if mask.learns else mask.function, choice, where)  # type: ignore[misc]
+    options = bind(mask.function.__init__ if mask.learns else mask.function, choice, where)
     try:
         mask.check(options)
     except ValueError as error:

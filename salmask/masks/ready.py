@@ -53,13 +53,12 @@ def build(choice: Choice, wiring: Wiring, view: ViewConfig, where: str = "mask")
             "hard negatives; add `hard_negative: null`"
         )
     _check_framework(mask, wiring, f"{where} (name: {choice.name})")
+    saliency, extra_views = mask.reads_saliency(options), mask.extra_views(options)
     if mask.learns:
         masker: LearnedMask = mask.function(view.size, wiring, **options)
-        views: Callable[[Pair, Draws, Tensor], Views] = masker.views
-    else:
-        masker = None
-        views = partial(wire, partial(mask.function, **options), wiring, view.grid)
-    return ReadyMask(views, mask.reads_saliency(options), mask.extra_views(options), masker)
+        return ReadyMask(masker.views, saliency, extra_views, masker)
+    views = partial(wire, partial(mask.function, **options), wiring, view.grid)
+    return ReadyMask(views, saliency, extra_views)
 
 
 def _check_framework(mask: Mask, wiring: Wiring, where: str) -> None:

@@ -52,7 +52,7 @@ class UNet(nn.Module):
             nn.Linear(_HIDDEN, flat),
             nn.ReLU(),
         )
-        rising = widths[::-1]  # inputs of a block up: the map below and the map of the block beside it
+        rising = widths[::-1]  # a block up gets the map below and that of its block down
         self.up = nn.ModuleList(
             _block(2 * a, b, norm) for a, b in zip(rising, [*rising[1:], base], strict=True)
         )

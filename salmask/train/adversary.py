@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask.distributed import all_reduce_mean
-from salmask.masks.adios import Masker
+from salmask.masks import LearnedMask
 from salmask.train.batches import Batch
 
 
 class Adversary:
     """A masker and its optimizer."""
 
-    def __init__(self, masker: Masker) -> None:
+    def __init__(self, masker: LearnedMask) -> None:
         self.masker = masker
         self.optimizer = torch.optim.SGD(
             masker.parameters(),

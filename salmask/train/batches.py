@@ -10,7 +10,7 @@ from salmask.data.normalisation import normalise
 from salmask.data.photometry import apply_photometry
 from salmask.data.views import BRANCHES
 from salmask.distributed import world_size
-from salmask.masks.strategies import Strategy
+from salmask.masks.ready import ReadyMask
 from salmask.params.run import RunConfig
 from salmask.randomness import Draws, batch_shuffle
 from salmask.saliency.store import SaliencyStore
@@ -25,9 +25,9 @@ class Batch:
     draws: Draws
     shuffle: Tensor
 
-    def views(self, strategy: Strategy) -> Views:
+    def views(self, mask: ReadyMask) -> Views:
         """The masked views, in the memory layout that convolutions are fastest on."""
-        return strategy.views(self.pair, self.draws, self.shuffle).map(_fast)
+        return mask.views(self.pair, self.draws, self.shuffle).map(_fast)
 
 
 def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore | None) -> Batch:

@@ -25,7 +25,7 @@ from salmask.errors import UserError
 from salmask.job import Job
 from salmask.masks import strategies
 from salmask.masks.on_disk import save_masker
-from salmask.masks.strategies import input_filter
+from salmask.masks.options import input_filter
 from salmask.params.run import RunConfig
 from salmask.saliency.store import SaliencyStore
 from salmask.train import engine

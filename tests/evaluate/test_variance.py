@@ -17,7 +17,7 @@ from salmask.errors import UserError
 from salmask.evaluate import variance
 from salmask.evaluate.variance import Augmentation
 from salmask.job import Job
-from salmask.masks.strategies import input_filter
+from salmask.masks.options import input_filter
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig

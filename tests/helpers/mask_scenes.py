@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
-from salmask.masks import strategies
+from salmask.masks.options import function_of
 from salmask.params.values import Choice
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
@@ -49,7 +49,7 @@ def draws_for(batch: int, seed: int = 0) -> Draws:
 
 def apply(name: str, pair: Pair, grid: int, seed: int = 0, **options: Any) -> Masked:
     """The mask `name` with these options, on a batch whose samples are numbered from 0."""
-    mask = strategies.function_of(Choice(name, options))
+    mask = function_of(Choice(name, options))
     return mask(pair, draws_for(len(pair.query), seed), grid)
 
 

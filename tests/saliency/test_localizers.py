@@ -16,7 +16,7 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder
 from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
-from salmask.masks.strategies import input_filter
+from salmask.masks.options import input_filter
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
 from salmask.saliency import localizers
