@@ -44,14 +44,12 @@ from salmask.data.resample import centre_crop
 from salmask.devices import pick_device
 from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError
-from salmask.masks import strategies
-from salmask.masks.adios import Masker
-from salmask.masks.on_disk import load_masker
+from salmask.masks import LearnedMask
+from salmask.masks.on_disk import build_masker, load_masker
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.report import samples
 from salmask.report.sheets import Tile, grid_sheet
-from salmask.shapes import Wiring
 from stages.errors import readable_errors
 from stages.paths import DATA, PRETRAIN
 
@@ -95,7 +93,7 @@ def _object(path: Path, size: int, shorter: int) -> Tensor:
 
 
 @torch.inference_mode()
-def divide(masker: Masker, images: Tensor) -> Tensor:
+def divide(masker: LearnedMask, images: Tensor) -> Tensor:
     """The soft masks of views in [0,1]: (B,3,S,S) -> (B,N,S,S) on the CPU."""
     masker = masker.to(pick_device()).eval()
     device = next(masker.parameters()).device
@@ -103,10 +101,12 @@ def divide(masker: Masker, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def untrained(config: RunConfig, seed: int) -> Masker:
+def untrained(config: RunConfig, seed: int) -> LearnedMask:
     """The run's masker as it would begin with a seed."""
     torch.manual_seed(seed)
-    return Masker(config.view.size, Wiring("any"), **strategies.options_of(config.mask))
+    masker = build_masker(config)
+    assert masker is not None
+    return masker
 
 
 def bands(count: int, side: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.step import mask_for, random_crops
 from salmask.devices import pick_device, place
 from salmask.encoders.backbones import build_encoder
-from salmask.masks import strategies
+from salmask.masks import MASKS
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
@@ -30,7 +30,7 @@ from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Wiring
 from salmask.train.batches import Batch, make_batch
 
-MOCO = Wiring("moco v2", hard_negatives=True)
+MOCO = Wiring("moco", "moco v2", hard_negatives=True)
 
 
 def batch_for(run: RunConfig, extra_views: int, device: torch.device) -> Batch:
@@ -73,7 +73,7 @@ def main(arch: str, stem: str, size: int, grid: int, batch: int, rounds: int) ->
     )
     encoder = place(build_encoder(run.encoder), device)
     work: dict[str, Callable[[], object]] = {}
-    for name in strategies.MASKS:
+    for name in MASKS:
         mask = mask_for(name, MOCO, run.view)
         if mask.masker:
             place(mask.masker, device)

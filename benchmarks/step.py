@@ -20,8 +20,9 @@ from salmask.data.loader import Crops
 from salmask.data.views import branch_names
 from salmask.devices import autocast, pick_device, place
 from salmask.errors import UserError
-from salmask.masks import strategies
-from salmask.masks.strategies import Strategy
+from salmask.masks import MASKS
+from salmask.masks.options import options_of
+from salmask.masks.ready import ReadyMask, build
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
@@ -44,13 +45,13 @@ def random_crops(batch: int, size: int, device: torch.device, extra_views: int =
     return Crops(0, 0, torch.arange(batch), *parts).to(device)
 
 
-def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> Strategy:
+def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> ReadyMask:
     """A mask with its default options, without hard negatives where they have no place. Raises
     UserError when it does not go with the framework."""
     options: dict[str, Any] = {}
-    if "hard_negative" in strategies.options_of(Choice(name, {})) and not wiring.hard_negatives:
+    if MASKS[name].hard_negatives(options_of(Choice(name, {}))) and not wiring.hard_negatives:
         options = {"hard_negative": None}
-    return strategies.build(Choice(name, options), wiring, view)
+    return build(Choice(name, options), wiring, view)
 
 
 class Candidate:
@@ -58,7 +59,7 @@ class Candidate:
 
     def __init__(self, mask: str, run: RunConfig, device: torch.device) -> None:
         self.device, self.run = device, run
-        model = frameworks.build(run.framework, run.encoder, run.train.batch, steps=1)
+        model = frameworks.build(run.framework, run.encoder, run.train.batch)
         self.model = place(model, self.device)
         self.mask = mask_for(mask, self.model.wiring, run.view)
         masker = self.mask.masker
@@ -87,7 +88,7 @@ class Candidate:
 
 
 @click.command()
-@click.option("--framework", default="moco", type=click.Choice(frameworks.NAMES))
+@click.option("--framework", default="moco", type=click.Choice(list(frameworks.FRAMEWORKS)))
 @click.option("--arch", default="resnet18")
 @click.option("--stem", default="small2")
 @click.option("--size", default=64)
@@ -119,7 +120,7 @@ def main(
         train=TrainConfig(batch=batch, precision=precision),  # type: ignore[arg-type]
     )
     candidates: dict[str, Candidate] = {}
-    for name in strategies.MASKS:
+    for name in MASKS:
         try:
             candidates[name] = Candidate(name, run, device)
         except UserError as error:

@@ -18,7 +18,9 @@ from salmask.datasets.download import downloads
 from salmask.datasets.reader import dataset_reader
 from salmask.detection import datasets as annotated
 from salmask.encoders.importing import Import
-from salmask.masks import strategies
+from salmask.masks import MASKS
+from salmask.masks.options import options_of
+from salmask.masks.ready import build as build_mask
 from salmask.params.encoder import EncoderConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice, check
@@ -57,17 +59,17 @@ def test_recipes_are_accepted(row: list[dict[str, Any]]) -> None:
     made = check(train, TrainConfig, "train")
     choice = Choice(framework.pop("name"), framework)
     with torch.device("meta"):
-        built = frameworks.build(choice, ENCODER, made.batch, steps=1)
-    strategies.build(Choice("none", {}), built.wiring, ViewConfig())
+        built = frameworks.build(choice, ENCODER, made.batch)
+    build_mask(Choice("none", {}), built.wiring, ViewConfig())
 
 
 def test_options_that_it_names_are_accepted() -> None:
     examples = re.findall(r"`({name: .*?})`", METHOD.split("## Options that are ablations")[1])
     mscn = yaml.safe_load(examples[0])
-    assert strategies.options_of(Choice(mscn.pop("name"), mscn))["extra_views"] == 0
+    assert options_of(Choice(mscn.pop("name"), mscn))["extra_views"] == 0
 
 
-@pytest.mark.parametrize("name", strategies.MASKS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_mask_is_named(name: str) -> None:
     assert f"`{name}`" in METHOD
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from salmask import frameworks
 from salmask.errors import UserError
 from salmask.files import write_tensors
-from salmask.masks import LearnedMask
+from salmask.masks import MASKS, LearnedMask
 from salmask.masks.ready import build
 from salmask.params.run import RunConfig
 
@@ -40,5 +40,7 @@ def load_masker(folder: Path, config: RunConfig) -> LearnedMask | None:
 
 def build_masker(config: RunConfig) -> LearnedMask | None:
     """The untrained learned mask of a run, or None. Draws from PyTorch's global generator."""
+    if not MASKS[config.mask.name].learns:
+        return None
     wiring = frameworks.wiring_of(config.framework, config.train.batch)
     return build(config.mask, wiring, config.view).masker

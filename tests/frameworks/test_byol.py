@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from salmask import frameworks
 from salmask.frameworks.byol import Framework
+from salmask.params.values import Choice
 from salmask.shapes import Mixed, Views
 from tests.helpers.frameworks_by_loops import (
     BACKWARDS,
@@ -34,7 +36,7 @@ def build(**options) -> Framework:
     """A tiny BYOL whose target already differs from its online network."""
     torch.manual_seed(0)
     small = {"dim": DIM, "hidden": 10, "bn_group": 0, "momentum": 0.9}
-    model = Framework(ENCODER, BATCH, 100, **(small | options))
+    model = frameworks.build(Choice("byol", small | options), ENCODER, BATCH)
     shake(model)
     return model.train()
 
@@ -182,7 +184,9 @@ def test_losses_compare_without_a_step():
 
 
 def test_before_training_the_target_is_a_copy():
-    model = Framework(ENCODER, BATCH, 100, dim=DIM, hidden=10)
+    model = frameworks.build(
+        Choice("byol", {"dim": DIM, "hidden": 10, "bn_group": 0}), ENCODER, BATCH
+    )
     assert equal(model.target_encoder, model.encoder)
     assert equal(model.target_projector, model.projector)
 
@@ -194,7 +198,7 @@ def test_the_heads_are_bare_at_their_end():
     assert layout(model.target_projector) == layout(model.projector)
 
 
-def test_masks_are_told_what_it_compares():
+def test_the_wiring():
     wiring = build().wiring
-    assert (wiring.name, wiring.roles, wiring.weight) == ("byol", "both", 1.0)
+    assert (wiring.label, wiring.roles, wiring.weight) == ("byol", "both", 1.0)
     assert not wiring.hard_negatives

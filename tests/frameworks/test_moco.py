@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from salmask import frameworks
 from salmask.frameworks.moco import Framework
+from salmask.params.values import Choice
 from salmask.shapes import Views
 from tests.helpers.frameworks_by_loops import (
     BATCH,
@@ -32,7 +34,7 @@ def build(seed: int = 0, **options) -> Framework:
     """A tiny MoCo whose key encoder already differs from its query encoder."""
     torch.manual_seed(seed)
     small = {"dim": DIM, "hidden": 10, "queue": QUEUE, "bn_group": 0, "momentum": 0.9}
-    model = Framework(ENCODER, BATCH, 100, **(small | options))
+    model = frameworks.build(Choice("moco", small | options), ENCODER, BATCH)
     shake(model.encoder, model.projector)
     return model.train()
 
@@ -291,7 +293,9 @@ def test_with_one_group_the_shuffle_does_not_matter():
 
 def test_before_training_the_key_encoder_is_a_copy():
     torch.manual_seed(0)
-    model = Framework(ENCODER, BATCH, 100, dim=DIM, hidden=10, queue=QUEUE, bn_group=0)
+    model = frameworks.build(
+        Choice("moco", {"dim": DIM, "hidden": 10, "queue": QUEUE, "bn_group": 0}), ENCODER, BATCH
+    )
     for ours, theirs in (
         (model.encoder, model.key_encoder),
         (model.projector, model.key_projector),
@@ -315,7 +319,7 @@ def test_the_heads_are_those_of_v2_and_v1():
         ({"symmetric": True}, "symmetric moco v2", "both"),
     ],
 )
-def test_masks_are_told_what_it_compares(options, name, roles):
+def test_the_wiring(options, name, roles):
     wiring = build(**options).wiring
-    assert (wiring.name, wiring.roles, wiring.weight) == (name, roles, 1.0)
+    assert (wiring.label, wiring.roles, wiring.weight) == (name, roles, 1.0)
     assert wiring.hard_negatives

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from salmask import frameworks
 from salmask.frameworks.simclr import Framework
+from salmask.params.values import Choice
 from salmask.shapes import Views
 from tests.helpers.frameworks_by_loops import (
     BATCH,
@@ -29,7 +31,9 @@ A, B, C, D, E = images(5)
 
 def build(**options) -> Framework:
     torch.manual_seed(0)
-    model = Framework(ENCODER, BATCH, 100, **({"dim": DIM, "hidden": 10, "bn_group": 0} | options))
+    model = frameworks.build(
+        Choice("simclr", {"dim": DIM, "hidden": 10, "bn_group": 0} | options), ENCODER, BATCH
+    )
     shake(model)
     return model.train()
 
@@ -183,7 +187,7 @@ def test_the_projector_has_a_norm_after_every_layer():
     assert layout(build(hidden=None).projector)[0] == f"{FEATURES}>{FEATURES}"
 
 
-def test_masks_are_told_what_it_compares():
+def test_the_wiring():
     wiring = build().wiring
-    assert (wiring.name, wiring.roles, wiring.weight) == ("simclr", "pairs", 1.0)
+    assert (wiring.label, wiring.roles, wiring.weight) == ("simclr", "pairs", 1.0)
     assert wiring.hard_negatives

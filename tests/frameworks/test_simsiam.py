@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from salmask import frameworks
 from salmask.frameworks.simsiam import Framework
 from salmask.params.train import TrainConfig
+from salmask.params.values import Choice
 from salmask.shapes import Views
 from salmask.train.optim import build_optimizer
 from tests.helpers.frameworks_by_loops import (
@@ -32,7 +34,9 @@ BOTH = [(0, 1, 0.5), (1, 0, 0.5)]
 
 def build(**options) -> Framework:
     torch.manual_seed(0)
-    model = Framework(ENCODER, BATCH, 100, **({"dim": DIM, "hidden": 4, "bn_group": 0} | options))
+    model = frameworks.build(
+        Choice("simsiam", {"dim": DIM, "hidden": 4, "bn_group": 0} | options), ENCODER, BATCH
+    )
     shake(model)
     return model.train()
 
@@ -170,7 +174,9 @@ def test_the_predictor_is_a_bottleneck():
 
 
 def test_residual_blocks_begin_as_the_identity():
-    encoder = Framework(ENCODER, BATCH, 100, dim=DIM, hidden=4).encoder
+    encoder = frameworks.build(
+        Choice("simsiam", {"dim": DIM, "hidden": 4, "bn_group": 0}), ENCODER, BATCH
+    ).encoder
     blocks = [m for m in encoder.modules() if isinstance(m, BasicBlock)]
     assert len(blocks) == 4 and not any(block.bn2.weight.any() for block in blocks)
 
@@ -182,7 +188,7 @@ def test_only_the_predictor_keeps_its_rate():
     assert constant == {id(p) for p in model.predictor.parameters()}
 
 
-def test_masks_are_told_what_it_compares():
+def test_the_wiring():
     wiring = build().wiring
-    assert (wiring.name, wiring.roles, wiring.weight) == ("simsiam", "both", 0.5)
+    assert (wiring.label, wiring.roles, wiring.weight) == ("simsiam", "both", 0.5)
     assert not wiring.hard_negatives

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from salmask.errors import UserError
-from salmask.masks import strategies
+from salmask.masks.options import function_of, reads_saliency
 from salmask.params.values import Choice
 from salmask.shapes import Pair
 from tests.helpers.mask_scenes import (
@@ -266,15 +266,15 @@ def test_several_hard_negatives_have_ratios_and_patches_of_their_own() -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_hard_negatives_are_asked_for_by_null(count: int) -> None:
-    with pytest.raises(UserError, match=r"say hard_negative: null"):
-        strategies.function_of(Choice("blur", {"hard_negative": {"count": count}}))
+    with pytest.raises(UserError, match=r"at least 1.*`hard_negative: null`"):
+        function_of(Choice("blur", {"hard_negative": {"count": count}}))
 
 
 @pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("options", [{}, {"hard_negative": {"count": 2}}])
 def test_hard_negatives_without_saliency_are_refused(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"runs\.a\.mask: .*`where: random`.*hard_negative: null"):
-        strategies.function_of(Choice(name, {"where": "random", **options}), "runs.a.mask")
+    with pytest.raises(UserError, match=r"runs\.a\.mask \(.*`where: random`.*hard_negative: null"):
+        function_of(Choice(name, {"where": "random", **options}), "runs.a.mask")
 
 
 # ----------------------------------------------------------------------------------- ratios
@@ -343,10 +343,10 @@ def test_blur_takes_a_kernel_and_sigma_at_224_px(pair: Pair) -> None:
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_only_a_random_mask_reads_no_saliency(pair: Pair, name: str) -> None:
-    assert strategies.reads_saliency(Choice(name, {}))
-    assert strategies.reads_saliency(Choice(name, {"where": "salient"}))
+    assert reads_saliency(Choice(name, {}))
+    assert reads_saliency(Choice(name, {"where": "salient"}))
     blindly = {"where": "random", "hard_negative": None}
-    assert not strategies.reads_saliency(Choice(name, blindly))
+    assert not reads_saliency(Choice(name, blindly))
     blind = Pair(pair.query, pair.key)
     made = apply(name, blind, GRID, **blindly)
     assert masked_cells(pair.query, made.query, GRID).any()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from salmask.errors import UserError
-from salmask.masks import mixing, strategies
+from salmask.masks.mixmask_star import mixmask_star
+from salmask.masks.options import function_of
 from salmask.params.values import Choice
 from salmask.shapes import Mixed, Pair
 from tests.helpers.mask_scenes import apply, correlation, draws_for, scene
@@ -217,7 +218,7 @@ def test_star_adds_a_blend_and_a_mask(
 def test_stars_permutation_is_random() -> None:
     """Another one for every step, not the reversal but by chance, each image meeting each."""
     pair = scene(8, 8, 4)
-    made = [mixing.mixmask_star(pair, draws_for(8, seed), 4) for seed in range(300)]
+    made = [mixmask_star(pair, draws_for(8, seed), 4) for seed in range(300)]
     found = [tuple(one.mixed[1].positives[1][0].tolist()) for one in made]
     assert len(set(found)) > 290
     assert sum(other == tuple(backwards(8)) for other in found) <= 1
@@ -314,7 +315,7 @@ def test_an_option_that_does_not_fit_is_named(
     name: str, options: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UserError, match=told):
-        strategies.function_of(Choice(name, options))
+        function_of(Choice(name, options))
 
 
 def test_bounds_of_a_ratio_may_come_as_a_list() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salmask.masks import strategies
+from salmask.masks.options import reads_saliency
 from salmask.params.values import Choice
 from salmask.shapes import Masked, Pair
 from tests.helpers.mask_scenes import (
@@ -209,7 +209,7 @@ def test_kernel_and_sigma_are_for_224_px(pair: Pair) -> None:
 
 
 def test_it_reads_no_saliency(pair: Pair) -> None:
-    assert not strategies.reads_saliency(Choice("mscn", {}))
+    assert not reads_saliency(Choice("mscn", {}))
     other = Pair(pair.query, pair.key, -pair.query_activation, None, pair.extra)
     for one, same in zip(
         views(apply("mscn", pair, GRID)), views(apply("mscn", other, GRID)), strict=True

@@ -7,19 +7,21 @@ import pytest
 import torch
 
 from salmask.errors import UserError
-from salmask.masks import strategies
+from salmask.masks import MASKS
+from salmask.masks.options import function_of, input_filter, options_of, reads_saliency
+from salmask.masks.ready import build
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.shapes import Pair, Wiring
 from tests.helpers.mask_scenes import apply, draws_for, part, scene, tensors
 
-FUNCTIONS = [name for name, mask in strategies.MASKS.items() if not isinstance(mask, type)]
+FUNCTIONS = [name for name, mask in MASKS.items() if not mask.learns]
 GUIDED = ["high_pass", "blur", "mean"]
 PER_IMAGE = ["none", *GUIDED, "mscn"]  # those that show an image nothing of its batch
 MIXING = ["mixmask", "unmix", "mixmask_star", "erase"]
 SIZES = [(32, 4), (64, 8), (224, 7)]
-MOCO = Wiring("moco v2", hard_negatives=True)
+MOCO = Wiring("moco", "moco v2", hard_negatives=True)
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in FUNCTIONS),
     *((name, {"masked": "both", "hard_negative": {"count": 2}}) for name in GUIDED),
@@ -35,7 +37,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 def test_every_mask_is_one_kind_or_the_other() -> None:
     assert set(FUNCTIONS) == {*PER_IMAGE, *MIXING}
-    assert set(strategies.MASKS) == {*FUNCTIONS, "adios"}
+    assert set(MASKS) == {*FUNCTIONS, "adios"}
 
 
 def test_none_changes_nothing() -> None:
@@ -69,7 +71,7 @@ def test_a_mask_is_pure(name: str, options: dict[str, Any]) -> None:
     pair, draws = scene(3, 32, 4, extra=2), draws_for(3)
     given = [pair.query, pair.key, pair.query_activation, pair.key_activation, *pair.extra]
     before = [tensor.clone() for tensor in (*given, draws.key)]
-    strategies.function_of(Choice(name, options))(pair, draws, 4)
+    function_of(Choice(name, options))(pair, draws, 4)
     for tensor, was in zip((*given, draws.key), before, strict=True):
         assert torch.equal(tensor, was)
 
@@ -92,7 +94,7 @@ def test_draws_alone_decide(name: str, options: dict[str, Any]) -> None:
 )
 def test_an_images_masking_does_not_depend_on_its_batch(name: str, options: dict[str, Any]) -> None:
     pair, rows = scene(8, 32, 4, extra=2), [3, 0, 7]
-    mask = strategies.function_of(Choice(name, options))
+    mask = function_of(Choice(name, options))
     together = mask(pair, Draws.of(0, 4, torch.arange(8)), 4)
     apart = mask(part(pair, rows), Draws.of(0, 4, torch.tensor(rows)), 4)
     for some, whole in zip(tensors(apart), tensors(together), strict=True):
@@ -112,9 +114,9 @@ def test_a_batch_may_be_a_single_image(name: str) -> None:
 def test_a_mask_says_whether_it_needs_saliency(name: str) -> None:
     pair = scene(2, 32, 4, extra=2)
     blind = replace(pair, query_activation=None, key_activation=None)
-    reads = strategies.reads_saliency(Choice(name, {}))
+    reads = reads_saliency(Choice(name, {}))
     assert reads == (name in GUIDED)
-    built = strategies.build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=4))
+    built = build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=4))
     assert built.reads_saliency == reads
     if reads:
         with pytest.raises(ValueError, match="activation map"):
@@ -129,7 +131,7 @@ def test_a_mask_says_whether_it_needs_saliency(name: str) -> None:
 @pytest.mark.parametrize("name", GUIDED)
 def test_a_random_mask_is_built_without_saliency(name: str) -> None:
     options = {"where": "random", "hard_negative": None}
-    built = strategies.build(Choice(name, options), MOCO, ViewConfig(size=32, grid=4))
+    built = build(Choice(name, options), MOCO, ViewConfig(size=32, grid=4))
     assert not built.reads_saliency
     pair = scene(2, 32, 4)
     views = built.views(Pair(pair.query, pair.key), draws_for(2), torch.arange(2))
@@ -140,11 +142,11 @@ def test_a_random_mask_is_built_without_saliency(name: str) -> None:
 
 
 def test_an_unknown_mask_lists_those_there_are() -> None:
-    told = r"runs\.a\.mask: no `bluur` here; choose from none, high_pass, blur"
+    told = r"runs\.a\.mask: no `bluur` here; choose from adios, blur, erase"
     with pytest.raises(UserError, match=told):
-        strategies.function_of(Choice("bluur", {}), "runs.a.mask")
+        function_of(Choice("bluur", {}), "runs.a.mask")
     with pytest.raises(UserError, match=told):
-        strategies.build(Choice("bluur", {}), MOCO, ViewConfig(), "runs.a.mask")
+        build(Choice("bluur", {}), MOCO, ViewConfig(), "runs.a.mask")
 
 
 @pytest.mark.parametrize(
@@ -166,8 +168,8 @@ def test_an_option_that_does_not_fit_is_named(
     name: str, options: dict[str, Any], told: str
 ) -> None:
     for refuse in (
-        lambda choice: strategies.function_of(choice, "params.yaml: mask"),
-        lambda choice: strategies.build(choice, MOCO, ViewConfig(), "params.yaml: mask"),
+        lambda choice: function_of(choice, "params.yaml: mask"),
+        lambda choice: build(choice, MOCO, ViewConfig(), "params.yaml: mask"),
     ):
         with pytest.raises(UserError, match=rf"params\.yaml: mask \(name: {name}\): .*{told}"):
             refuse(Choice(name, options))
@@ -175,7 +177,7 @@ def test_an_option_that_does_not_fit_is_named(
 
 def test_published_numbers_are_the_defaults() -> None:
     """METHOD 2 and 4; whoever changes one changes a paper's recipe."""
-    high_pass = strategies.options_of(Choice("high_pass", {}))
+    high_pass = options_of(Choice("high_pass", {}))
     hard = high_pass.pop("hard_negative")
     assert (hard.ratio, hard.count) == ((0.4, 0.7), 1)
     assert high_pass == {
@@ -192,12 +194,10 @@ def test_published_numbers_are_the_defaults() -> None:
         "noise": 0.18,
         "hard_negative_noise": 0.14,
     }
-    blur = strategies.options_of(Choice("blur", {}))
+    blur = options_of(Choice("blur", {}))
     assert (blur["ratio"], blur["kernel"], blur["sigma"]) == ((0.05, 0.25), 31, 10.0)
-    assert (
-        blur["hard_negative"] == strategies.options_of(Choice("mean", {}))["hard_negative"] == hard
-    )
-    assert strategies.options_of(Choice("mscn", {})) == {
+    assert blur["hard_negative"] == options_of(Choice("mean", {}))["hard_negative"] == hard
+    assert options_of(Choice("mscn", {})) == {
         "ratio": 0.15,
         "key_ratio": 0.05,
         "extra_views": 2,
@@ -211,11 +211,11 @@ def test_published_numbers_are_the_defaults() -> None:
         "noise": 0.18,
     }
     mixmask = {"ratio": 0.5, "shape": "block", "mask_per": "batch"}
-    assert strategies.options_of(Choice("mixmask", {})) == {**mixmask, "switch": True}
-    assert strategies.options_of(Choice("erase", {})) == {**mixmask, "fill": "zero"}
-    assert strategies.options_of(Choice("unmix", {})) == {"global_p": 0.5}
+    assert options_of(Choice("mixmask", {})) == {**mixmask, "switch": True}
+    assert options_of(Choice("erase", {})) == {**mixmask, "fill": "zero"}
+    assert options_of(Choice("unmix", {})) == {"global_p": 0.5}
     star = {**mixmask, "global_p": 0.5, "permutation": "different"}
-    assert strategies.options_of(Choice("mixmask_star", {})) == star
+    assert options_of(Choice("mixmask_star", {})) == star
 
 
 # -------------------------------------------------------------------------------- filter
@@ -224,16 +224,16 @@ def test_published_numbers_are_the_defaults() -> None:
 @pytest.mark.parametrize("name", ["high_pass", "mscn"])
 def test_the_filter_that_evaluations_apply_is_resolved_to_the_view(name: str) -> None:
     wanted = {"name": "high_pass", "kernel": 3, "sigma": pytest.approx(5 * 64 / 224)}
-    assert strategies.input_filter(Choice(name, {}), 64) == wanted
+    assert input_filter(Choice(name, {}), 64) == wanted
     wanted = {"name": "high_pass", "kernel": 11, "sigma": pytest.approx(5.0)}
-    assert strategies.input_filter(Choice(name, {}), 224) == wanted
+    assert input_filter(Choice(name, {}), 224) == wanted
     wanted = {"name": "high_pass", "kernel": 9, "sigma": pytest.approx(6.0)}
-    assert strategies.input_filter(Choice(name, {"kernel": 9, "sigma": 6}), 224) == wanted
+    assert input_filter(Choice(name, {"kernel": 9, "sigma": 6}), 224) == wanted
 
 
-@pytest.mark.parametrize("name", [n for n in strategies.MASKS if n not in ("high_pass", "mscn")])
+@pytest.mark.parametrize("name", [n for n in MASKS if n not in ("high_pass", "mscn")])
 def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
-    assert strategies.input_filter(Choice(name, {}), 64) is None
+    assert input_filter(Choice(name, {}), 64) is None
 
 
 @pytest.mark.parametrize(
@@ -250,4 +250,4 @@ def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
 )
 def test_shares_lie_between_nothing_and_everything(name, options, told):
     with pytest.raises(UserError, match=told):
-        strategies.options_of(Choice(name, options))
+        options_of(Choice(name, options))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salmask.masks import mixing
+from salmask.masks import MASKS
 from salmask.randomness import Draws
 from salmask.shapes import Mixed, Pair
 from tests.helpers.mask_scenes import apply, draws_for, scene
@@ -24,7 +24,9 @@ def uniforms(batch: int, seed: int) -> tuple[float, float, float, float]:
 
 def unmix(pair: Pair, seed: int, global_p: float) -> Mixed:
     """Without looking at the options each time."""
-    return mixing.unmix(pair, draws_for(len(pair.query), seed), 4, global_p=global_p).mixed[0]
+    function = MASKS["unmix"].function
+    mixed: Mixed = function(pair, draws_for(len(pair.query), seed), 4, global_p=global_p).mixed[0]
+    return mixed
 
 
 def box_of(share: float, y: float, x: float, side: int) -> set[tuple[int, int]]:
@@ -134,7 +136,7 @@ def test_the_first_sample_decides_for_the_whole_batch(name: str) -> None:
     """One draw per local batch: whoever comes after the first has no say in it."""
     pair = scene(4, 8, 4)
     ids = (torch.tensor([7, 1, 2, 3]), torch.tensor([7, 11, 12, 13]), torch.tensor([8, 1, 2, 3]))
-    function = getattr(mixing, name)
+    function = MASKS[name].function
     made = [function(pair, Draws.of(0, 0, one), 4).mixed[0] for one in ids]
     assert torch.equal(made[0].images, made[1].images)
     assert not torch.equal(made[0].images, made[2].images)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from salmask.errors import UserError
-from salmask.masks import strategies
+from salmask.masks import MASKS
 from salmask.masks.adios import Masker
+from salmask.masks.ready import build
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.shapes import Pair, Views, Wiring
@@ -17,12 +18,12 @@ from tests.helpers.mask_scenes import apply, draws_for, high_passed, salient, sc
 
 SIDE, GRID, BATCH = 64, 8, 6
 VIEW = ViewConfig(size=SIDE, grid=GRID)
-MOCO = Wiring("moco v2", roles="query", hard_negatives=True)
-MOCO_V1 = Wiring("moco v1", roles="query", hard_negatives=True)
-SYMMETRIC = Wiring("moco v2", roles="both", hard_negatives=True)
-SIMCLR = Wiring("simclr", roles="pairs", hard_negatives=True)
-BYOL = Wiring("byol", roles="both")
-SIMSIAM = Wiring("simsiam", roles="both", weight=0.5)
+MOCO = Wiring("moco", "moco v2", hard_negatives=True)
+MOCO_V1 = Wiring("moco", "moco v1", hard_negatives=True, published=False)
+SYMMETRIC = Wiring("moco", "symmetric moco v2", roles="both", hard_negatives=True, published=False)
+SIMCLR = Wiring("simclr", "simclr", roles="pairs", hard_negatives=True)
+BYOL = Wiring("byol", "byol", roles="both", learned_masks="second_view")
+SIMSIAM = Wiring("simsiam", "simsiam", roles="both", weight=0.5)
 ALL = [MOCO, MOCO_V1, SYMMETRIC, SIMCLR, BYOL, SIMSIAM]
 SHUFFLE = torch.tensor([3, 1, 0, 5, 4, 2])
 
@@ -33,7 +34,7 @@ def pair() -> Pair:
 
 
 def wire(name: str, wiring: Wiring, pair: Pair, **options: Any) -> Views:
-    strategy = strategies.build(Choice(name, options), wiring, VIEW)
+    strategy = build(Choice(name, options), wiring, VIEW)
     views = strategy.views(pair, draws_for(BATCH), SHUFFLE)
     assert torch.equal(views.shuffle, SHUFFLE)
     return views
@@ -195,9 +196,9 @@ def test_chins_variant_is_one_comparison(pair: Pair) -> None:
     [({}, 2), ({"extra_views": 3}, 3), ({"extra_views": 0}, 0), ({"share_view": True}, 0)],
 )
 def test_a_strategy_says_how_many_more_views_it_needs(options: dict[str, Any], wanted: int) -> None:
-    strategy = strategies.build(Choice("mscn", options), MOCO, VIEW)
+    strategy = build(Choice("mscn", options), MOCO, VIEW)
     assert strategy.extra_views == wanted and not strategy.reads_saliency
-    assert strategies.build(Choice("blur", {}), MOCO, VIEW).extra_views == 0
+    assert build(Choice("blur", {}), MOCO, VIEW).extra_views == 0
 
 
 # --------------------------------------------------------------------------------- mixtures
@@ -231,34 +232,34 @@ def test_mixtures_stand_beside_the_clean_views_once(
 @pytest.mark.parametrize("wiring", [BYOL, SIMSIAM])
 @pytest.mark.parametrize("name", ["blur", "mean", "high_pass"])
 def test_hard_negatives_need_a_framework_that_pushes_away(name: str, wiring: Wiring) -> None:
-    told = rf"runs\.a \(name: {name}\): .*{wiring.name} pushes nothing away.*hard_negative: null"
+    told = rf"runs\.a \(name: {name}\): {wiring.label} has no negatives.*hard_negative: null"
     with pytest.raises(UserError, match=told):
-        strategies.build(Choice(name, {}), wiring, VIEW, "runs.a")
-    strategies.build(Choice(name, {"hard_negative": None}), wiring, VIEW)
+        build(Choice(name, {}), wiring, VIEW, "runs.a")
+    build(Choice(name, {"hard_negative": None}), wiring, VIEW)
 
 
 @pytest.mark.parametrize(
     ("name", "wiring"), [("mscn", MOCO_V1), ("mscn", SIMSIAM), ("adios", MOCO_V1)]
 )
 def test_unpublished_combinations_are_refused(name: str, wiring: Wiring) -> None:
-    published = "moco v2, simclr, byol" + (", simsiam" if name == "adios" else "")
-    told = rf"runs\.a \(name: {name}\): defined for {published}; no paper .*{wiring.name}"
+    published = "moco, simclr, byol" + (", simsiam" if name == "adios" else "")
+    told = rf"runs\.a \(name: {name}\): no paper .* {wiring.label};.*published form of {published}"
     with pytest.raises(UserError, match=told):
-        strategies.build(Choice(name, {}), wiring, VIEW, "runs.a")
+        build(Choice(name, {}), wiring, VIEW, "runs.a")
 
 
 @pytest.mark.parametrize("wiring", ALL)
-@pytest.mark.parametrize("name", list(strategies.MASKS))
+@pytest.mark.parametrize("name", list(MASKS))
 def test_every_published_combination_is_built(name: str, wiring: Wiring) -> None:
     """METHOD 4: saliency, filling and erasing masks go with every framework."""
     apart = {"mscn": {"moco v2", "simclr", "byol"}}
     apart["adios"] = apart["mscn"] | {"simsiam"}
     guided = name in ("blur", "mean", "high_pass")
     choice = Choice(name, {"hard_negative": None} if guided else {})
-    if wiring.name in apart.get(name, {wiring.name}):
-        strategy = strategies.build(choice, wiring, VIEW)
+    if wiring.label in apart.get(name, {wiring.label}):
+        strategy = build(choice, wiring, VIEW)
         assert strategy.reads_saliency == guided
         assert isinstance(strategy.masker, Masker) == (name == "adios")
     else:
         with pytest.raises(UserError):
-            strategies.build(choice, wiring, VIEW)
+            build(choice, wiring, VIEW)

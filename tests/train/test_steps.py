@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from salmask import frameworks
 from salmask.devices import place
 from salmask.errors import InterruptedRunError, UserError
-from salmask.masks import strategies
+from salmask.masks import MASKS
+from salmask.masks.ready import ReadyMask
+from salmask.masks.ready import build as build_mask
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
@@ -64,16 +66,16 @@ CASES: list[Case] = [
 ]
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     *(
-        (f, m, {}, "a hard negative is pushed away, and .* pushes nothing away")
+        (f, m, {}, "has no negatives, so it cannot use hard negatives")
         for f in FRAMEWORKS
         for m in GUIDED
         if f not in PUSHING
     ),
-    *((f, "mscn", {}, "defined for moco v2, simclr, byol; no paper says how its views meet under "
-       + f) for f in ("moco v1", "symmetric moco", "simsiam")),
-    *((f, "adios", {}, "defined for moco v2, simclr, byol, simsiam; no paper says")
+    *((f, "mscn", {}, f"no paper defines this mask for {f}.*published form of moco, simclr, byol")
+      for f in ("moco v1", "symmetric moco", "simsiam")),
+    *((f, "adios", {}, "published form of moco, simclr, byol, simsiam")
       for f in ("moco v1", "symmetric moco")),
-    *((f, m, {"where": "random"}, "`where: random` nothing says where")
+    *((f, m, {"where": "random"}, "but `where: random` reads no saliency")
       for f in PUSHING for m in GUIDED),
 ]  # fmt: skip
 
@@ -86,11 +88,11 @@ def options_of(case: Case) -> dict[str, Any]:
     return ALONE if case[1] in GUIDED and not case[2] else {}
 
 
-def build(case: Case) -> tuple[Any, strategies.Strategy]:
+def build(case: Case) -> tuple[Any, ReadyMask]:
     name, options = FRAMEWORKS[case[0]]
     torch.manual_seed(0)
-    model = frameworks.build(Choice(name, options), ENCODER, BATCH, STEPS)
-    strategy = strategies.build(Choice(case[1], options_of(case)), model.wiring, VIEW)
+    model = frameworks.build(Choice(name, options), ENCODER, BATCH)
+    strategy = build_mask(Choice(case[1], options_of(case)), model.wiring, VIEW)
     return place(model, CPU), strategy
 
 
@@ -113,7 +115,7 @@ class Training:
 
     model: Any
     optimizer: torch.optim.Optimizer
-    strategy: strategies.Strategy
+    strategy: ReadyMask
     adversary: Adversary | None
     config: TrainConfig
 
@@ -192,20 +194,20 @@ def loss_on(model: Any, views: Views) -> float:
 
 
 def test_every_mask_and_framework_is_in_the_table():
-    assert {mask for _, mask, _ in CASES} == set(strategies.MASKS)
-    assert {FRAMEWORKS[name][0] for name, _, _ in CASES} == set(frameworks.NAMES)
+    assert {mask for _, mask, _ in CASES} == set(MASKS)
+    assert {FRAMEWORKS[name][0] for name, _, _ in CASES} == set(frameworks.FRAMEWORKS)
     refused = {(framework, mask) for framework, mask, options, _ in REFUSED if not options}
     allowed = {(f, m) for f, m, hard in CASES if hard or m not in GUIDED}
     assert refused.isdisjoint(allowed)
-    assert refused | allowed == {(f, m) for f in FRAMEWORKS for m in strategies.MASKS}
+    assert refused | allowed == {(f, m) for f in FRAMEWORKS for m in MASKS}
 
 
 @pytest.mark.parametrize(("framework", "mask", "options", "told"), REFUSED)
 def test_other_pairs_are_refused_with_the_reason(framework, mask, options, told):
     name, given = FRAMEWORKS[framework]
-    wiring = frameworks.build(Choice(name, given), ENCODER, BATCH, STEPS).wiring
+    wiring = frameworks.build(Choice(name, given), ENCODER, BATCH).wiring
     with pytest.raises(UserError, match=told):
-        strategies.build(Choice(mask, options), wiring, VIEW)
+        build_mask(Choice(mask, options), wiring, VIEW)
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
