@@ -16,7 +16,12 @@ from tests.helpers.project import TINY, Project
 
 pytestmark = pytest.mark.pipeline
 
-MASK = '''
+MASK = '''"""Blank: the most salient patches of the query are 0."""
+
+from salmask.masks import Mask
+from salmask.randomness import Draws
+from salmask.shapes import Masked, Pair
+
 
 def blank(pair: Pair, draws: Draws, grid: int, *, share: float = 0.5) -> Masked:
     """The query's most salient patches are 0. share: of all patches."""
@@ -27,29 +32,34 @@ def blank(pair: Pair, draws: Draws, grid: int, *, share: float = 0.5) -> Masked:
     hidden = salient.view(-1, 1, grid, grid)
     hidden = hidden.repeat_interleave(side, 2).repeat_interleave(side, 3)
     return Masked(pair.query.masked_fill(hidden, 0.0), pair.key)
+
+
+MASK = Mask(blank, label="blank", reads_saliency=lambda options: True)
 '''
 
 FRAMEWORK = '''"""Alike: both views of an image should have the same features, whatever they are."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salmask.encoders.backbones import build_encoder
-from salmask.params.yaml_file import EncoderConfig
+from salmask.frameworks import BaseFramework
 from salmask.losses import cosine
+from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Views, Wiring
 
 
-class Framework(nn.Module):
+class Framework(BaseFramework):
     """One encoder, and nothing that keeps it from making everything the same."""
 
-    def __init__(
-        self, encoder: EncoderConfig, batch: int, steps: int, *, strength: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.wiring = Wiring("alike")
+    def __init__(self, encoder: EncoderConfig, wiring: Wiring, *, strength: float = 1.0) -> None:
+        super().__init__(encoder, wiring)
         self.encoder = build_encoder(encoder)
         self.strength = strength
+
+    @classmethod
+    def check(cls, batch, options) -> Wiring:
+        return Wiring("alike", "alike")
 
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
         return self.losses(views)
@@ -141,19 +151,15 @@ def trained(project: Project, run: str) -> tuple[dict, list[dict[str, str]]]:
         return json.loads((out / "encoder.json").read_text()), list(csv.DictReader(stream))
 
 
-def test_a_mask_is_a_function_and_its_entry(project: Project) -> None:
+def test_a_mask_is_a_file(project: Project) -> None:
     before = sources(project)
-    path = project.folder / "salmask/masks/strategies.py"
-    text = path.read_text()
-    start = "\n\nMASKS: dict[str, Callable[..., Any]] = {\n"
-    assert text.count(start) == 1
-    path.write_text(text.replace(start, f'{MASK}{start}    "blank": blank,\n'))
+    (project.folder / "salmask/masks/blank.py").write_text(MASK)
     use(project, "blank")
 
     described, history = trained(project, "blank")
     assert described["input"]["filter"] is None
     assert len(history) == 2 and all(math.isfinite(float(row["loss"])) for row in history)
-    assert changed(before, sources(project)) == {"params.yaml", "salmask/masks/strategies.py"}
+    assert changed(before, sources(project)) == {"params.yaml", "salmask/masks/blank.py"}
     assert history != trained(project, "plain")[1]  # so it did mask something
 
 
