@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -13,28 +12,18 @@ from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from salmask.data.photometry import apply_photometry
 from salmask.data.resample import resample
 from salmask.filters import high_pass
-from salmask.masks import strategies
-from salmask.masks.adios import Masker
+from salmask.masks import MASKS, LearnedMask
+from salmask.masks.options import function_of, input_filter, reads_saliency
 from salmask.params.run import RunConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
-from salmask.report.papers import MASK_NAMES
 from salmask.report.sheets import Column, Tile, grid_sheet
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair
 
 _ALWAYS = ("high_pass", "blur", "mean", "mscn", "mixmask", "unmix", "mixmask_star", "erase")
-_KINDS: dict[str, dict[str, dict[str, Any]]] = {  # what a mask draws by chance, shown one by one
-    "high_pass": {
-        "spatial": {"focal": 0.0, "channel": 0.0},
-        "per channel": {"focal": 0.0, "channel": 1.0},
-        "focal": {"focal": 1.0},
-    },
-    "mixmask": {"blocks": {"shape": "block"}, "discrete": {"shape": "discrete"}},
-    "unmix": {"blend": {"global_p": 1.0}, "box": {"global_p": 0.0}},
-}
 _COLUMNS_A_BAND = 8
 _EXTRA = 2  # further views that MSCN takes
 _FILTERED_GAIN = 3.0  # high-pass views are faint: what is left of an image is mostly small
@@ -48,12 +37,12 @@ class ShownMask:
     title: str
     mask: Choice
     guided: bool = True
-    masker: Masker | None = None
+    masker: LearnedMask | None = None
     kind: str = "query, mixed"
 
 
 def masks_of(
-    runs: Sequence[RunConfig], maskers: Mapping[str, Masker] | None = None
+    runs: Sequence[RunConfig], maskers: Mapping[str, LearnedMask] | None = None
 ) -> list[ShownMask]:
     """The masks of the runs and, always, those that need no training; some of them once for each of
     the kinds that they draw by chance.
@@ -68,7 +57,7 @@ def masks_of(
             learned.append(
                 ShownMask(f"{_name(run.mask.name)}\n{run.name}", run.mask, False, masker)
             )
-        elif run.mask.name in strategies.LEARNED or run.mask.name == "none":
+        elif MASKS[run.mask.name].learns or run.mask.name == "none":
             continue
         elif run.mask not in found.values():
             named = _name(run.mask.name)
@@ -81,16 +70,16 @@ def masks_of(
 
 
 def _kinds(title: str, mask: Choice) -> list[ShownMask]:
-    if mask.name not in _KINDS:
-        return [ShownMask(title, mask, strategies.reads_saliency(mask))]
+    if not MASKS[mask.name].kinds:
+        return [ShownMask(title, mask, reads_saliency(mask))]
     named = _name(mask.name)
     kinds = {
         kind: Choice(mask.name, {**mask.options, **forced})
-        for kind, forced in _KINDS[mask.name].items()
+        for kind, forced in MASKS[mask.name].kinds.items()
     }
     if mask.name != "high_pass":
         return [ShownMask(title, choice, False, kind=kind) for kind, choice in kinds.items()]
-    guided = strategies.reads_saliency(mask)
+    guided = reads_saliency(mask)
     return [
         ShownMask(title.replace(named, f"{named}, {kind}", 1), choice, guided and kind != "focal")
         for kind, choice in kinds.items()
@@ -98,7 +87,7 @@ def _kinds(title: str, mask: Choice) -> list[ShownMask]:
 
 
 def _name(mask: str) -> str:
-    return MASK_NAMES.get(mask, mask)
+    return MASKS[mask].label
 
 
 def pair_of(
@@ -163,13 +152,13 @@ def mask_sheet(
 
 
 def _columns(shown: ShownMask, pair: Pair, draws: Draws, view: ViewConfig) -> list[Column]:
-    filtered = strategies.input_filter(shown.mask, view.size) is not None
+    filtered = input_filter(shown.mask, view.size) is not None
     if shown.masker is not None:
         with torch.inference_mode():
             masks = shown.masker.eval()(pair.query).unbind(1)
         hidden = [pair.query * (1 - mask[:, None]) for mask in masks]
         return [(f"less mask {n}", _tiles(images, None)) for n, images in enumerate(hidden, 1)]
-    masked = strategies.function_of(shown.mask)(pair, draws, view.grid)
+    masked = function_of(shown.mask)(pair, draws, view.grid)
     threshold = float(shown.mask.options.get("threshold", 0.6))
     query_cells, key_cells = (
         foreground(maps, threshold) if shown.guided and maps is not None else None
@@ -189,7 +178,7 @@ def _columns(shown: ShownMask, pair: Pair, draws: Draws, view: ViewConfig) -> li
 
 
 def _is_masked_key(mask: Choice, key: Tensor, unmasked: Tensor) -> bool:
-    wanted = strategies.input_filter(mask, unmasked.shape[-1])
+    wanted = input_filter(mask, unmasked.shape[-1])
     if wanted is not None:
         unmasked = high_pass(unmasked, wanted["kernel"], wanted["sigma"])
     return not torch.equal(key, unmasked)

@@ -14,18 +14,6 @@ from importlib.resources import files
 from salmask.errors import UserError
 
 FRAMEWORKS = {"moco": "MoCo v2", "simclr": "SimCLR", "byol": "BYOL", "simsiam": "SimSiam"}
-MASK_NAMES = {
-    "none": "no mask",
-    "mscn": "MSCN",
-    "adios": "ADIOS",
-    "high_pass": "high-pass",
-    "blur": "strong blur",
-    "mean": "mean fill",
-    "mixmask": "MixMask",
-    "unmix": "Un-Mix",
-    "mixmask_star": "MixMask*",
-    "erase": "erase-based",
-}
 MAIN = "chin 1"  # the table that a report without tables of its own shows
 
 Number = Decimal | int | None  # Decimal keeps the printed digits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.dataclasses import dataclass as checked
 
 from salmask.errors import UserError
-from salmask.masks import strategies
+from salmask.masks.options import options_of
 from salmask.params.names import run_names
 from salmask.params.run import RunConfig
 from salmask.params.values import STRICT
@@ -116,7 +116,7 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
 
     Defaults are filled in, except for those of the framework.
     """
-    mask = {"name": run.mask.name, **strategies.options_of(run.mask)}
+    mask = {"name": run.mask.name, **options_of(run.mask)}
     framework = {"name": run.framework.name, **run.framework.options}
     sections = {"encoder": run.encoder, "view": run.view, "train": run.train}
     return _flat({**sections, "mask": mask, "framework": framework}, "")

@@ -16,7 +16,7 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder
 from salmask.encoders.on_disk import InputSpec
 from salmask.files import write_json
-from salmask.masks.strategies import input_filter
+from salmask.masks.options import input_filter
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe, record

@@ -13,7 +13,7 @@ from salmask.data.loader import Crops
 from salmask.data.resample import resample
 from salmask.data.views import flip_images, view_geometry
 from salmask.encoders import on_disk as encoder_file
-from salmask.masks import strategies
+from salmask.masks.options import function_of
 from salmask.params.run import read_run
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
@@ -78,10 +78,10 @@ def masked_cells(title: str) -> tuple[torch.Tensor, ...]:
     pair = gallery.pair_of(images, maps, view, draws)
     (shown,) = [s for s in gallery.masks_of([]) if s.title == title]
     plain = Choice("high_pass", {**shown.mask.options, "focal": 0.0, "ratio": [0.0, 0.0]})
-    masked = strategies.function_of(shown.mask)(pair, draws, 8)
+    masked = function_of(shown.mask)(pair, draws, 8)
     before = pair.query
     if shown.mask.name == "high_pass":
-        before = strategies.function_of(plain)(pair, draws, 8).query
+        before = function_of(plain)(pair, draws, 8).query
     changed = [
         (a != b).float() for a, b in ((masked.query, before), (masked.negatives[0], masked.key))
     ]
