@@ -12,11 +12,10 @@ from salmask.datasets.reader import dataset_reader
 from salmask.detection import datasets as detection
 from salmask.detection.detector import trunk_of
 from salmask.encoders import importing
-from salmask.encoders.backbones import build_encoder
+from salmask.encoders.backbones import build_encoder, check_encoder
 from salmask.errors import UserError
 from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
 from salmask.masks.ready import build as build_mask
-from salmask.params.encoder import EncoderConfig
 from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
 from salmask.params.overlay import RUN_SECTIONS, run_seed
 from salmask.params.run import read_run
@@ -70,14 +69,10 @@ def validate(params: Params) -> None:
     )
     params.section("saliency", SaliencyConfig)
     refuse_grids(params)
-    checked: set[EncoderConfig] = set()
     for name in run_names(params):
         run = read_run(params, name)
         try:
-            if run.encoder not in checked and run.encoder.family != "residual":
-                with torch.device("meta"):  # only building shows whether the network fits
-                    build_encoder(run.encoder)
-            checked.add(run.encoder)
+            check_encoder(run.encoder)
             wiring = frameworks.wiring_of(run.framework, run.train.batch)
             with torch.device("meta"):  # a learned mask has a network
                 build_mask(run.mask, wiring, run.view)

@@ -23,9 +23,9 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
 from salmask.job import Job
-from salmask.masks import strategies
 from salmask.masks.on_disk import save_masker
 from salmask.masks.options import input_filter
+from salmask.masks.ready import build as build_mask
 from salmask.params.run import RunConfig
 from salmask.saliency.store import SaliencyStore
 from salmask.train import engine
@@ -126,9 +126,9 @@ class Learner:
                 f"processes; set a multiple of {world_size()}"
             )
         torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
-        built = frameworks.build(config.framework, config.encoder, config.train.batch, self.steps)
+        built = frameworks.build(config.framework, config.encoder, config.train.batch)
         self.framework = place(built, device).train()
-        self.mask = strategies.build(config.mask, built.wiring, config.view)
+        self.mask = build_mask(config.mask, built.wiring, config.view)
         self.adversary = Adversary(place(self.mask.masker, device)) if self.mask.masker else None
         self.optimizer = build_optimizer(self.framework, config.train)
         network: nn.Module = self.framework

@@ -52,7 +52,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from none, high_pass, blur, mean"),
+        ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from adios, blur, erase"),
         ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
         (
             {"framework": {"name": "moco", "bn_group": 5, "queue": 64}},
