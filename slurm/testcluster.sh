@@ -163,8 +163,8 @@ nodes_are() { # NODES STATE...
   [[ -n $state && " ${*:2} " == *" $state "* ]]
 }
 
-gave_up() {
-  say "the cluster did not come up; the ends of its logs:"
+start_failed() {
+  say "the cluster did not start; the ends of its logs:"
   tail -n 15 "$DIR"/log/*.out >&2 || true
   down
 }
@@ -174,13 +174,13 @@ is_up() { alive munged && alive slurmctld; }
 up() {
   check_machine
   if is_up >/dev/null; then
-    [[ $ACCOUNTING == no || -f $DIR/slurmdbd.conf ]] || refuse "it has no accounting: down first"
+    [[ $ACCOUNTING == no || -f $DIR/slurmdbd.conf ]] || refuse "the running cluster has no accounting: call down first"
     say "runs already in $DIR"
   else
     down # removes what a crash may have left
-    mkdir "$DIR" # fails if another `up` runs; gave_up would stop its cluster
+    mkdir "$DIR" # fails if another `up` runs; start_failed would stop its cluster
     touch "$DIR/$MARK"
-    trap gave_up EXIT
+    trap start_failed EXIT
     start_all
     trap - EXIT
     say "$(sinfo --version) with the nodes n1 and n2 runs in $DIR; to stop it: $0 down --dir $DIR"
