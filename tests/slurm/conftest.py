@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.helpers.project import TINY, Project
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster.sh"
 
@@ -102,3 +105,26 @@ def cluster() -> Iterator[Cluster]:
 def own_cluster() -> Callable[..., AbstractContextManager[Cluster]]:
     """A function that starts a separate cluster: `with own_cluster("--accounting") as cluster:`"""
     return running
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny project with manifest, localizer and saliency. Do not change it."""
+    project = Project(tmp_path_factory.mktemp("prepared"), TINY)
+    for stage in ("code", "prepare", "localizer", "saliency"):
+        project.stage(stage)
+    shutil.rmtree(project.folder / "runs")
+    return project.folder
+
+
+@pytest.fixture(scope="session")
+def copy_prepared(prepared: Path) -> Callable[[Path, dict[str, Any]], Project]:
+    """`copy_prepared(folder, params)` copies the prepared project and writes params.yaml."""
+
+    def copy(folder: Path, params: dict[str, Any]) -> Project:
+        shutil.copytree(prepared, folder, symlinks=True, dirs_exist_ok=True)
+        project = Project.at(folder)
+        project.write_params(params)
+        return project
+
+    return copy

@@ -13,7 +13,7 @@ import pytest
 
 from salmask.provenance import tree_digest
 from slurm import scheduler
-from tests.helpers.project import TINY, Project
+from tests.helpers.project import TINY
 from tests.helpers.workspace import Workspace, output_of, wait_until
 
 pytestmark = pytest.mark.slurm
@@ -184,17 +184,14 @@ def test_max_requeues_limits_how_often_a_job_returns_to_the_queue(workspace, clu
 
 
 def test_pretraining_on_two_nodes_gives_the_same_bytes_after_an_interruption(
-    tmp_path: Path, cluster
+    tmp_path: Path, cluster, copy_prepared
 ):
     params = copy.deepcopy(TINY)
     params["train"] |= {"epochs": 10, "images": "stream"}
     params["runs"] = {"blur": {"mask": {"name": "blur"}}}
-    (tmp_path / "project").mkdir()
-    project = Project(tmp_path / "project", params)
+    project = copy_prepared(tmp_path / "project", params)
     workspace = Workspace(project.folder, str(cluster.conf))
     workspace.write_profile(nodes=2, checkpoint_minutes=0.0001)
-    for stage in ("prepare", "localizer", "saliency"):
-        project.stage(stage)
 
     def start(runs: str):
         variables = {"SALMASK_RUNS": str(tmp_path / runs), "PYTHONPATH": ""}

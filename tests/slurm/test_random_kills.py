@@ -16,7 +16,7 @@ from collections import Counter
 import pytest
 
 from salmask.provenance import tree_digest
-from tests.helpers.project import TINY, Project
+from tests.helpers.project import TINY
 from tests.helpers.workspace import Workspace, leftovers, wait_until
 
 pytestmark = pytest.mark.slurm
@@ -36,16 +36,17 @@ KINDS = ("task", "launcher", "scancel", "requeue")
 
 @pytest.mark.timeout(300 + 60 * MANY)
 @pytest.mark.parametrize("kills", [2, pytest.param(MANY, marks=pytest.mark.long, id="many")])
-def test_after_random_kills_the_pipeline_gives_the_same_bytes(tmp_path, cluster, kills):
+def test_after_random_kills_the_pipeline_gives_the_same_bytes(
+    tmp_path, cluster, copy_prepared, kills
+):
     params = copy.deepcopy(TINY)
     params["train"]["epochs"] = 20
     params["saliency"]["shard_rows"] = 32
     params["runs"] = {"blur": {"mask": {"name": "blur"}}}
-    (tmp_path / "project").mkdir()
-    project = Project(tmp_path / "project", params)
+    project = copy_prepared(tmp_path / "project", params)
     local = {"SALMASK_CLUSTER": "local.yaml", "SALMASK_RUNS": str(tmp_path / "undisturbed")}
     (project.folder / "local.yaml").write_text("executor: local\ncpus: 1\n")
-    for command in (["stages.prepare"], ["stages.localizer"], *(c for c, _ in STAGES.values())):
+    for command, _ in STAGES.values():
         project.stage(command[0].removeprefix("stages."), *command[1:], **local)
 
     def digests() -> dict[str, str]:

@@ -21,7 +21,7 @@ import pytest
 
 from salmask.provenance import tree_digest
 from salmask.train import checkpoint
-from tests.helpers.project import TINY, Project
+from tests.helpers.project import TINY
 from tests.helpers.workspace import Workspace, leftovers, output_of, read_until, wait_until
 
 pytestmark = pytest.mark.slurm
@@ -252,19 +252,18 @@ def checked_digest(workspace: PausedWorkspace) -> str:
 
 
 @pytest.fixture(scope="module")
-def endings(tmp_path_factory, cluster, own_cluster) -> Iterator[dict[str, Future[set[str]]]]:
+def endings(
+    tmp_path_factory, cluster, own_cluster, copy_prepared
+) -> Iterator[dict[str, Future[set[str]]]]:
     """The digests of the artifacts after each event, or the event's exception."""
     params = copy.deepcopy(TINY)
     params["train"]["epochs"] = 4
     params["runs"] = {RUN: {"mask": {"name": RUN}}}
     home = tmp_path_factory.mktemp("project")
-    project = Project(home, params)
+    copy_prepared(home, params).stage("code")
     pipeline = (home / "dvc.yaml").read_text()
     script = "tests/helpers/paused_pretrain.py"
     (home / "dvc.yaml").write_text(pipeline.replace("-m stages.pretrain", script))
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(project.stage, ("code", "prepare", "localizer")))
-    project.stage("saliency")
 
     def paused_workspace(name: str, on, at_end: ExitStack) -> PausedWorkspace:
         return PausedWorkspace(home if name == "orphaned" else sibling(home, name), on, at_end)
