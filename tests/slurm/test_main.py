@@ -1,0 +1,60 @@
+"""`python -m slurm`: which runs it shows and finds, without a cluster."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from slurm.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two unfinished runs that ran without jobs."""
+    monkeypatch.setenv("SALMASK_RUNS", str(tmp_path))
+    for name in ("pretrain-blur-000000000001", "pretrain-mean-000000000002"):
+        (tmp_path / name / "work").mkdir(parents=True)
+        (tmp_path / name / "job.json").write_text(json.dumps({"host": "here"}))
+    (tmp_path / "pretrain-blur-000000000001" / "work" / "step-000000012.pt").touch()
+    return tmp_path
+
+
+def test_status_shows_one_row_for_each_run(runs):
+    lines = CliRunner().invoke(main, ["status"]).output.splitlines()
+    assert [line.split() for line in lines] == [
+        ["run", "state", "job", "where", "checkpoint"],
+        ["pretrain-blur-000000000001", "stopped", "here", "step-000000012"],
+        ["pretrain-mean-000000000002", "stopped", "here"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["logs", "blur"], "has no job"),
+        (["logs", "pretrain"], "several runs match pretrain: pretrain-blur-"),
+        (["logs", "nothing"], "no run matches nothing: pretrain-blur-"),
+        (["cancel"], "give either the name of a run or --all"),
+    ],
+)
+def test_user_errors_exit_with_code_2(runs, command, message):
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_a_folder_without_runs_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("SALMASK_RUNS", str(tmp_path))
+    assert f"no runs in {tmp_path}" in CliRunner().invoke(main, ["status"]).output
+
+
+def test_launchers_and_commands_import_neither_torch_nor_submitit():
+    modules = "slurm.__main__, slurm.launch, slurm.doctor"
+    code = f"import sys, {modules}; print({{'torch', 'submitit'}} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    assert output == "set()\n"
