@@ -1,12 +1,13 @@
-"""Detection with one run's encoder as the trunk, trained on one set of `detect:`."""
+"""Trains a detector around the encoder of one run on one set of `detect`, and scores it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from salmask.detection import datasets as sources
-from salmask.detection import prepared_files as stored
+from salmask.detection import prepared_files
+from salmask.detection.options import training_options
 from salmask.detection.protocol import run
 from salmask.distributed import rank
 from salmask.encoders import on_disk as encoder_file
@@ -21,9 +22,10 @@ from stages.paths import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN
 
 
 def work(job: Job, options: dict[str, Any], data: Path, encoder: Path) -> None:
-    """Trains and scores; several processes share it."""
-    sets = stored.load(data)
-    metrics = run({"trained": encoder_file.load(encoder, job.device)}, sets, job, **options)
+    """Trains and scores a detector. All processes of the job call this."""
+    annotated = prepared_files.load(data)
+    encoders = {"trained": encoder_file.load(encoder, job.device)}
+    metrics = run(encoders, annotated, job, **options)
     if rank() == 0:
         tell(job, metrics)
 
@@ -35,14 +37,15 @@ def work(job: Job, options: dict[str, Any], data: Path, encoder: Path) -> None:
 def main(name: str, dataset: str) -> None:
     """Writes metrics.json, classes.csv, detections.png to artifacts/evaluate/<run>/detect-<set>."""
     params, key = Params.read(), f"detect.{dataset}"
-    _, options = sources.configured(params.choice(key), f"{params.source}: {key}")
+    options, schedule = training_options(params.choice(key), f"{params.source}: {key}")
     seed, data, encoder = params.seed(), DETECT / dataset, PRETRAIN / name
-    files = [data / file for file in stored.FILES] + [encoder / file for file in ENCODER_FILES]
+    files = [data / file for file in prepared_files.FILES]
+    files += [encoder / file for file in ENCODER_FILES]
     made_by = recipe(
         "detect",
         f"{name}-{dataset}",
         stage_modules(params, "detect"),
-        params.reads,
+        params.reads | {f"{key}.recipe": asdict(schedule)},  # a changed preset changes the result
         files,
         Path.cwd(),
     )

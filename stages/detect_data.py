@@ -1,13 +1,13 @@
-"""The annotated images of one set of `detect:`, read and checked once -> what detection reads."""
+"""Reads and checks the annotated images of one set of `detect`, once for all detectors."""
 
 import shutil
 from pathlib import Path
 
 import click
 
-from salmask.detection import datasets as sources
-from salmask.detection import prepared_files as stored
-from salmask.detection.protocol import Sets
+from salmask.detection import prepared_files
+from salmask.detection.datasets import configured_reader
+from salmask.detection.objects import DetectionData
 from salmask.devices import pick_device
 from salmask.errors import UserError
 from salmask.files import write_json
@@ -24,31 +24,27 @@ from stages.paths import DETECT
 def main(name: str) -> None:
     """Writes artifacts/detect/<name>: dataset.json, pictures.jsonl, skipped.csv."""
     params, key = Params.read(), f"detect.{name}"
-    where = f"{params.source}: {key}"
-    source, _ = sources.configured(params.choice(key), where)
+    read = configured_reader(params, key)
     out = DETECT / name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     try:
-        root, train, test = source(out.resolve(), params.seed())
+        root, train, test = read(out.resolve(), params.seed())
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    about = stored.save(Sets(name, train, test), root, out)
-    made_by = recipe(
-        "detect_data",
-        name,
-        stage_modules(params, f"detect_data/{name}"),
-        params.reads,
-        [],
-        Path.cwd(),
-    )
+        raise UserError(f"{params.source}: {key}: {error}") from None
+    metadata = prepared_files.save(DetectionData(name, train, test), root, out)
+    modules = stage_modules(params, f"detect_data/{name}")
+    made_by = recipe("detect_data", name, modules, params.reads, [], Path.cwd())
     write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern="*"))
-    counts = (f"{about['images'][s]} {s} ({about['objects'][s]} objects)" for s in about["images"])
-    masks = "" if about["masks"] else ", no masks"
-    print(f"{name}: {', '.join(counts)} images, {len(train.classes)} classes{masks}")
-    if about["skipped"]:
-        print(f"{about['skipped']} problems; {out}/skipped.csv tells what was left out or cut")
-    for note in about["notes"]:
+    counts = [
+        f"{images} {split} images ({metadata['objects'][split]} objects)"
+        for split, images in metadata["images"].items()
+    ]
+    masks = "with masks" if metadata["masks"] else "no masks"
+    print(f"{name}: {', '.join(counts)}, {len(train.classes)} classes, {masks}")
+    if metadata["skipped"]:
+        print(f"{metadata['skipped']} images and objects left out or clipped: {out}/skipped.csv")
+    for note in metadata["notes"]:
         print(f"note: {note}")
 
 

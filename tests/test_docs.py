@@ -16,7 +16,8 @@ from salmask.commands.cli import main
 from salmask.datasets import DATASETS
 from salmask.datasets.download import downloads
 from salmask.datasets.reader import dataset_reader
-from salmask.detection import datasets as annotated
+from salmask.detection.datasets import configured_reader
+from salmask.detection.options import training_options
 from salmask.encoders.importing import Import
 from salmask.masks import MASKS
 from salmask.masks.options import options_of
@@ -25,6 +26,7 @@ from salmask.params.encoder import EncoderConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice, check
 from salmask.params.view import ViewConfig
+from salmask.params.yaml_file import Params
 
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "docs/data.md").read_text()
@@ -95,7 +97,8 @@ def test_sets_to_detect_in_are_accepted() -> None:
     sets = yaml.safe_load(example)["detect"]
     assert list(sets) == ["voc", "coco", "mine"]
     for name, options in sets.items():
-        annotated.configured(Choice(options.pop("name"), options), name)
+        configured_reader(Params({"detect": sets}), f"detect.{name}")
+        training_options(Choice(options.pop("name"), options), name)
 
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])

@@ -9,10 +9,11 @@ import torch
 from salmask import frameworks
 from salmask.commands.grids import refuse_grids
 from salmask.datasets.reader import dataset_reader
-from salmask.detection import datasets as detection
-from salmask.detection.detector import trunk_of
+from salmask.detection.architecture import check_trunk
+from salmask.detection.datasets import configured_reader
+from salmask.detection.options import training_options
 from salmask.encoders import importing
-from salmask.encoders.backbones import build_encoder, check_encoder
+from salmask.encoders.backbones import check_encoder
 from salmask.errors import UserError
 from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
 from salmask.masks.ready import build as build_mask
@@ -96,7 +97,8 @@ def _validate_evaluations(params: Params) -> None:
     for name in params.section("transfer", dict[str, Any]):
         dataset_reader(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
     for name in params.section("detect", dict[str, Any]):
-        detection.configured(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
+        configured_reader(params, f"detect.{name}")
+        training_options(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
     everywhere, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
     for protocol in CHOSEN:
         params.raw(f"evaluate.chosen.{protocol}")  # DVC looks for each, even if it names nothing
@@ -131,8 +133,7 @@ def _validate_trunk(params: Params, name: str) -> None:
     else:
         encoder = read_run(params, name).encoder
     try:
-        with torch.device("meta"):
-            trunk_of(build_encoder(encoder), encoder.arch)
+        check_trunk(encoder)
     except UserError as error:
         raise UserError(f"{params.source}: evaluate.chosen.detect: {name}: {error}") from None
 

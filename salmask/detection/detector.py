@@ -1,16 +1,18 @@
-"""Faster R-CNN and Mask R-CNN with a C4 trunk (Ren et al. 2015, He et al. 2017), of torchvision's
-parts around an encoder of ours.
+"""Faster R-CNN and Mask R-CNN with a C4 trunk around one of our encoders (Ren et al. 2015, He et
+al. 2017), made of torchvision's parts.
 
-As in MoCo's protocol (He et al. 2020): stem to layer3 make the features, layer4 and a further norm
-are the box head, everything learns, batch norm too. The boxes' loss is torchvision's, smooth L1
-with beta 1/9, where detectron2 has L1.
+As in MoCo's protocol (He et al. 2020, Sec. 4.2), the stem to layer3 compute the features, layer4
+and an additional norm are the box head, and all weights are trained, including batch norms. The
+loss of boxes is torchvision's smooth L1 with beta 1/9, where detectron2 uses L1.
 
-Processes that share a batch pad it to one size, count its statistics and weigh its losses as one
-process would. In half precision only the convolutions are: boxes keep their digits.
+Processes that share a batch pad their images to one size, and weight their losses so that the mean
+over processes is the loss of the whole batch. In half precision only convolutions run in half
+precision; boxes are computed in float32.
+
+This module imports torchvision, which is slow to import: import it where a detector is built.
 """
 
 import copy
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,43 +32,46 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.resnet import ResNet
 from torchvision.ops import RoIAlign
 
-from salmask.detection.sampling import everything, subsample
+from salmask.detection.architecture import ANCHORS, Norm, check_trunk
+from salmask.detection.sampling import positive_and_negative, subsample
 from salmask.distributed import all_reduce_max, mean_weight
 from salmask.encoders.norms import group_norms, own_norms
 from salmask.encoders.on_disk import Encoder
-from salmask.errors import UserError
 
-Norm = Literal["sync", "local", "frozen"]
 Targets = list[dict[str, Tensor]]
 Losses = dict[str, Tensor]
 
-ANCHORS = (32, 64, 128, 256, 512)  # px
-RATIOS = (0.5, 1.0, 2.0)
-_POOLED = 14  # cells a side that RoIAlign hands to layer4
+RATIOS = (0.5, 1.0, 2.0)  # of the sides of anchors
+_POOLED = 14  # cells a side of a region at the input of layer4
 _MASK_CHANNELS = 256
-_ANCHORS_DRAWN = 256  # of each image, half of them on objects at most
-_POSITIVE = 0.25  # of an image's regions, at most
+_SAMPLED_ANCHORS = 256  # anchors of an image in the loss; at most half of them on objects
+_POSITIVE_SHARE = 0.25  # maximum share of objects among the regions in the loss
 _STRIDES = {"imagenet": 16, "small2": 8, "small": 4}  # of layer3, by the encoder's stem
 
 
-def trunk_of(network: nn.Module, arch: str) -> ResNet:
-    """The network. Raises UserError for one that no detector can be built around."""
-    if not isinstance(network, ResNet):
-        raise UserError(
-            f"encoder.arch: {arch} has no layer1 to layer4, which detection is built around; it "
-            "takes residual networks (resnet50, resnext50_32x4d, ...)"
-        )
-    return network
-
-
 class Detector(nn.Module):
-    """Images (3,H,W) float32 in [0,1] of any sizes -> losses in training, else detections.
+    """Images (3,H,W) float32 in [0,1] of any sizes -> losses in training, detections otherwise.
 
-    Training: forward(images, targets), targets with boxes (n,4) float32 in px, labels (n,) int64
-    from 1 on, a key () int64 that its random numbers come from, and masks (n,H,W) uint8 where it
-    has a mask head; gives losses by name, of which the mean over processes counts. Evaluation:
-    forward(images) gives for each image boxes, labels, scores and, with a mask head, masks
-    (n,1,14,14), probabilities over the box.
+    In training, `forward(images, targets)` returns losses by name; their mean over processes is the
+    loss of the batch. A target holds boxes (n,4) float32 in px, labels (n,) int64 from 1 on, a key
+    () int64 that determines its random numbers, and masks (n,H,W) uint8 for a mask head.
+
+    In evaluation, `forward(images)` returns for each image boxes, labels, scores and, with a mask
+    head, masks (n,1,14,14) with probabilities over the box.
+
+    Args:
+        encoder: a residual network. The detector works on a copy of it.
+        classes: number of classes, without the background.
+        masks: whether there is a mask head.
+        freeze_encoder: whether the stem to layer3 keep their weights.
+        norm: `sync` normalises with the statistics of the whole batch of all processes, `local`
+            with those of each process's part, `frozen` with the encoder's, which do not change.
+        anchors: sides in px.
+        regions: number of regions of an image that the heads are trained on.
+        seed: of the weights of new layers.
+
+    Raises:
+        UserError: the encoder is not a residual network.
     """
 
     def __init__(
@@ -81,31 +86,28 @@ class Detector(nn.Module):
         regions: int = 512,
         seed: int = 0,
     ) -> None:
-        """classes: without the background. masks: whether there is a mask head. freeze_encoder:
-        stem to layer3 stay as they are. norm: `sync` learns on the whole batch's statistics, of
-        all processes; `local` on those of each process's part; `frozen` keeps the encoder's as they
-        are. anchors: sides in px. regions: of an image that
-        the heads learn on. seed: of the new layers' weights. Raises UserError for an encoder that
-        is no ResNet."""
         super().__init__()
-        network = trunk_of(encoder.network, encoder.config.arch)
-        network = copy.deepcopy(network).requires_grad_(True)  # the encoder stays as it is
+        check_trunk(encoder.config)
+        network = copy.deepcopy(encoder.network).requires_grad_(True)
+        assert isinstance(network, ResNet)
         self.spec = encoder.spec
         self.stride = _STRIDES[encoder.config.stem]
         self.freeze_encoder, self.norm = freeze_encoder, norm
         stem = (network.conv1, network.bn1, network.relu, network.maxpool)
         self.trunk = nn.Sequential(*stem, network.layer1, network.layer2, network.layer3)
         first = network.layer4[0]
-        wide, wider = first.conv1.in_channels, first.downsample[0].out_channels
+        channels, head_channels = first.conv1.in_channels, first.downsample[0].out_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.rpn = _Proposals(wide, anchors)
-            self.heads = _Heads(network.layer4, wider, classes + 1, self.stride, regions, masks)
+            self.rpn = _KeyedRPN(channels, anchors)
+            self.heads = _C4Heads(
+                network.layer4, head_channels, classes + 1, self.stride, regions, masks
+            )
         (own_norms if norm == "local" else group_norms)(self)
         _set_trainable(self)
 
     def train(self, mode: bool = True) -> "Detector":
-        """As ever, but norms that are frozen keep their statistics."""
+        """As `nn.Module.train`, but frozen norms stay in evaluation mode."""
         super().train(mode)
         if self.freeze_encoder:
             self.trunk.eval()
@@ -114,32 +116,32 @@ class Detector(nn.Module):
                 layer.eval()
         return self
 
-    def prepared(self, images: list[Tensor]) -> ImageList:
-        """Normalised and filtered as the encoder's input is, each at its own size, then padded
-        with zeros to one size that the trunk's stride divides; in training one for all processes.
-        """
-        shown = [self.spec.prepared(image[None])[0] for image in images]
-        sizes = [(image.shape[1], image.shape[2]) for image in shown]
-        # anchors lie at whole strides: a map that ends in part of a cell would move them
-        tall, wide = (
+    def preprocess(self, images: list[Tensor]) -> ImageList:
+        """Normalises and filters each image as the encoder's input, at its own size, and pads all
+        with zeros to one size that is a multiple of the trunk's stride. In training the size is the
+        same in all processes."""
+        normalised = [self.spec.prepared(image[None])[0] for image in images]
+        sizes = [(image.shape[1], image.shape[2]) for image in normalised]
+        # torchvision spaces anchors by image size // map size: other sizes would move them
+        height, width = (
             -(-max(side) // self.stride) * self.stride for side in zip(*sizes, strict=True)
         )
         if self.training:
-            tall, wide = all_reduce_max(tall), all_reduce_max(wide)
-        padded = [F.pad(i, (0, wide - i.shape[2], 0, tall - i.shape[1])) for i in shown]
+            height, width = all_reduce_max(height), all_reduce_max(width)
+        padded = [F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in normalised]
         batch = torch.stack(padded).contiguous(memory_format=torch.channels_last)
         return ImageList(batch, sizes)
 
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> Losses | Targets:
-        batch = self.prepared(images)
+        batch = self.preprocess(images)
         features = {"0": self.trunk(batch.tensors).float()}
         proposals, losses = self.rpn(batch, features, targets)
-        found, more = self.heads(features, proposals, batch.image_sizes, targets)
-        return losses | more if self.training else found
+        detections, head_losses = self.heads(features, proposals, batch.image_sizes, targets)
+        return losses | head_losses if self.training else detections
 
 
-class _Heads(RoIHeads):
-    """torchvision's, with a box head whose features the mask head shares (C4)."""
+class _C4Heads(RoIHeads):
+    """torchvision's heads, with a box head whose features the mask head shares (C4)."""
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class _Heads(RoIHeads):
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=regions,
-            positive_fraction=_POSITIVE,
+            positive_fraction=_POSITIVE_SHARE,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
             score_thresh=0.05,
             nms_thresh=0.5,
@@ -176,7 +178,7 @@ class _Heads(RoIHeads):
                 nn.init.zeros_(layer.bias)
 
     def has_mask(self) -> bool:
-        """For torchvision's own checks of the targets."""
+        """Whether there is a mask head; torchvision's check of the targets calls this."""
         return self.mask_predictor is not None
 
     def forward(
@@ -187,96 +189,106 @@ class _Heads(RoIHeads):
         targets: Targets | None = None,
     ) -> tuple[Targets, Losses]:
         if self.training:
-            proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
-        regions = self._regions(features, proposals)
-        scores, moves = (out.float() for out in self.box_predictor(regions.mean(dim=(2, 3))))
+            proposals, matches, labels, regression_targets = self.select_training_samples(
+                proposals, targets
+            )
+        regions = self._region_features(features, proposals)
+        scores, deltas = (out.float() for out in self.box_predictor(regions.mean(dim=(2, 3))))
         if not self.training:
-            return self._detections(features, scores, moves, proposals, image_shapes), {}
+            return self._detections(features, scores, deltas, proposals, image_shapes), {}
         assert targets is not None
-        of_class, of_box = fastrcnn_loss(scores, moves, labels, wanted)
-        part = mean_weight(scores.new_tensor(len(scores)))
-        losses = {"class": part * of_class, "box": part * of_box}
+        class_loss, box_loss = fastrcnn_loss(scores, deltas, labels, regression_targets)
+        weight = mean_weight(scores.new_tensor(len(scores)))
+        losses = {"class": weight * class_loss, "box": weight * box_loss}
         if self.has_mask():
-            shown = [some > 0 for some in labels]  # masks are learned where there is an object
-            losses["mask"] = mean_weight(torch.cat(shown).sum()) * maskrcnn_loss(
-                self.mask_predictor(regions[torch.cat(shown)]).float(),
-                [some[chosen] for some, chosen in zip(proposals, shown, strict=True)],
+            positive = [of_image > 0 for of_image in labels]  # only objects have masks
+            losses["mask"] = mean_weight(torch.cat(positive).sum()) * maskrcnn_loss(
+                self.mask_predictor(regions[torch.cat(positive)]).float(),
+                [boxes[chosen] for boxes, chosen in zip(proposals, positive, strict=True)],
                 [target["masks"] for target in targets],
                 [target["labels"] for target in targets],
-                [some[chosen] for some, chosen in zip(matched, shown, strict=True)],
+                [match[chosen] for match, chosen in zip(matches, positive, strict=True)],
             )
         return [], losses
 
     def select_training_samples(
         self, proposals: list[Tensor], targets: Targets | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], tuple[Tensor, ...]]:
-        """As torchvision's, drawn by each image's key: regions, the objects they match, their
-        labels, and where these objects lie."""
+        """As torchvision's, but the sample is drawn with each image's key.
+
+        Returns:
+            For each image the sampled regions (n,4), the objects that they match (n,), their labels
+            (n,), and the regression targets (n,4).
+        """
         assert targets is not None
         boxes = [target["boxes"] for target in targets]
         proposals = self.add_gt_proposals(proposals, boxes)
-        names = [target["labels"] for target in targets]
-        matched, labels = self.assign_targets_to_proposals(proposals, boxes, names)
-        kept = [
-            torch.where(subsample(some, target["key"], "regions", self.regions, _POSITIVE) >= 0)[0]
-            for some, target in zip(labels, targets, strict=True)
+        object_labels = [target["labels"] for target in targets]
+        matches, labels = self.assign_targets_to_proposals(proposals, boxes, object_labels)
+        sampled = [
+            torch.where(
+                subsample(of_image, target["key"], "regions", self.regions, _POSITIVE_SHARE) >= 0
+            )[0]
+            for of_image, target in zip(labels, targets, strict=True)
         ]
-        proposals, matched, labels = (
-            [some[places] for some, places in zip(each, kept, strict=True)]
-            for each in (proposals, matched, labels)
+        proposals, matches, labels = (
+            [of_image[places] for of_image, places in zip(values, sampled, strict=True)]
+            for values in (proposals, matches, labels)
         )
-        there = [some if len(some) else some.new_zeros(1, 4) for some in boxes]
-        wanted = [some[places] for some, places in zip(there, matched, strict=True)]
-        return proposals, matched, labels, self.box_coder.encode(wanted, proposals)
+        # an image without objects needs one box that its background regions can refer to
+        not_empty = [b if len(b) else b.new_zeros(1, 4) for b in boxes]
+        matched = [b[match] for b, match in zip(not_empty, matches, strict=True)]
+        return proposals, matches, labels, self.box_coder.encode(matched, proposals)
 
     def _detections(
         self,
         features: dict[str, Tensor],
         scores: Tensor,
-        moves: Tensor,
+        deltas: Tensor,
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> Targets:
-        kept = self.postprocess_detections(scores, moves, proposals, image_shapes)
+        outputs = self.postprocess_detections(scores, deltas, proposals, image_shapes)
         names = ("boxes", "scores", "labels")
-        found = [dict(zip(names, one, strict=True)) for one in zip(*kept, strict=True)]
+        detections = [dict(zip(names, one, strict=True)) for one in zip(*outputs, strict=True)]
         if self.has_mask():
-            logits = self.mask_predictor(self._regions(features, [one["boxes"] for one in found]))
-            masks = maskrcnn_inference(logits.float(), [one["labels"] for one in found])
-            found = [one | {"masks": mask} for one, mask in zip(found, masks, strict=True)]
-        return found
+            boxes = [one["boxes"] for one in detections]
+            logits = self.mask_predictor(self._region_features(features, boxes))
+            masks = maskrcnn_inference(logits.float(), [one["labels"] for one in detections])
+            detections = [one | {"masks": m} for one, m in zip(detections, masks, strict=True)]
+        return detections
 
-    def _regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """(n,C,7,7) of all images' boxes: RoIAlign, layer4 and the further norm."""
+    def _region_features(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """(n,C,7,7) of the boxes of all images, after RoIAlign, layer4 and the additional norm."""
         return self.box_head(self.box_roi_pool(features["0"], boxes))
 
 
-class _Proposals(RegionProposalNetwork):
-    """torchvision's, whose losses are taken on anchors drawn by each image's key."""
+class _KeyedRPN(RegionProposalNetwork):
+    """torchvision's proposals, with losses on anchors that are drawn with each image's key."""
 
     def __init__(self, channels: int, anchors: tuple[int, ...]) -> None:
         super().__init__(
             AnchorGenerator((anchors,), (RATIOS,)),
-            _Floats(channels, len(anchors) * len(RATIOS)),
+            _Float32RPNHead(channels, len(anchors) * len(RATIOS)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
-            batch_size_per_image=_ANCHORS_DRAWN,
+            batch_size_per_image=_SAMPLED_ANCHORS,
             positive_fraction=0.5,
             pre_nms_top_n={"training": 12000, "testing": 6000},
             post_nms_top_n={"training": 2000, "testing": 1000},
             nms_thresh=0.7,
         )
-        self.fg_bg_sampler = everything
+        self.fg_bg_sampler = positive_and_negative  # of the sampled anchors
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Targets
     ) -> tuple[list[Tensor], list[Tensor]]:
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
-        drawn = [
-            subsample(some, target["key"], "anchors", _ANCHORS_DRAWN, 0.5)
-            for some, target in zip(labels, targets, strict=True)
+        sampled = [
+            subsample(of_image, target["key"], "anchors", _SAMPLED_ANCHORS, 0.5)
+            for of_image, target in zip(labels, targets, strict=True)
         ]
-        return drawn, boxes
+        return sampled, boxes
 
     def compute_loss(
         self,
@@ -285,23 +297,23 @@ class _Proposals(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        of_objects, of_boxes = super().compute_loss(
+        object_loss, box_loss = super().compute_loss(
             objectness, pred_bbox_deltas, labels, regression_targets
         )
-        part = mean_weight((torch.cat(labels) >= 0).sum())
-        return part * of_objects, part * of_boxes
+        weight = mean_weight((torch.cat(labels) >= 0).sum())
+        return weight * object_loss, weight * box_loss
 
 
-class _Floats(RPNHead):
-    """Boxes are made of what it finds: in half precision they would lie 4 px apart."""
+class _Float32RPNHead(RPNHead):
+    """torchvision's head with float32 outputs: boxes in bfloat16 would be rounded to 4 px."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        objects, moves = super().forward(x)
-        return [some.float() for some in objects], [some.float() for some in moves]
+        objectness, deltas = super().forward(x)
+        return [level.float() for level in objectness], [level.float() for level in deltas]
 
 
 def _encoder_norms(detector: Detector) -> list[nn.Module]:
-    """Those that came with the encoder: all but the box head's further one, which is new."""
+    """The batch norms of the encoder: all but the additional one of the box head."""
     parts = (detector.trunk, detector.heads.box_head[0])
     return [layer for part in parts for layer in part.modules()
             if isinstance(layer, _BatchNorm)]  # fmt: skip

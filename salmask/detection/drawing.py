@@ -1,88 +1,103 @@
-"""A sheet of pictures: what is there on the left, what was found on the right."""
+"""A sheet of test images: annotated objects on the left, detections on the right."""
 
 import colorsys
 import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_masks
+import torch
+from PIL import Image
+from torch import Tensor
 
-from salmask.detection.batches import read
-from salmask.detection.objects import Annotations, Detections, Rle
+from salmask.detection import rle
+from salmask.detection.batches import read_image
+from salmask.detection.objects import AnnotatedImage, Annotations, Detections, Rle
 
-_WIDE, _GAP, _LINE = 400, 8, 16  # px
-_SURE = 0.5  # the least score that is shown
-_VEIL = 0.4  # how much of its class's colour lies over a mask
+_WIDTH, _GAP = 400, 8  # px
+_MIN_SCORE = 0.5
+_MASK_ALPHA = 0.4
+_IGNORED_COLOR = (128, 128, 128)
 
 
-def sheet(annotations: Annotations, found: Sequence[Detections], count: int) -> bytes:
-    """A PNG file with up to `count` pictures, evenly spread; nothing in it is left to chance.
+def sheet(annotations: Annotations, detections: Sequence[Detections], count: int) -> bytes:
+    """A PNG file with up to `count` images, evenly spaced in the list.
 
-    Boxes with the class, for detections the score in percent (from 50 on), masks where there are
-    any; difficult objects and crowds in gray.
+    Boxes have the name of the class, and detections their score in percent. Detections with a
+    score below 50 percent are not drawn. Difficult objects and crowds are gray.
+    Equal inputs give equal bytes.
     """
-    rows = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
-    pairs = [_pair(annotations, index, found[index]) for index in rows.tolist()]
-    wide = 2 * _WIDE + 3 * _GAP
-    page = Image.new("RGB", (wide, sum(p.height + _GAP for p in pairs) + _GAP), "white")
-    top = _GAP
-    for pair in pairs:
-        page.paste(pair, (_GAP, top))
-        top += pair.height + _GAP
+    count = min(count, len(detections))
+    rows = np.unique(np.linspace(0, len(detections) - 1, count).round().astype(int))
+    pairs = [_pair(annotations, annotations.images[i], detections[i]) for i in rows.tolist()]
+    page = _with_margin(torch.cat(pairs, dim=1), bottom_right=False)
     stream = io.BytesIO()
-    page.save(stream, "PNG")
+    Image.fromarray(page.permute(1, 2, 0).numpy()).save(stream, "PNG")
     return stream.getvalue()
 
 
-def _pair(annotations: Annotations, index: int, seen: Detections) -> Image.Image:
-    picture = annotations.pictures[index]
-    image = read(picture)
-    there = [annotations.classes[label] for label in picture.labels]
-    hues = [None if ignored else label for label, ignored in
-            zip(picture.labels.tolist(), picture.ignored, strict=True)]  # fmt: skip
-    truth = _drawn(image, picture.boxes, there, hues, picture.masks)
-    sure = np.flatnonzero(seen.scores >= _SURE)
-    names = [f"{annotations.classes[seen.labels[i]]} {100 * seen.scores[i]:.0f}" for i in sure]
-    masks = None if seen.masks is None else tuple(seen.masks[i] for i in sure)
-    labels = [int(seen.labels[i]) for i in sure]
-    guess = _drawn(image, seen.boxes[sure], names, labels, masks)
-    pair = Image.new("RGB", (2 * _WIDE + _GAP, truth.height), "white")
-    pair.paste(truth, (0, 0))
-    pair.paste(guess, (_WIDE + _GAP, 0))
-    return pair
+def _pair(annotations: Annotations, image: AnnotatedImage, detections: Detections) -> Tensor:
+    """The image with its annotated objects, and with its detections: (3,H,W) uint8."""
+    objects = range(len(image))
+    left = _drawn(
+        image,
+        image.boxes,
+        [annotations.classes[label] for label in image.labels],
+        [_IGNORED_COLOR if image.ignored[i] else _color(image.labels[i]) for i in objects],
+        image.masks,
+    )
+    shown = np.flatnonzero(detections.scores >= _MIN_SCORE)
+    labels, scores = detections.labels[shown], 100 * detections.scores[shown]
+    masks = detections.masks
+    right = _drawn(
+        image,
+        detections.boxes[shown],
+        [
+            f"{annotations.classes[i]} {percent:.0f}"
+            for i, percent in zip(labels, scores, strict=True)
+        ],
+        [_color(label) for label in labels],
+        None if masks is None else tuple(masks[i] for i in shown),
+    )
+    return torch.cat([_with_margin(side, bottom_right=True) for side in (left, right)], dim=2)
 
 
 def _drawn(
-    image: Image.Image,
+    image: AnnotatedImage,
     boxes: np.ndarray,
-    names: Sequence[str],
-    hues: Sequence[int | None],
+    captions: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
     masks: tuple[Rle, ...] | None,
-) -> Image.Image:
-    scale = _WIDE / image.width
+) -> Tensor:
+    """The image at the width of the sheet with boxes, captions and masks: (3,H,W) uint8."""
+    from torchvision.transforms.v2.functional import pil_to_tensor, resize  # slow to import
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+    pixels = pil_to_tensor(read_image(image))
     if masks:
-        pixels = np.array(image, dtype=np.float32)
-        for mask, hue in zip(masks, hues, strict=True):
-            inside = coco_masks.decode([mask])[..., 0] > 0
-            pixels[inside] += _VEIL * (np.array(_colour(hue)) - pixels[inside])
-        image = Image.fromarray(pixels.round().astype(np.uint8))
-    shown = image.resize((_WIDE, max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
-    pen = ImageDraw.Draw(shown)
-    for box, name, hue in zip((boxes * scale).tolist(), names, hues, strict=True):
-        pen.rectangle(box, outline=_colour(hue), width=2)
-        start = (box[0] + 3, min(max(box[1], 0), shown.height - _LINE))
-        pen.rectangle(pen.textbbox(start, name, _FONT), fill=_colour(hue))
-        pen.text(start, name, "white", _FONT)
-    return shown
+        inside = torch.from_numpy(rle.decode(masks)).bool()
+        pixels = draw_segmentation_masks(pixels, inside, _MASK_ALPHA, list(colors))
+    scale = _WIDTH / image.width
+    pixels = resize(pixels, [max(1, round(image.height * scale)), _WIDTH], antialias=True)
+    if not len(boxes):
+        return pixels
+    return draw_bounding_boxes(
+        pixels,
+        torch.from_numpy(boxes * scale),
+        list(captions),
+        list(colors),
+        width=2,
+        label_colors="white",
+        fill_labels=True,
+    )
 
 
-def _colour(hue: int | None) -> tuple[int, int, int]:
-    """A class's own; gray for what counts neither way."""
-    if hue is None:
-        return (128, 128, 128)
-    red, green, blue = colorsys.hsv_to_rgb(hue * 0.618 % 1, 0.85, 0.75)  # neighbours lie apart
+def _with_margin(pixels: Tensor, bottom_right: bool) -> Tensor:
+    """The image (3,H,W) with a white margin at the bottom and right, or at the top and left."""
+    sides = (0, _GAP, 0, _GAP) if bottom_right else (_GAP, 0, _GAP, 0)
+    return torch.nn.functional.pad(pixels, sides, value=255)
+
+
+def _color(label: int) -> tuple[int, int, int]:
+    """The color of a class; classes with neighbouring labels have different hues."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.85, 0.75)
     return (round(255 * red), round(255 * green), round(255 * blue))
-
-
-_FONT = ImageFont.load_default(12)

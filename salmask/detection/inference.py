@@ -1,62 +1,77 @@
-"""What a trained detector finds, in the pixels of the images as they are stored."""
+"""Runs a trained detector over test images."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from pycocotools import mask as coco_masks
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from salmask.detection.batches import whole_images
-from salmask.detection.detector import Detector
-from salmask.detection.objects import Detections, Picture, Rle
+from salmask.detection import rle
+from salmask.detection.batches import inference_images
+from salmask.detection.objects import AnnotatedImage, Detections, Rle
 from salmask.devices import Precision, autocast
 from salmask.distributed import gather_objects, local_rows
 from salmask.job import Job
 from salmask.progress import progress
 
+if TYPE_CHECKING:
+    from salmask.detection.detector import Detector
+
 
 @torch.inference_mode()
-def search(
-    detector: Detector,
-    pictures: Sequence[Picture],
+def detect(
+    detector: "Detector",
+    images: Sequence[AnnotatedImage],
     short_side: int,
     long_side: int,
     job: Job,
     precision: Precision = "auto",
 ) -> list[Detections]:
-    """The detections of each picture, in order, one image at a time. Several processes search a
-    part each, and all get everything."""
+    """The detections in each image, in order, in pixels of the image files.
+
+    Several processes share the images, and all of them get all detections.
+
+    Args:
+        detector: trained; it is put into evaluation mode.
+        images: test images; one is processed at a time.
+        short_side: of an image in the detector, px.
+        long_side: maximum of the long side, px.
+        job: device and number of decoding processes.
+        precision: of the convolutions.
+    """
     detector.eval()
-    found = []
-    mine = [pictures[place] for place in local_rows(torch.arange(len(pictures))).tolist()]
-    images = whole_images(mine, short_side, long_side, job.workers)
-    with progress("detections", len(mine)) as bar:
-        for picture, image in zip(mine, images, strict=True):
+    detections = []
+    part = [images[index] for index in local_rows(torch.arange(len(images))).tolist()]
+    pixels = inference_images(part, short_side, long_side, job.workers)
+    with progress("detections", len(part)) as bar:
+        for image, resized in zip(part, pixels, strict=True):
             with autocast(job.device, precision):
-                [seen] = detector([image.to(job.device).float() / 255])
-            found.append(_stored(seen, image.shape[1:], picture))
+                [output] = detector([resized.to(job.device).float() / 255])
+            detections.append(_in_file_pixels(output, resized.shape[1:], image))
             bar.advance(1)
-    return gather_objects(found)
+    return gather_objects(detections)
 
 
-def _stored(seen: dict[str, Tensor], size: Sequence[int], picture: Picture) -> Detections:
-    """From the pixels of an image of `size` (height, width) to those of its file."""
-    seen = {name: value.cpu() for name, value in seen.items()}
-    scale = torch.tensor([picture.width / size[1], picture.height / size[0]] * 2)
-    boxes = seen["boxes"] * scale
+def _in_file_pixels(
+    output: dict[str, Tensor], size: Sequence[int], image: AnnotatedImage
+) -> Detections:
+    """The detector's output for an image of `size` (height, width), in pixels of its file."""
+    output = {name: value.cpu() for name, value in output.items()}
+    scale = torch.tensor([image.width / size[1], image.height / size[0]] * 2)
+    boxes = output["boxes"] * scale
     masks = None
-    if "masks" in seen:
+    if "masks" in output:
         masks = tuple(
-            _mask(seen["masks"][i : i + 1], boxes[i : i + 1], picture) for i in range(len(boxes))
+            _mask(output["masks"][i : i + 1], boxes[i : i + 1], image) for i in range(len(boxes))
         )
-    return Detections(
-        boxes.double().numpy(), seen["scores"].double().numpy(), seen["labels"].numpy() - 1, masks
-    )
+    scores, labels = output["scores"].double().numpy(), output["labels"].numpy() - 1
+    return Detections(boxes.double().numpy(), scores, labels, masks)
 
 
-def _mask(share: Tensor, box: Tensor, picture: Picture) -> Rle:
-    """One mask (1,1,14,14) over its box (1,4), where it is more likely than not."""
-    drawn = paste_masks_in_image(share, box, (picture.height, picture.width))[0, 0] > 0.5
-    return dict(coco_masks.encode(np.asfortranarray(drawn.numpy(), dtype=np.uint8)))
+def _mask(probabilities: Tensor, box: Tensor, image: AnnotatedImage) -> Rle:
+    """One mask: probabilities (1,1,14,14) over the box (1,4), thresholded at 0.5."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image  # slow to import
+
+    pasted = paste_masks_in_image(probabilities, box, (image.height, image.width))
+    [mask] = rle.encode((pasted[0] > 0.5).numpy())
+    return mask

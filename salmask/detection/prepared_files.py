@@ -1,5 +1,6 @@
-"""A set of annotated images on disk, read and checked once: dataset.json, and pictures.jsonl with a
-line for each image. Its sha256 stands there, so that nothing changes unnoticed."""
+"""A set of annotated images on disk, read and checked once: dataset.json, and pictures.jsonl with
+one line per image. The line has the sha256 of the image file, so that changed images are noticed.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,74 +11,86 @@ from typing import Any
 import numpy as np
 
 from salmask.data.file_bytes import ImageError, missing_folder, open_with_digest
-from salmask.detection.objects import Annotations, Picture
-from salmask.detection.protocol import Sets
+from salmask.detection.objects import AnnotatedImage, Annotations, DetectionData
 from salmask.errors import UserError
 from salmask.files import write_bytes, write_json, write_rows
 from salmask.provenance import file_digest
 
 FILES = ("dataset.json", "pictures.jsonl")
-_ABOUT, _PICTURES = FILES
+_DATASET, _IMAGES = FILES
 
 
-def save(sets: Sets, root: Path, folder: Path) -> dict[str, Any]:
-    """Writes a set whose images lie below `root`, and skipped.csv with what was left out; returns
-    what dataset.json says. Raises UserError for an image that cannot be read any more."""
-    halves = {"train": sets.train, "test": sets.test}
-    seen: dict[str, set[str]] = {}
+def save(data: DetectionData, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes FILES, and skipped.csv with what was left out.
+
+    Args:
+        data: annotated images.
+        root: the folder below which all images lie.
+        folder: receives the files.
+
+    Returns:
+        The content of dataset.json.
+
+    Raises:
+        UserError: an image cannot be read any more.
+    """
+    splits = {"train": data.train, "test": data.test}
+    digests: dict[str, set[str]] = {}
     lines = []
-    for split, half in halves.items():
+    for name, split in splits.items():
         with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(_digest, (picture.file for picture in half.pictures)))
-        seen[split] = set(digests)
-        for picture, sha256 in zip(half.pictures, digests, strict=True):
-            path = picture.file.relative_to(root).as_posix()
-            told = {"split": split, "path": path, "sha256": sha256} | _told(picture)
-            lines.append(json.dumps(told) + "\n")
-    write_bytes(folder / _PICTURES, "".join(lines).encode())
-    skipped = [{"split": s, "what": line} for s, half in halves.items() for line in half.skipped]
+            of_split = list(pool.map(_image_digest, (image.file for image in split.images)))
+        digests[name] = set(of_split)
+        for image, sha256 in zip(split.images, of_split, strict=True):
+            path = image.file.relative_to(root).as_posix()
+            line = {"split": name, "path": path, "sha256": sha256} | _to_json(image)
+            lines.append(json.dumps(line) + "\n")
+    write_bytes(folder / _IMAGES, "".join(lines).encode())
+    skipped = [{"split": name, "what": line} for name, s in splits.items() for line in s.skipped]
     write_rows(folder / "skipped.csv", skipped, ["split", "what"])
-    both = len(seen["train"] & seen["test"])
-    whole = root.resolve()
-    inside = whole.is_relative_to(folder.resolve())
-    about = {
-        "name": sets.name,
-        "root": whole.relative_to(folder.resolve()).as_posix() if inside else str(whole),
-        "rule": sets.train.rule,
-        "classes": list(sets.train.classes),
-        "images": {split: len(half.pictures) for split, half in halves.items()},
-        "objects": {split: sum(map(len, half.pictures)) for split, half in halves.items()},
-        "masks": all(half.has_masks() for half in halves.values()),
+    in_both = len(digests["train"] & digests["test"])
+    root, inside = root.resolve(), root.resolve().is_relative_to(folder.resolve())
+    metadata = {
+        "name": data.name,
+        "root": root.relative_to(folder.resolve()).as_posix() if inside else str(root),
+        "rule": data.train.rule,
+        "classes": list(data.train.classes),
+        "images": {name: len(split.images) for name, split in splits.items()},
+        "objects": {name: sum(map(len, split.images)) for name, split in splits.items()},
+        "masks": all(split.has_masks() for split in splits.values()),
         "skipped": len(skipped),
-        "notes": [f"{both} test images are also trained on"] if both else [],
-        "digest": file_digest(folder / _PICTURES),
+        "notes": [f"{in_both} test images are also trained on"] if in_both else [],
+        "digest": file_digest(folder / _IMAGES),
     }
-    write_json(folder / _ABOUT, about)
-    return about
+    write_json(folder / _DATASET, metadata)
+    return metadata
 
 
-def load(folder: Path) -> Sets:
-    """The set in `folder`. Raises UserError when it is missing or was changed by hand, or when the
-    folder of images is gone."""
+def load(folder: Path) -> DetectionData:
+    """The annotated images that `save` wrote to a folder.
+
+    Raises:
+        UserError: the files are missing or were edited, or the folder of images is missing.
+    """
     try:
-        about = json.loads((folder / _ABOUT).read_text())
-        digest = file_digest(folder / _PICTURES)
+        metadata = json.loads((folder / _DATASET).read_text())
+        digest = file_digest(folder / _IMAGES)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro detect_data`") from None
-    if digest != about["digest"]:
+    if digest != metadata["digest"]:
         raise UserError(
-            f"{folder}/{_PICTURES} is not the one that was written: run "
+            f"{folder}/{_IMAGES} has changed since it was written: run "
             "`dvc repro --force detect_data`"
         )
-    root = folder / about["root"]  # an absolute one stands alone
-    if told := missing_folder(root):
-        raise UserError(f"{told}, or run `dvc repro`")
-    halves: dict[str, list[Picture]] = {"train": [], "test": []}
-    for line in _lines(folder / _PICTURES):
-        halves[line["split"]].append(_picture(line, root, about["masks"]))
-    classes = tuple(about["classes"])
-    train, test = (Annotations(classes, tuple(half), about["rule"]) for half in halves.values())
-    return Sets(about["name"], train, test)
+    root = folder / metadata["root"]  # `folder` has no effect on an absolute path
+    if message := missing_folder(root):
+        raise UserError(f"{message}, or run `dvc repro`")
+    splits: dict[str, list[AnnotatedImage]] = {"train": [], "test": []}
+    for line in _lines(folder / _IMAGES):
+        splits[line["split"]].append(_from_json(line, root, metadata["masks"]))
+    classes = tuple(metadata["classes"])
+    train, test = (Annotations(classes, tuple(s), metadata["rule"]) for s in splits.values())
+    return DetectionData(metadata["name"], train, test)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -86,7 +99,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _digest(file: Path) -> str:
+def _image_digest(file: Path) -> str:
     try:
         with open_with_digest(file) as (sha256, _):
             return sha256
@@ -94,29 +107,29 @@ def _digest(file: Path) -> str:
         raise UserError(f"{file}: {error}") from None
 
 
-def _told(picture: Picture) -> dict[str, Any]:
-    masks = picture.masks
+def _to_json(image: AnnotatedImage) -> dict[str, Any]:
+    masks = image.masks
     return {
-        "height": picture.height,
-        "width": picture.width,
-        "boxes": picture.boxes.tolist(),
-        "labels": picture.labels.tolist(),
-        "ignored": picture.ignored.tolist(),
-        "areas": picture.areas.tolist(),
+        "height": image.height,
+        "width": image.width,
+        "boxes": image.boxes.tolist(),
+        "labels": image.labels.tolist(),
+        "ignored": image.ignored.tolist(),
+        "areas": image.areas.tolist(),
         "masks": None if masks is None else [mask["counts"].decode() for mask in masks],
     }
 
 
-def _picture(told: dict[str, Any], root: Path, masks: bool) -> Picture:
-    size = [told["height"], told["width"]]
-    runs = tuple({"size": size, "counts": counts.encode()} for counts in told["masks"] or ())
-    return Picture(
-        root / told["path"],
-        told["height"],
-        told["width"],
-        np.array(told["boxes"], dtype=np.float64).reshape(-1, 4),
-        np.array(told["labels"], dtype=np.int64),
-        np.array(told["ignored"], dtype=bool),
-        np.array(told["areas"], dtype=np.float64),
+def _from_json(line: dict[str, Any], root: Path, masks: bool) -> AnnotatedImage:
+    size = [line["height"], line["width"]]
+    runs = tuple({"size": size, "counts": counts.encode()} for counts in line["masks"] or ())
+    return AnnotatedImage(
+        root / line["path"],
+        line["height"],
+        line["width"],
+        np.array(line["boxes"], dtype=np.float64).reshape(-1, 4),
+        np.array(line["labels"], dtype=np.int64),
+        np.array(line["ignored"], dtype=bool),
+        np.array(line["areas"], dtype=np.float64),
         runs if masks else None,
     )

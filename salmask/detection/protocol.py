@@ -2,19 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from salmask.detection import score_coco as coco
-from salmask.detection import score_voc as voc
+from salmask.detection import score_coco, score_voc
+from salmask.detection.architecture import ANCHORS, Norm
 from salmask.detection.batches import Example, Resizing, trainable, training_batches
-from salmask.detection.detector import ANCHORS, Detector, Norm
 from salmask.detection.drawing import sheet
-from salmask.detection.inference import search
-from salmask.detection.objects import Annotations, Detections, Scores
-from salmask.detection.recipes import adapted
+from salmask.detection.inference import detect
+from salmask.detection.objects import Annotations, DetectionData, Detections, DetectionScores
+from salmask.detection.recipes import resolved
+from salmask.detection.score_coco import Kind
 from salmask.detection.training import precise_batch_norm, train
 from salmask.devices import Precision, place
 from salmask.distributed import rank
@@ -28,18 +27,9 @@ CLASSES, SHEET = "classes.csv", "detections.png"
 Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # px
 
 
-@dataclass(frozen=True)
-class Sets:
-    """What to train on and what to score. name: of the dataset, as metrics and files carry it."""
-
-    name: str
-    train: Annotations
-    test: Annotations
-
-
 def run(
     encoders: Mapping[str, Encoder],
-    sets: Sets,
+    data: DetectionData,
     job: Job,
     *,
     recipe: str,
@@ -64,21 +54,49 @@ def run(
     pictures: PositiveInt = 8,
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """AP in percent: `detect_<dataset>_box_ap`, `_box_ap50`, `_box_ap75`; on COCO's format also
-    `_box_ap_s`, `_m`, `_l` and, with masks, all six as `_mask_...`.
+    """Trains a detector around `encoders["trained"]` and scores it on the test images.
 
-    Trains with `encoders["trained"]`, which stays as it is. recipe: one of RECIPES; iterations to
-    short_sides take the place of its own where given. batch: images of all processes. scale_lr: the
-    recipe's rate times batch / its batch.
-    precise_norm: batches of training images that batch norms take their statistics from before the
-    tests, 0 to keep the running averages.
-    masks: whether there is a mask head (None: where all annotations have masks). difficult: learn
-    VOC's difficult objects too. regions: of an image that the heads learn on. pictures: how many to
-    draw. precision: `auto` is bfloat16 on CUDA. Writes to `job.out` each class's results, CLASSES,
-    and the drawn ones, SHEET. Several processes call this together; the first one writes and tells,
-    the others return nothing. Raises UserError for what does not fit.
+    Writes the results of each class, CLASSES, and drawn detections, SHEET, to `job.out`. Several
+    processes call this together; the first one writes.
+
+    Args:
+        encoders: the encoder `trained`; the detector works on a copy.
+        data: images to train on and to test on.
+        job: device, seed and folders.
+        recipe: name of a published schedule, one of RECIPES. None below keeps its value.
+        masks: whether there is a mask head; None: if all annotations have masks.
+        freeze_encoder: whether the stem to layer3 keep their weights.
+        norm: `sync`, `local` or `frozen`, as in `Detector`.
+        precise_norm: training batches from which batch norms take their statistics before the
+            test; 0 keeps the running averages.
+        iterations: number of optimizer steps.
+        milestones: iterations at which the rate is multiplied by 0.1.
+        batch: images of all processes.
+        lr: learning rate.
+        scale_lr: multiply the rate by batch / the recipe's batch.
+        warmup: iterations of the linear warm-up.
+        warmup_factor: share of the rate at which the warm-up begins.
+        short_sides: px; one of them is drawn for each training image.
+        test_short_side: px, of test images.
+        long_side: maximum of the long side, px.
+        flip: share of training images that are flipped.
+        difficult: whether to learn from VOC's difficult objects.
+        anchors: sides in px.
+        regions: number of regions of an image that the heads are trained on.
+        pictures: number of test images on the sheet.
+        precision: `auto` is bfloat16 on CUDA.
+
+    Returns:
+        AP in percent: `detect_<dataset>_box_ap`, `_box_ap50`, `_box_ap75`; with COCO's rule also
+        `_box_ap_s`, `_box_ap_m`, `_box_ap_l` and, with masks, all six as `_mask_...`. Empty in all
+        processes but the first.
+
+    Raises:
+        UserError: options and data do not fit together. Also what `train` raises.
     """
-    chosen = adapted(
+    from salmask.detection.detector import Detector  # imports torchvision, which is slow
+
+    schedule = resolved(
         recipe,
         scale_lr,
         iterations=iterations,
@@ -89,10 +107,10 @@ def run(
         warmup_factor=warmup_factor,
         short_sides=short_sides,
     )
-    masks = _checked(sets, masks)
+    masks = _uses_masks(data, masks)
     detector = Detector(
         encoders["trained"],
-        len(sets.train.classes),
+        len(data.train.classes),
         masks=masks,
         freeze_encoder=freeze_encoder,
         norm=norm,
@@ -101,71 +119,74 @@ def run(
         seed=job.seed,
     )
     place(detector, job.device)
-    learned = trainable(sets.train, difficult)
-    if not learned:
-        raise UserError(f"no image to train on in {sets.name} shows an object that counts")
-    looks = Resizing(chosen.short_sides, long_side, flip)
+    images = trainable(data.train, difficult)
+    if not images:
+        raise UserError(f"{data.name} has no training image with an object to learn from")
+    resizing = Resizing(schedule.short_sides, long_side, flip)
 
     def batches(start: int, end: int) -> Iterator[list[Example]]:
         return training_batches(
-            learned,
-            looks,
+            images,
+            resizing,
             seed=job.seed,
-            batch=chosen.batch,
+            batch=schedule.batch,
             start=start,
             end=end,
             masks=masks,
             workers=job.workers,
         )
 
-    train(detector, batches, chosen, job, precision)
-    precise_batch_norm(detector, batches, chosen.iterations, precise_norm, job, precision)
-    found = search(detector, sets.test.pictures, test_short_side, long_side, job, precision)
+    train(detector, batches, schedule, job, precision)
+    precise_batch_norm(detector, batches, schedule.iterations, precise_norm, job, precision)
+    detections = detect(detector, data.test.images, test_short_side, long_side, job, precision)
     if rank():
         return {}
-    scores = scored(sets.test, found, masks)
-    write_rows(job.out / CLASSES, *_table(sets.test, scores))
-    write_bytes(job.out / SHEET, sheet(sets.test, found, pictures))
+    scores = score(data.test, detections, masks)
+    write_rows(job.out / CLASSES, *_class_table(data.test, scores))
+    write_bytes(job.out / SHEET, sheet(data.test, detections, pictures))
     return {
-        f"detect_{sets.name}_{kind}_{name}": value
-        for kind, some in scores.items()
-        for name, value in some.overall.items()
+        f"detect_{data.name}_{kind}_{name}": value
+        for kind, of_kind in scores.items()
+        for name, value in of_kind.overall.items()
     }
 
 
-def scored(
-    annotations: Annotations, found: Sequence[Detections], masks: bool
-) -> dict[coco.Kind, Scores]:
-    """By the annotations' own rule, boxes and, by COCO's with masks, masks."""
+def score(
+    annotations: Annotations, detections: Sequence[Detections], masks: bool
+) -> dict[Kind, DetectionScores]:
+    """Scores of boxes by the annotations' rule, and of masks by COCO's rule if there are masks."""
     if annotations.rule == "voc":
-        return {"box": voc.score(annotations, found)}
-    scores: dict[coco.Kind, Scores] = {"box": coco.score(annotations, found, "box")}
+        return {"box": score_voc.score(annotations, detections)}
+    scores: dict[Kind, DetectionScores] = {"box": score_coco.score(annotations, detections, "box")}
     if masks:
-        scores["mask"] = coco.score(annotations, found, "mask")
+        scores["mask"] = score_coco.score(annotations, detections, "mask")
     return scores
 
 
-def _checked(sets: Sets, masks: bool | None) -> bool:
-    """Whether there are to be masks. Raises UserError for sets that do not belong together."""
-    if not re.fullmatch(r"[\w-]+", sets.name):
-        raise UserError(f"a dataset's name goes into metrics' names: letters only, not {sets.name}")
-    if (sets.train.classes, sets.train.rule) != (sets.test.classes, sets.test.rule):
-        raise UserError(f"the classes or formats of {sets.name}'s train and test sets differ")
-    there = sets.train.has_masks() and sets.test.has_masks()
-    if masks and not there:
-        raise UserError(f"masks are asked for, and {sets.name} was read without")
-    return there if masks is None else masks
+def _uses_masks(data: DetectionData, masks: bool | None) -> bool:
+    """Whether the detector has a mask head. Raises UserError for data that do not fit together."""
+    if not re.fullmatch(r"[\w-]+", data.name):
+        raise UserError(
+            f"{data.name} is part of the names of metrics: use letters, digits, _ and - only"
+        )
+    if (data.train.classes, data.train.rule) != (data.test.classes, data.test.rule):
+        raise UserError(f"the training and test images of {data.name} differ in classes or format")
+    available = data.train.has_masks() and data.test.has_masks()
+    if masks and not available:
+        raise UserError(f"masks: {data.name} was read without masks: set `masks: null`")
+    return available if masks is None else masks
 
 
-def _table(
-    annotations: Annotations, scores: Mapping[coco.Kind, Scores]
+def _class_table(
+    annotations: Annotations, scores: Mapping[Kind, DetectionScores]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row for each kind and class, and the columns; empty where a class has no objects."""
-    names = list(dict.fromkeys(name for some in scores.values() for name in some.overall))
+    """One row for each kind and class, and the columns; a class without objects has no scores."""
+    names = list(dict.fromkeys(name for of_kind in scores.values() for name in of_kind.overall))
     rows: list[dict[str, Any]] = []
-    for kind, some in scores.items():
-        for name in annotations.classes:
-            row = some.classes[name]
+    for kind, of_kind in scores.items():
+        for class_name in annotations.classes:
+            row = of_kind.classes[class_name]
             aps = {ap: f"{row[ap]:.4f}" if ap in row else "" for ap in names}
-            rows.append({"kind": kind, "class": name, "objects": int(row["objects"])} | aps)
+            objects = {"kind": kind, "class": class_name, "objects": int(row["objects"])}
+            rows.append(objects | aps)
     return rows, ["kind", "class", "objects", *names]

@@ -1,4 +1,4 @@
-"""How long and at which rate a detector is trained, as published."""
+"""Published learning-rate schedules for training a detector."""
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
@@ -8,10 +8,20 @@ from salmask.errors import UserError
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """lr: its peak, times .1 at each of the milestones (iterations), after a linear warm-up of
-    `warmup` iterations from `warmup_factor` of it. batch: images. short_sides: px, one of them is
-    drawn for each image."""
+class DetectorRecipe:
+    """The schedule of a detector's training.
+
+    Args:
+        iterations: number of optimizer steps.
+        milestones: iterations at which the rate is multiplied by 0.1.
+        short_sides: px; one of them is drawn for each image.
+        warmup: iterations of the linear warm-up.
+        lr: rate after the warm-up.
+        batch: images of all processes.
+        warmup_factor: share of `lr` at which the warm-up begins.
+        momentum: of SGD.
+        weight_decay: of all weights except those of batch norms.
+    """
 
     iterations: int
     milestones: tuple[int, ...]
@@ -28,12 +38,12 @@ class Recipe:
         rate = self.lr * 0.1 ** bisect_right(self.milestones, iteration)
         if iteration >= self.warmup:
             return rate
-        done = iteration / self.warmup
-        return rate * (self.warmup_factor * (1 - done) + done)
+        progress = iteration / self.warmup
+        return rate * (self.warmup_factor * (1 - progress) + progress)
 
 
-_VOC = Recipe(24_000, (18_000, 22_000), tuple(range(480, 801, 32)), warmup=100)
-_COCO = Recipe(90_000, (60_000, 80_000), tuple(range(640, 801, 32)), warmup=1000)
+_VOC = DetectorRecipe(24_000, (18_000, 22_000), tuple(range(480, 801, 32)), warmup=100)
+_COCO = DetectorRecipe(90_000, (60_000, 80_000), tuple(range(640, 801, 32)), warmup=1000)
 
 # He et al. 2020 (MoCo), Sec. 4.2; `mscn_`: Jing et al. 2022
 RECIPES = {
@@ -44,24 +54,32 @@ RECIPES = {
     "mscn_coco": replace(_COCO, lr=0.05, warmup_factor=0.333),
 }
 
-# What may take the place of a recipe's own.
-CHANGES = ("iterations", "milestones", "batch", "lr", "warmup", "warmup_factor", "short_sides")
+# The options that replace a recipe's values.
+REPLACEABLE = ("iterations", "milestones", "batch", "lr", "warmup", "warmup_factor", "short_sides")
 
 
-def adapted(name: str, scale_lr: bool = False, **changes: Any) -> Recipe:
-    """The recipe with the changes that are not None. scale_lr: its rate times batch / its own.
-    Raises UserError for what does not fit."""
+def resolved(name: str, scale_lr: bool = False, **changes: Any) -> DetectorRecipe:
+    """A published recipe with some values replaced.
+
+    Args:
+        name: a key of RECIPES.
+        scale_lr: multiply the rate by batch / published batch.
+        **changes: new values; None keeps the published value.
+
+    Raises:
+        UserError: there is no such recipe, or the values do not fit together.
+    """
     if name not in RECIPES:
         raise UserError(f"recipe: no `{name}` here; choose from {', '.join(RECIPES)}")
     published = RECIPES[name]
     recipe = replace(published, **{key: v for key, v in changes.items() if v is not None})
     if min(recipe.batch, recipe.iterations, *recipe.short_sides) < 1:
         raise UserError("batch, iterations and short_sides must be positive")
-    steps = list(recipe.milestones)
-    if steps != sorted(set(steps)) or recipe.iterations <= max(steps, default=0):
+    milestones = list(recipe.milestones)
+    if milestones != sorted(set(milestones)) or recipe.iterations <= max(milestones, default=0):
         raise UserError(
-            f"milestones {steps} must grow and lie below the {recipe.iterations} iterations: "
-            "give both"
+            f"milestones {milestones} must increase and be smaller than iterations "
+            f"({recipe.iterations}): set both"
         )
     if scale_lr:
         recipe = replace(recipe, lr=recipe.lr * recipe.batch / published.batch)

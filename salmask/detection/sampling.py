@@ -1,4 +1,4 @@
-"""Which anchors and regions of an image its losses are taken on."""
+"""Draws the anchors and regions of an image that its losses are computed on."""
 
 import torch
 from torch import Tensor
@@ -6,24 +6,42 @@ from torch import Tensor
 from salmask.randomness import Draws
 
 
-def subsample(labels: Tensor, key: Tensor, purpose: str, most: int, positive: float) -> Tensor:
-    """Labels (n,) with -1 for all but `most`, of which up to the share `positive` are above 0 and
-    the others 0; drawn by the image's `key` () int64, whatever stands beside it in a batch."""
+def subsample(
+    labels: Tensor, key: Tensor, purpose: str, count: int, positive_share: float
+) -> Tensor:
+    """Keeps the labels of a random sample and sets all others to -1.
+
+    The sample depends on the image's key only, and not on the other images of the batch.
+
+    Args:
+        labels: (n,), above 0 for objects, 0 for background, below 0 for neither.
+        key: () int64, of the image.
+        purpose: name of the sample; other purposes draw other samples.
+        count: maximum size of the sample.
+        positive_share: maximum share of objects in the sample.
+
+    Returns:
+        Labels (n,) of the same dtype.
+    """
     noise = Draws(key[None]).uniform(purpose, len(labels))[0]
-    front = _lowest(noise, labels >= 1, int(most * positive))
-    back = _lowest(noise, labels == 0, most - len(front))
-    kept = torch.full_like(labels, -1)
-    for chosen in (front, back):
-        kept[chosen] = labels[chosen]
-    return kept
+    positive = _lowest(noise, labels >= 1, int(count * positive_share))
+    negative = _lowest(noise, labels == 0, count - len(positive))
+    sampled = torch.full_like(labels, -1)
+    for places in (positive, negative):
+        sampled[places] = labels[places]
+    return sampled
 
 
-def everything(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """In the place of torchvision's sampler, of labels that are subsample: all above 0, all 0."""
-    return [some >= 1 for some in labels], [some == 0 for some in labels]
+def positive_and_negative(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Replaces torchvision's random sampler for labels that are a sample already.
+
+    Returns:
+        For each image where the labels (n,) are above 0, and where they are 0, as bool.
+    """
+    return [image >= 1 for image in labels], [image == 0 for image in labels]
 
 
-def _lowest(noise: Tensor, among: Tensor, most: int) -> Tensor:
-    """The places, `most` at most, where `noise` is lowest among those that are True."""
-    places = torch.where(among)[0]
-    return places[noise[places].argsort(stable=True)[:most]]
+def _lowest(noise: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """The places of the `count` lowest values of `noise` among the candidates (bool)."""
+    places = torch.where(candidates)[0]
+    return places[noise[places].argsort(stable=True)[:count]]

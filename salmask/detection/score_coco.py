@@ -3,100 +3,116 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from salmask.detection.objects import Annotations, Detections, Rle, Scores
+from salmask.detection.objects import Annotations, Detections, DetectionScores, Rle
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 Kind = Literal["box", "mask"]
-_NAMES = {"ap": (None, "all"), "ap50": (0.5, "all"), "ap75": (0.75, "all"),
-          "ap_s": (None, "small"), "ap_m": (None, "medium"), "ap_l": (None, "large")}  # fmt: skip
+# score -> its IoU, None for the mean over .5, .55, .. .95; and the size of its objects
+_SCORES = {"ap": (None, "all"), "ap50": (0.5, "all"), "ap75": (0.75, "all"),
+           "ap_s": (None, "small"), "ap_m": (None, "medium"), "ap_l": (None, "large")}  # fmt: skip
 
 
-def score(annotations: Annotations, found: Sequence[Detections], kind: Kind) -> Scores:
-    """AP, AP50, AP75 and AP of small (below 32^2 px), medium and large (from 96^2) objects, in
-    percent; at most 100 detections an image. A size that no object has is left out.
+def score(
+    annotations: Annotations, detections: Sequence[Detections], kind: Kind
+) -> DetectionScores:
+    """AP, AP50, AP75, and AP of small, medium and large objects, in percent.
 
-    found: one for each picture, in order. Raises ValueError when there are more or fewer.
+    Small objects are below 32^2 px, large ones from 96^2 px. At most 100 detections count per
+    image. The score of a size without objects is left out.
+
+    Args:
+        annotations: of the test images.
+        detections: one item per image, in order.
+        kind: whether boxes or masks are compared.
+
+    Raises:
+        ValueError: the numbers of images and detections differ, or masks are missing.
     """
-    if len(found) != len(annotations.pictures):
-        raise ValueError(f"{len(found)} detections for {len(annotations.pictures)} pictures")
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+    from pycocotools.coco import COCO  # imported here: slow to import
+    from pycocotools.cocoeval import COCOeval
+
+    if len(detections) != len(annotations.images):
+        raise ValueError(f"{len(detections)} detections for {len(annotations.images)} images")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         truth = COCO()
         truth.dataset = _truth(annotations, kind)
         truth.createIndex()
         evaluation = COCOeval(truth, iouType="bbox" if kind == "box" else "segm")
-        evaluation.cocoDt = _found(truth, annotations, found, kind)
+        evaluation.cocoDt = _results(truth, detections, kind)
         evaluation.evaluate()
         evaluation.accumulate()
     overall = _means(evaluation, slice(None))
     classes = {}
-    for index, name in enumerate(annotations.classes):
-        objects = sum(int(((p.labels == index) & ~p.ignored).sum()) for p in annotations.pictures)
-        classes[name] = _means(evaluation, slice(index, index + 1)) | {"objects": float(objects)}
-    return Scores(overall, classes)
+    for label, name in enumerate(annotations.classes):
+        objects = sum(int(((i.labels == label) & ~i.ignored).sum()) for i in annotations.images)
+        classes[name] = _means(evaluation, slice(label, label + 1)) | {"objects": float(objects)}
+    return DetectionScores(overall, classes)
 
 
 def _means(evaluation: Any, classes: slice) -> dict[str, float]:
-    """Means over IoUs, recalls and the classes with objects (the others' precision is -1)."""
-    settings, found = evaluation.params, {}
-    for name, (iou, area) in _NAMES.items():
+    """Means over IoUs, recalls and classes; the precision of classes without objects is -1."""
+    settings, means = evaluation.params, {}
+    for name, (iou, area) in _SCORES.items():
         ious = slice(None) if iou is None else np.flatnonzero(np.isclose(settings.iouThrs, iou))
         precision = evaluation.eval["precision"][ious]  # (T,R,K,A,M)
         precision = precision[:, :, classes, settings.areaRngLbl.index(area), -1]
         if (precision > -1).any():
-            found[name] = 100 * float(precision[precision > -1].mean())
-    return found
+            means[name] = 100 * float(precision[precision > -1].mean())
+    return means
 
 
 def _truth(annotations: Annotations, kind: Kind) -> dict[str, Any]:
+    """The annotations as the content of a file in COCO's format."""
     objects: list[dict[str, Any]] = []
     images = []
-    for number, picture in enumerate(annotations.pictures):
-        images.append({"id": number, "height": picture.height, "width": picture.width})
-        for index in range(len(picture)):
-            described = _described(number, int(picture.labels[index]), picture.boxes[index])
-            described |= {
-                "id": len(objects) + 1,  # 0 would pass for "not matched" there
-                "area": float(picture.areas[index]),
-                "iscrowd": int(picture.ignored[index]),
+    for image_id, image in enumerate(annotations.images):
+        images.append({"id": image_id, "height": image.height, "width": image.width})
+        for index in range(len(image)):
+            entry = _entry(image_id, int(image.labels[index]), image.boxes[index])
+            entry |= {
+                "id": len(objects) + 1,  # pycocotools takes 0 for "not matched"
+                "area": float(image.areas[index]),
+                "iscrowd": int(image.ignored[index]),
             }
             if kind == "mask":
-                described["segmentation"] = _mask(picture.masks, index)
-            objects.append(described)
-    categories = [{"id": index, "name": name} for index, name in enumerate(annotations.classes)]
+                entry["segmentation"] = _mask(image.masks, index)
+            objects.append(entry)
+    categories = [{"id": label, "name": name} for label, name in enumerate(annotations.classes)]
     return {"images": images, "annotations": objects, "categories": categories}
 
 
-def _found(truth: COCO, annotations: Annotations, found: Sequence[Detections], kind: Kind) -> COCO:
-    """The detections as COCO's own; its `loadRes` would not take an empty list."""
+def _results(truth: "COCO", detections: Sequence[Detections], kind: Kind) -> "COCO":
+    """The detections as pycocotools' results."""
     objects = []
-    for number, seen in enumerate(found):
-        for index in range(len(seen)):
-            described = _described(number, int(seen.labels[index]), seen.boxes[index])
-            described["score"] = float(seen.scores[index])
-            if kind == "mask":  # with a box beside it, `loadRes` takes the box's area for its size
-                del described["bbox"]
-                described["segmentation"] = _mask(seen.masks, index)
-            objects.append(described)
+    for image_id, of_image in enumerate(detections):
+        for index in range(len(of_image)):
+            entry = _entry(image_id, int(of_image.labels[index]), of_image.boxes[index])
+            entry["score"] = float(of_image.scores[index])
+            if kind == "mask":  # without its box: `loadRes` would use the area of the box
+                del entry["bbox"]
+                entry["segmentation"] = _mask(of_image.masks, index)
+            objects.append(entry)
     if objects:
         return truth.loadRes(objects)
-    empty = COCO()
+    empty = type(truth)()  # `loadRes` does not accept an empty list
     empty.dataset = truth.dataset | {"annotations": []}
     empty.createIndex()
     return empty
 
 
-def _described(image: int, label: int, box: np.ndarray) -> dict[str, Any]:
+def _entry(image_id: int, label: int, box: np.ndarray) -> dict[str, Any]:
     left, top, right, bottom = box.tolist()
     corner_and_size = [left, top, right - left, bottom - top]
-    return {"image_id": image, "category_id": label, "bbox": corner_and_size}
+    return {"image_id": image_id, "category_id": label, "bbox": corner_and_size}
 
 
 def _mask(masks: tuple[Rle, ...] | None, index: int) -> Rle:
     if masks is None:
-        raise ValueError("masks are to be scored, and there are none")
+        raise ValueError("masks cannot be scored: the annotations or detections have none")
     return dict(masks[index])

@@ -1,95 +1,114 @@
-"""Average precision by PASCAL VOC's rule of 2007: eleven points (Everingham et al. 2010)."""
+"""PASCAL VOC's average precision of 2007, with eleven points (Everingham et al. 2010)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from salmask.detection.objects import Annotations, Detections, Picture, Scores
+from salmask.detection.objects import AnnotatedImage, Annotations, Detections, DetectionScores
 
 IOUS = tuple(percent / 100 for percent in range(50, 100, 5))
-_POINTS = 10  # recall 0, 1/10, .. 10/10
+_STEPS = 10  # recall 0, 1/10, .. 10/10
+_TRUE, _FALSE, _IGNORED = 1, 0, -1  # a detection
 
 
-def score(annotations: Annotations, found: Sequence[Detections]) -> Scores:
-    """`ap` (mean over IoU .5, .55, .. .95), `ap50` and `ap75` in percent, means over the classes
-    that have an object which is not difficult.
+def score(annotations: Annotations, detections: Sequence[Detections]) -> DetectionScores:
+    """`ap` (mean over IoU .5, .55, .. .95), `ap50` and `ap75` in percent.
 
-    found: one for each picture, in order. Raises ValueError when there are more or fewer.
+    The overall scores are means over the classes with at least one object that is not difficult.
+
+    Args:
+        annotations: of the test images.
+        detections: one item per image, in order.
+
+    Raises:
+        ValueError: the numbers of images and detections differ.
     """
     classes = {}
     for label, name in enumerate(annotations.classes):
-        aps, objects = _of_class(annotations.pictures, found, label)
+        aps, objects = _class_aps(annotations.images, detections, label)
         named = {} if aps is None else _named(aps)
         classes[name] = named | {"objects": float(objects)}
     scored = [scores for scores in classes.values() if "ap" in scores]
     names = ("ap", "ap50", "ap75") if scored else ()
-    return Scores({n: float(np.mean([s[n] for s in scored])) for n in names}, classes)
+    return DetectionScores({n: float(np.mean([s[n] for s in scored])) for n in names}, classes)
 
 
 def eleven_point(hits: np.ndarray, objects: int) -> float:
-    """AP in [0,1] of detections in order of falling score.
+    """The AP in [0,1] of ranked detections.
 
-    hits (n,) bool: right or false. objects: how many there are to find, at least one. The mean,
-    over recall 0, .1, .. 1, of the best precision at that recall or beyond (0 where none gets
-    there). Recall is compared in whole numbers: 3 of 10 is at .3, which floats may miss.
+    It is the mean, over recall 0, .1, .. 1, of the highest precision at this recall or above; 0
+    where no detection reaches the recall. Recalls are compared as integers, because 3 of 10 may be
+    below .3 in floating point.
+
+    Args:
+        hits: (n,) bool in the order of falling score, whether a detection is true.
+        objects: number of objects, at least 1.
     """
-    right = hits.cumsum()
-    precision = right / np.arange(1, len(hits) + 1)
-    beyond = [precision[_POINTS * right >= point * objects] for point in range(_POINTS + 1)]
-    return sum(float(some.max()) for some in beyond if len(some)) / (_POINTS + 1)
+    true_positives = hits.cumsum()
+    precision = true_positives / np.arange(1, len(hits) + 1)
+    at_recall = [precision[_STEPS * true_positives >= step * objects]
+                 for step in range(_STEPS + 1)]  # fmt: skip
+    return sum(float(values.max()) for values in at_recall if len(values)) / (_STEPS + 1)
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n,4), (m,4) -> (n,m), by area. VOC's own rule on 1-based inclusive pixels is the same."""
+    """IoUs of boxes (n,4) and (m,4) by area: (n,m). VOC's 1-based inclusive pixels give the same
+    values."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(axis=2)
+    intersection = (high - low).clip(min=0).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
-    return shared / (areas[0][:, None] + areas[1][None] - shared)
+    return intersection / (areas[0][:, None] + areas[1][None] - intersection)
 
 
 def _named(aps: np.ndarray) -> dict[str, float]:
     percent = 100 * aps
-    at = dict(zip(IOUS, percent, strict=True))
-    return {"ap": float(percent.mean()), "ap50": float(at[0.5]), "ap75": float(at[0.75])}
+    by_iou = dict(zip(IOUS, percent, strict=True))
+    return {"ap": float(percent.mean()), "ap50": float(by_iou[0.5]), "ap75": float(by_iou[0.75])}
 
 
-def _of_class(
-    pictures: Sequence[Picture], found: Sequence[Detections], label: int
+def _class_aps(
+    images: Sequence[AnnotatedImage], detections: Sequence[Detections], label: int
 ) -> tuple[np.ndarray | None, int]:
-    """AP at each IoU (10,), or None without objects, and the number of objects that count."""
+    """The AP of a class at each IoU (10,), or None without objects; and the number of objects."""
     objects = 0
-    parts = []  # scores (n,), and (10,n): 1 right, 0 false, -1 neither
-    for picture, seen in zip(pictures, found, strict=True):
-        there, mine = picture.labels == label, seen.labels == label
-        objects += int((there & ~picture.ignored).sum())
-        order = np.argsort(-seen.scores[mine], kind="stable")
-        ious = box_iou(seen.boxes[mine][order], picture.boxes[there])
-        verdicts = np.stack([_verdicts(ious, picture.ignored[there], least) for least in IOUS])
-        parts.append((seen.scores[mine][order], verdicts))
+    parts = []  # of each image: scores (n,), and results (10,n)
+    for image, of_image in zip(images, detections, strict=True):
+        is_object, is_detection = image.labels == label, of_image.labels == label
+        objects += int((is_object & ~image.ignored).sum())
+        order = np.argsort(-of_image.scores[is_detection], kind="stable")
+        ious = box_iou(of_image.boxes[is_detection][order], image.boxes[is_object])
+        results = np.stack([_match(ious, image.ignored[is_object], iou) for iou in IOUS])
+        parts.append((of_image.scores[is_detection][order], results))
     if not objects:
         return None, 0
     order = np.argsort(-np.concatenate([scores for scores, _ in parts]), kind="stable")
-    ranked = np.concatenate([verdicts for _, verdicts in parts], axis=1)[:, order]
-    return np.array([eleven_point(row[row >= 0] == 1, objects) for row in ranked]), objects
+    ranked = np.concatenate([results for _, results in parts], axis=1)[:, order]
+    aps = [eleven_point(row[row != _IGNORED] == _TRUE, objects) for row in ranked]
+    return np.array(aps), objects
 
 
-def _verdicts(ious: np.ndarray, ignored: np.ndarray, least: float) -> np.ndarray:
-    """(n,m) of one image and class, the best score first -> (n,) int: 1, 0 or -1.
+def _match(ious: np.ndarray, ignored: np.ndarray, threshold: float) -> np.ndarray:
+    """Results (n,) int of one image's detections of one class.
 
-    A detection belongs to the object that it overlaps most, and only to that: where a better one
-    was there before it is false, even if it would fit another object.
+    A detection belongs to the object that it overlaps most. If a detection with a higher score
+    belongs to the same object, it is false, even if it overlaps another object enough.
+
+    Args:
+        ious: (n,m) of detections, in the order of falling score, and objects.
+        ignored: (m,) bool; detections of these objects are ignored.
+        threshold: minimum IoU.
     """
-    verdicts = np.zeros(len(ious), dtype=np.int64)
+    results = np.full(len(ious), _FALSE, dtype=np.int64)
     if not ious.size:
-        return verdicts
-    taken: set[int] = set()
+        return results
+    matched: set[int] = set()
     for row, nearest in enumerate(ious.argmax(axis=1).tolist()):
-        if ious[row, nearest] < least:
+        if ious[row, nearest] < threshold:
             continue
         if ignored[nearest]:
-            verdicts[row] = -1
-        elif nearest not in taken:
-            verdicts[row] = 1
-            taken.add(nearest)
-    return verdicts
+            results[row] = _IGNORED
+        elif nearest not in matched:
+            results[row] = _TRUE
+            matched.add(nearest)
+    return results

@@ -1,16 +1,16 @@
-"""Training a detector; an interrupted one ends in the same bytes as one that was left alone."""
+"""Trains a detector. A resumed training ends in the same bytes as an uninterrupted one."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask.detection.batches import Example
-from salmask.detection.detector import Detector, Targets
-from salmask.detection.recipes import Recipe
+from salmask.detection.recipes import DetectorRecipe
 from salmask.devices import Precision, autocast
 from salmask.distributed import (
     all_reduce_max,
@@ -26,22 +26,35 @@ from salmask.progress import progress
 from salmask.train import checkpoint
 from salmask.train.stopping import StopSignal, saving
 
-Batches = Callable[[int, int], Iterator[list[Example]]]  # those of iterations from, to
+if TYPE_CHECKING:
+    from salmask.detection.detector import Detector, Targets
+
+Batches = Callable[[int, int], Iterator[list[Example]]]  # (first, end) -> batches of iterations
 
 
 def train(
-    detector: Detector,
+    detector: "Detector",
     batches: Batches,
-    recipe: Recipe,
+    recipe: DetectorRecipe,
     job: Job,
     precision: Precision = "auto",
 ) -> None:
-    """Trains in place, going on from the newest checkpoint in `job.work` if there is one; several
-    processes share each batch, all call this together, and the first one writes.
+    """Trains a detector in place, from the newest checkpoint in `job.work` if there is one.
 
-    Raises NonFiniteLossError when the loss leaves the numbers, InterruptedRunError after SIGTERM or
-    SIGUSR2 and DataGoneError when the images' folder vanishes, with a checkpoint saved, UserError
-    for a batch that cannot be shared evenly.
+    Several processes share each batch. All of them call this together, and the first one writes.
+
+    Args:
+        detector: on the device of the job.
+        batches: the batches of a range of iterations.
+        recipe: the schedule.
+        job: device, folder of checkpoints, and how often they are written.
+        precision: of the convolutions.
+
+    Raises:
+        NonFiniteLossError: the loss is not finite.
+        InterruptedRunError: after SIGTERM or SIGUSR2, with a checkpoint saved.
+        DataGoneError: the folder of the images does not exist any more, with a checkpoint saved.
+        UserError: the processes cannot share a batch evenly.
     """
     if recipe.batch % world_size():
         raise UserError(f"batch {recipe.batch} cannot be shared evenly by {world_size()} processes")
@@ -50,9 +63,9 @@ def train(
 
 
 def _train(
-    detector: Detector,
+    detector: "Detector",
     batches: Batches,
-    recipe: Recipe,
+    recipe: DetectorRecipe,
     job: Job,
     precision: Precision,
     stop: StopSignal,
@@ -68,13 +81,13 @@ def _train(
 
     def save() -> None:
         if rank() == 0:
-            told_state = {
+            new_state = {
                 "fingerprint": job.fingerprint,
                 "iteration": iteration,
                 "model": detector.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            checkpoint.save(job.work, iteration, told_state)
+            checkpoint.save(job.work, iteration, new_state)
 
     saved_at = time.monotonic()
     with progress("detection", recipe.iterations, "iterations", done=iteration) as bar:
@@ -82,95 +95,96 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(iteration)
             with autocast(job.device, precision):
-                losses: dict[str, Tensor] = forward(*on_device(batch, job.device))
+                losses: dict[str, Tensor] = forward(*to_device(batch, job.device))
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
-            seen = torch.stack([value.detach() for value in losses.values()])
-            all_reduce_mean([seen])
-            loss = seen.sum().item()  # the step's one synchronisation
+            values = torch.stack([value.detach() for value in losses.values()])
+            all_reduce_mean([values])
+            loss = values.sum().item()  # the only host synchronisation of a step
             if not math.isfinite(loss):
-                named = zip(losses, seen.tolist(), strict=True)
-                told = ", ".join(f"{name} {value:.3g}" for name, value in named)
+                named = zip(losses, values.tolist(), strict=True)
                 raise NonFiniteLossError(
-                    f"the loss left the numbers at iteration {iteration} ({told}): try a smaller "
+                    f"the loss is not finite at iteration {iteration} "
+                    f"({', '.join(f'{name} {value:.3g}' for name, value in named)}): try a smaller "
                     "`lr`, a longer `warmup`, or `scale_lr` for a small batch"
                 )
             optimizer.step()
-            all_reduce_mean(_statistics(detector))
+            all_reduce_mean(_running_statistics(detector))
             iteration += 1
             bar.advance(1, f"loss {loss:.3f}")
-            asked = all_reduce_max(
-                stop.asked
-            )  # a signal that comes from here on is the next step's
+            signal = all_reduce_max(stop.asked)  # later signals stop the next step
             due = all_reduce_max(int(time.monotonic() - saved_at > 60 * job.checkpoint_minutes))
-            if due or asked or iteration == recipe.iterations:
+            if due or signal or iteration == recipe.iterations:
                 save()
                 saved_at = time.monotonic()
-            if asked and iteration < recipe.iterations:
-                broadcast_from_first(lambda: None)  # nobody leaves before the checkpoint is written
+            if signal and iteration < recipe.iterations:
+                broadcast_from_first(lambda: None)  # all processes wait for the checkpoint
                 raise InterruptedRunError(
-                    f"asked to stop at iteration {iteration} of {recipe.iterations}; a checkpoint "
-                    "is saved",
-                    asked,
+                    f"stopped by a signal at iteration {iteration} of {recipe.iterations}; a "
+                    "checkpoint is saved",
+                    signal,
                 )
 
 
 @torch.no_grad()
 def precise_batch_norm(
-    detector: Detector, batches: Batches, after: int, count: int, job: Job, precision: Precision
+    detector: "Detector", batches: Batches, start: int, count: int, job: Job, precision: Precision
 ) -> None:
-    """Precise batch norm: makes running statistics the plain mean over the `count` batches that
-    come after so many iterations, on which nothing learns; in place.
+    """Replaces running statistics of batch norms by their mean over `count` batches, in place.
 
-    As MoCo's detection configurations have it (He et al. 2020, code: 200 batches). Norms that are
-    frozen stay as they are. All processes call this together.
+    MoCo's detection configurations do this with 200 batches (He et al. 2020, code). Frozen norms
+    do not change. All processes call this together.
+
+    Args:
+        detector: after its training; no weight changes.
+        batches: the batches of a range of iterations.
+        start: the first iteration, that is, the number of trained iterations.
+        count: number of batches; 0 keeps the running averages.
+        job: device.
+        precision: of the convolutions.
     """
     norms = [m for m in detector.train().modules() if isinstance(m, _BatchNorm) and m.training]
     if not norms or not count:
         return
-    rates = [layer.momentum for layer in norms]
+    momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.reset_running_stats()
-        layer.momentum = None  # each batch counts alike
+        layer.momentum = None  # a plain mean over batches
     with progress("detection: batch norm", count, "batches") as bar:
-        for batch in batches(after, after + count):
+        for batch in batches(start, start + count):
             with autocast(job.device, precision):
-                detector(*on_device(batch, job.device))
+                detector(*to_device(batch, job.device))
             bar.advance(1)
-    all_reduce_mean(_statistics(detector))
-    for layer, rate in zip(norms, rates, strict=True):
-        layer.momentum = rate
+    all_reduce_mean(_running_statistics(detector))
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
 
 
-def on_device(batch: list[Example], device: torch.device) -> tuple[list[Tensor], Targets]:
-    """Images as float32 in [0,1], and their targets."""
+def to_device(batch: list[Example], device: torch.device) -> "tuple[list[Tensor], Targets]":
+    """Images as float32 in [0,1], and their targets, on a device."""
     images = [image.to(device).float() / 255 for image, _ in batch]
     targets = [{name: value.to(device) for name, value in t.items()} for _, t in batch]
     return images, targets
 
 
-def _statistics(detector: Detector) -> list[Tensor]:
-    """What batch norms of each process's own part remember; with `sync` all remember the same."""
+def _running_statistics(detector: "Detector") -> list[Tensor]:
+    """Running statistics that differ between processes; with `sync` none do."""
     if detector.norm == "sync":
         return []
     norms = [layer for layer in detector.modules() if isinstance(layer, _BatchNorm)]
-    return [some for layer in norms for some in (layer.running_mean, layer.running_var)
-            if some is not None]  # fmt: skip
+    return [value for layer in norms for value in (layer.running_mean, layer.running_var)
+            if value is not None]  # fmt: skip
 
 
-def _optimizer(detector: Detector, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD; batch norms do not decay (as in detectron2, which the papers used)."""
+def _optimizer(detector: "Detector", recipe: DetectorRecipe) -> torch.optim.Optimizer:
+    """SGD without weight decay of batch norms, as in detectron2, which the papers used."""
     norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for layer in detector.modules():
-        some = norms if isinstance(layer, _BatchNorm) else others
-        some += _learning(layer)
+        group = norms if isinstance(layer, _BatchNorm) else others
+        group += [p for p in layer.parameters(recurse=False) if p.requires_grad]
     groups = [
         {"params": others, "weight_decay": recipe.weight_decay},
         {"params": norms, "weight_decay": 0.0},
     ]
     return torch.optim.SGD([g for g in groups if g["params"]], recipe.lr, recipe.momentum)
-
-
-def _learning(layer: nn.Module) -> list[nn.Parameter]:
-    return [p for p in layer.parameters(recurse=False) if p.requires_grad]

@@ -75,6 +75,12 @@ def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, 
     return {name: getattr(checked, name) for name in fields}
 
 
+def option_names(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's keyword-only arguments, which are its options in params.yaml."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
 def pick(table: Mapping[str, T], choice: Choice, where: str) -> T:
     """The entry of `table` that `choice` names. Raises UserError with the names of all entries."""
     if choice.name not in table:

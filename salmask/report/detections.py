@@ -1,4 +1,4 @@
-"""What detectors found, for the page: the sheet of pictures, and each class's results."""
+"""Results of detectors for the report: the sheet of test images, and the scores of each class."""
 
 import csv
 from collections.abc import Sequence
@@ -9,13 +9,18 @@ from salmask.errors import UserError
 from salmask.report.tables import RunMetrics
 
 _PREFIX = "detect-"
-_APART = ("kind", "class", "objects")  # the columns that are no AP
+_NOT_SCORES = ("kind", "class", "objects")  # columns of classes.csv
 
 
 @dataclass(frozen=True)
-class ByClass:
-    """Boxes or masks. columns: names of APs. rows: (class, its objects, an AP in percent or None
-    per column), of the classes with objects."""
+class ClassTable:
+    """The scores of each class with objects.
+
+    Args:
+        kind: `box` or `mask`.
+        columns: names of the scores.
+        rows: (class, number of objects, scores in percent); None where a score is undefined.
+    """
 
     kind: str
     columns: Sequence[str]
@@ -23,23 +28,37 @@ class ByClass:
 
 
 @dataclass(frozen=True)
-class Detected:
-    """What one run's detector found in one set of images. png: the sheet."""
+class DetectorResults:
+    """The results of one run's detector on one data set.
+
+    Args:
+        run: name of the run.
+        dataset: name of the data set.
+        png: content of the sheet's file.
+        tables: one for boxes and, with masks, one for masks.
+    """
 
     run: str
     dataset: str
     png: bytes
-    tables: Sequence[ByClass]
+    tables: Sequence[ClassTable]
 
 
-def collect(scored: Sequence[RunMetrics], evaluate: Path) -> list[Detected]:
-    """Of every evaluation that was a detection. evaluate: where they lie. Raises UserError for a
-    file that is missing."""
+def collect(scored: Sequence[RunMetrics], evaluate: Path) -> list[DetectorResults]:
+    """The results of all evaluations that are detections.
+
+    Args:
+        scored: all evaluations.
+        evaluate: the folder with a folder for each run.
+
+    Raises:
+        UserError: a file is missing.
+    """
     return [_read(s, evaluate / s.run / s.protocol) for s in scored
             if s.protocol.startswith(_PREFIX)]  # fmt: skip
 
 
-def _read(scored: RunMetrics, folder: Path) -> Detected:
+def _read(scored: RunMetrics, folder: Path) -> DetectorResults:
     try:
         png = (folder / "detections.png").read_bytes()
         with (folder / "classes.csv").open(newline="") as stream:
@@ -47,16 +66,16 @@ def _read(scored: RunMetrics, folder: Path) -> Detected:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro detect`") from None
     kinds = dict.fromkeys(row["kind"] for row in rows)
-    tables = [_table(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
-    return Detected(scored.run, scored.protocol.removeprefix(_PREFIX), png, tables)
+    tables = [_class_table(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
+    return DetectorResults(scored.run, scored.protocol.removeprefix(_PREFIX), png, tables)
 
 
-def _table(kind: str, rows: Sequence[dict[str, str]]) -> ByClass:
-    there = [row for row in rows if int(row["objects"])]
-    columns = [name for name in rows[0] if name not in _APART]
-    columns = [name for name in columns if any(row[name] for row in there)]
-    shown = [
+def _class_table(kind: str, rows: Sequence[dict[str, str]]) -> ClassTable:
+    with_objects = [row for row in rows if int(row["objects"])]
+    columns = [name for name in rows[0] if name not in _NOT_SCORES]
+    columns = [name for name in columns if any(row[name] for row in with_objects)]
+    values = [
         (row["class"], int(row["objects"]), [float(row[n]) if row[n] else None for n in columns])
-        for row in there
+        for row in with_objects
     ]
-    return ByClass(kind, columns, shown)
+    return ClassTable(kind, columns, values)

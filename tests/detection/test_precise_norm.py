@@ -1,4 +1,4 @@
-"""Before the tests, batch norms take their statistics from whole batches of training images."""
+"""Before the test, batch norms take their statistics from batches of training images."""
 
 from functools import partial
 
@@ -7,11 +7,11 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask.detection.batches import Resizing, trainable, training_batches
-from salmask.detection.training import on_device, precise_batch_norm
+from salmask.detection.training import precise_batch_norm, to_device
 from tests.helpers.drawn_scenes import detector, drawn
 
-LOOKS = Resizing((48, 64), 200)
-AFTER, COUNT = 3, 4  # iterations, batches
+RESIZING = Resizing((48, 64), 200)
+START, COUNT = 3, 4  # iterations, batches
 
 
 def norms(model):
@@ -24,27 +24,27 @@ def state(model):
 
 @pytest.fixture
 def batches(tmp_path):
-    pictures = trainable(drawn(tmp_path / "drawn", 5))
-    of = partial(training_batches, pictures, LOOKS, seed=0, batch=2, masks=False, workers=0)
-    return lambda start, end: of(start=start, end=end)
+    images = trainable(drawn(tmp_path / "drawn", 5))
+    made = partial(training_batches, images, RESIZING, seed=0, batch=2, masks=False, workers=0)
+    return lambda start, end: made(start=start, end=end)
 
 
-def test_statistics_are_the_mean_over_the_batches_that_come_next(batches, job):
-    model, watched = detector(), detector().train()
+def test_statistics_are_the_mean_over_the_next_batches(batches, job):
+    model, hooked = detector(), detector().train()
     before = state(model)
-    precise_batch_norm(model, batches, AFTER, COUNT, job, "float32")
-    inputs = {name: [] for name in norms(watched)}
-    for name, layer in norms(watched).items():
-        layer.register_forward_pre_hook(lambda _, given, name=name: inputs[name].append(given[0]))
+    precise_batch_norm(model, batches, START, COUNT, job, "float32")
+    inputs = {name: [] for name in norms(hooked)}
+    for name, layer in norms(hooked).items():
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0]))
     with torch.no_grad():
-        for batch in batches(AFTER, AFTER + COUNT):
-            watched(*on_device(batch, job.device))
+        for batch in batches(START, START + COUNT):
+            hooked(*to_device(batch, job.device))
     assert len(inputs) > 10
     for name, layer in norms(model).items():
-        seen = [x.transpose(0, 1).flatten(1) for x in inputs[name]]
-        assert len(seen) == COUNT and layer.momentum == 0.1
-        mean = torch.stack([x.mean(dim=1) for x in seen]).mean(dim=0)
-        variance = torch.stack([x.var(dim=1) for x in seen]).mean(dim=0)
+        values = [x.transpose(0, 1).flatten(1) for x in inputs[name]]
+        assert len(values) == COUNT and layer.momentum == 0.1
+        mean = torch.stack([x.mean(dim=1) for x in values]).mean(dim=0)
+        variance = torch.stack([x.var(dim=1) for x in values]).mean(dim=0)
         torch.testing.assert_close(layer.running_mean, mean, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(layer.running_var, variance, atol=1e-5, rtol=1e-4)
     after = state(model)
@@ -53,22 +53,22 @@ def test_statistics_are_the_mean_over_the_batches_that_come_next(batches, job):
 
 
 @pytest.mark.parametrize(
-    ("options", "stay"),
+    ("options", "frozen"),
     [
         ({"norm": "frozen"}, ("trunk.", "heads.box_head.0.")),
         ({"freeze_encoder": True}, ("trunk.",)),
     ],
 )
-def test_what_is_frozen_stays(batches, job, options, stay):
+def test_frozen_norms_do_not_change(batches, job, options, frozen):
     model = detector(**options)
     before = state(model)
-    precise_batch_norm(model, batches, AFTER, COUNT, job, "float32")
+    precise_batch_norm(model, batches, START, COUNT, job, "float32")
     changed = {name for name, value in state(model).items() if not torch.equal(before[name], value)}
-    assert changed and not any(name.startswith(stay) for name in changed)
+    assert changed and not any(name.startswith(frozen) for name in changed)
 
 
 def test_no_batches_keep_the_running_averages(batches, job):
     model = detector()
     before = state(model)
-    precise_batch_norm(model, batches, AFTER, 0, job, "float32")
+    precise_batch_norm(model, batches, START, 0, job, "float32")
     assert all(torch.equal(before[name], value) for name, value in state(model).items())

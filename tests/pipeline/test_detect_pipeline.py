@@ -1,4 +1,4 @@
-"""Detection under DVC: from annotated images and a foreign encoder to its place in the report."""
+"""Detection under DVC: from annotated images and an imported encoder to the report."""
 
 import copy
 import csv
@@ -20,7 +20,7 @@ SCENES = {
 }  # fmt: skip
 
 
-def test_a_foreign_encoder_detects_and_is_followed_to_the_images(tmp_path):
+def test_an_imported_encoder_is_scored_with_lineage_to_the_images(tmp_path):
     params = copy.deepcopy(TINY) | {"runs": {}, "detect": {"scenes": SCENES}}
     params["data"]["images"] = {"train": 24, "val": 8, "decorrelated": 8}
     params["evaluate"] |= {"protocols": [], "chosen": TINY["evaluate"]["chosen"] | {
@@ -55,5 +55,5 @@ def test_a_foreign_encoder_detects_and_is_followed_to_the_images(tmp_path):
     assert "Detection: scenes, theirs" in page and "Masks of each class" in page
     assert "detect_scenes_box_ap50" in (tmp_path / "artifacts/report/results.txt").read_text()
     metrics_file = "artifacts/evaluate/theirs/detect-scenes/metrics.json"
-    told = project.run("salmask", "lineage", metrics_file)
-    assert "everything matches" in told and "detect_data scenes" in told
+    lineage = project.run("salmask", "lineage", metrics_file)
+    assert "everything matches" in lineage and "detect_data scenes" in lineage

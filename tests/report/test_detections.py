@@ -1,4 +1,4 @@
-"""What detectors found, on the page."""
+"""Results of detectors in the report."""
 
 import io
 
@@ -33,15 +33,15 @@ def scored(protocol):
 
 
 def test_classes_with_objects_and_columns_with_numbers_are_shown(folder):
-    (found,) = detections.collect([scored("knn"), scored("detect-zoo")], folder)
-    assert (found.run, found.dataset, found.png[:4]) == ("plain", "zoo", b"\x89PNG")
-    boxes, masks = found.tables
+    (results,) = detections.collect([scored("knn"), scored("detect-zoo")], folder)
+    assert (results.run, results.dataset, results.png[:4]) == ("plain", "zoo", b"\x89PNG")
+    boxes, masks = results.tables
     assert (boxes.kind, list(boxes.columns)) == ("box", ["ap", "ap50"])
     assert boxes.rows == [("cat", 3, [12.3456, 50.0])]
     assert masks.rows == [("cat", 3, [10.0, 25.5])]
 
 
-def test_a_missing_sheet_is_told(folder):
+def test_a_missing_sheet_is_refused(folder):
     (folder / "plain/detect-zoo/detections.png").unlink()
     with pytest.raises(UserError, match=r"detections\.png is missing: run `dvc repro detect`"):
         detections.collect([scored("detect-zoo")], folder)

@@ -1,0 +1,114 @@
+"""PASCAL VOC's folders (Everingham et al. 2010)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from salmask.datasets.folder_fingerprint import folder_of
+from salmask.detection.annotations import (
+    AnnotatedObject,
+    AnnotationCollector,
+    Bad,
+    join,
+    read_text,
+)
+from salmask.detection.datasets import Names, Splits, path_inside
+from salmask.detection.objects import Annotations
+from salmask.errors import UserError
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
+
+
+def read(
+    folder: Path,
+    seed: int,
+    *,
+    root: Path,
+    train: Names = ("VOC2007/trainval", "VOC2012/trainval"),
+    test: Names = ("VOC2007/test",),
+    classes: Names = VOC_CLASSES,
+    bad: Bad = "skip",
+) -> Splits:
+    """Training and test images from lists of PASCAL VOC.
+
+    Args:
+        folder: not used.
+        seed: not used.
+        root: VOCdevkit with VOC2007/ and VOC2012/, or one such folder, or a fingerprint file.
+        train: lists of training images. FOLDER/LIST is root/FOLDER/ImageSets/Main/LIST.txt, and
+            LIST alone is root/ImageSets/Main/LIST.txt.
+        test: lists of test images.
+        classes: names of the classes, in the order of the labels.
+        bad: `skip` lists unusable images and objects, `stop` raises an error for them.
+    """
+    root = folder_of(root, "root")
+
+    def joined(lists: Names) -> Annotations:
+        years = [path_inside(root, name).parent for name in lists]
+        return join(
+            *(read_split(year, Path(name).name, classes, bad)
+              for year, name in zip(years, lists, strict=True))
+        )  # fmt: skip
+
+    return root, joined(train), joined(test)
+
+
+def read_split(
+    folder: Path, split: str, classes: tuple[str, ...] = VOC_CLASSES, bad: Bad = "skip"
+) -> Annotations:
+    """A split of a folder with Annotations/, ImageSets/Main/ and JPEGImages/.
+
+    The files have 1-based pixels, and the last pixel belongs to the box. Difficult objects are
+    `ignored`.
+
+    Args:
+        folder: such as VOC2007.
+        split: `trainval`, `test`, ...
+        classes: names of the classes, in the order of the labels.
+        bad: `skip` or `stop`.
+
+    Raises:
+        UserError: the list of the split is missing or empty, or no image is usable.
+    """
+    split_list = folder / "ImageSets" / "Main" / f"{split}.txt"
+    lines = read_text(split_list).splitlines()
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    if not names:
+        raise UserError(f"{split_list} lists no image")
+    collector = AnnotationCollector(tuple(classes), bad)
+    for name in names:
+        xml = folder / "Annotations" / f"{name}.xml"
+        try:
+            root = ElementTree.fromstring(read_text(xml))
+            size = (_number(root, "size/height"), _number(root, "size/width"))
+            objects = list(_objects(root))
+        except (UserError, ElementTree.ParseError, ValueError, OverflowError) as error:
+            collector.problems.append(f"{xml}: {error}")
+            continue
+        files = [folder / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
+        collector.add_image(next((f for f in files if f.exists()), files[0]), size, objects)
+    return collector.annotations("voc", split_list)
+
+
+def _objects(root: ElementTree.Element) -> Iterator[AnnotatedObject]:
+    for item in root.iter("object"):
+        edges = [_number(item, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+        box = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])  # 1..W inclusive -> 0..W
+        difficult = (item.findtext("difficult") or "0").strip() == "1"
+        yield AnnotatedObject((item.findtext("name") or "").strip(), box, difficult)
+
+
+def _number(item: ElementTree.Element, path: str) -> int:
+    """The number at a path, rounded: some tools write fractions of pixels."""
+    text = item.findtext(path)
+    if text is None:
+        raise ValueError(f"<{path}> is missing")
+    return round(float(text))
+
+
+DATASET = read
