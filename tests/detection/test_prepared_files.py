@@ -86,7 +86,7 @@ def test_missing_and_changed_files_are_refused(saved, tmp_path):
     with pytest.raises(UserError, match=r"dataset\.json is missing: run `dvc repro detect_data`"):
         prepared_files.load(tmp_path / "nowhere")
     shutil.move(tmp_path / "root", tmp_path / "away")
-    with pytest.raises(UserError, match="is not there: mount it"):
+    with pytest.raises(UserError, match="does not exist: mount it"):
         prepared_files.load(tmp_path / "out")
     lines = tmp_path / "out/pictures.jsonl"
     lines.write_text(lines.read_text() + "{}\n")
@@ -96,5 +96,5 @@ def test_missing_and_changed_files_are_refused(saved, tmp_path):
 
 def test_an_image_that_was_deleted_meanwhile_is_refused(data, tmp_path):
     (tmp_path / "root/b/1.png").unlink()
-    with pytest.raises(UserError, match=r"b/1\.png: not there any more"):
+    with pytest.raises(UserError, match=r"b/1\.png: it no longer exists"):
         prepared_files.save(data, tmp_path / "root", tmp_path / "out")

@@ -115,7 +115,7 @@ def test_a_missing_folder_of_images_stops_a_training_at_a_checkpoint(
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "to_device", move_images)
-        with pytest.raises(DataGoneError, match="is not there: mount it"):
+        with pytest.raises(DataGoneError, match="does not exist: mount it"):
             run(data, job)
     assert newest(job)["iteration"] == 1
     (tmp_path / "elsewhere").rename(folder)
