@@ -1,10 +1,10 @@
-"""Time and memory of prepare over many small images, cold and with its memory of an earlier time.
+"""Time and memory of `prepare` for many small images, without and with a cache.
 
     python -m benchmarks.prepare --counts 12500 25000 50000
 
-Makes the images in a scratch folder first (of varied sizes, each with bytes of its own). Every
-measurement is a process of its own. `imports` is the peak after loading the libraries: what grows
-with the number of images is the rest.
+The images (of various sizes, each with different bytes) are written to a temporary folder first.
+Each measurement is a process of its own. `imports` is the peak after the imports; the rest grows
+with the number of images.
 """
 
 import json
@@ -22,29 +22,31 @@ from PIL import Image
 from salmask.data.prepare import write_manifest
 from salmask.datasets import imagefolder
 
-_KINDS = 64
+_TEMPLATES = 64
 
 
 def make(folder: Path, start: int, stop: int) -> None:
-    """JPEG files number start to stop - 1, in folders of a hundred classes."""
-    kinds = []
-    for kind in range(_KINDS):
+    """Writes the JPEG files `start` to `stop` - 1, in folders of a hundred classes."""
+    templates = []
+    for template in range(_TEMPLATES):
         stream = BytesIO()
-        size = (64 + 2 * kind, 160 - kind)
+        size = (64 + 2 * template, 160 - template)
         Image.effect_noise(size, 40).convert("RGB").save(stream, "JPEG", quality=60)
-        kinds.append(stream.getvalue())
+        templates.append(stream.getvalue())
     for number in range(start, stop):
         path = folder / f"class-{number % 100:02d}" / f"{number:07d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(kinds[number % _KINDS] + number.to_bytes(8, "big"))  # after the image
+        path.write_bytes(
+            templates[number % _TEMPLATES] + number.to_bytes(8, "big")
+        )  # appended after the image
 
 
-def measure(photos: Path, out: Path, memory: Path) -> dict[str, float]:
-    """One preparation in this process: seconds, and MB at its peak and after the imports."""
+def measure(photos: Path, out: Path, cache: Path) -> dict[str, float]:
+    """Prepares in this process. Returns the seconds, and the MB at the peak and after imports."""
     imports = _peak()
     start = time.perf_counter()
     listing = imagefolder.read(out, 0, root=photos)
-    write_manifest(listing, "benchmark", out, 0.0, 8, memory)
+    write_manifest(listing, "benchmark", out, 0.0, 8, cache)
     return {"seconds": time.perf_counter() - start, "imports": imports, "peak": _peak()}
 
 
@@ -52,24 +54,24 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _apart(*arguments: Path) -> dict[str, float]:
+def _measure_in_process(*arguments: Path) -> dict[str, float]:
     code = (
         "import json, sys; from pathlib import Path; from benchmarks.prepare import measure; "
         "print(json.dumps(measure(*map(Path, sys.argv[1:]))))"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 @click.command()
 @click.option("--counts", multiple=True, type=int, help="Numbers of images, one or more.")
 @click.argument("more", nargs=-1, type=int, metavar="[COUNT]...")
 def main(counts: tuple[int, ...], more: tuple[int, ...]) -> None:
-    """Prints seconds, images/s and the peak of memory for each number of images."""
+    """Prints seconds, images/s and peak memory for each number of images."""
     numbers = sorted({*counts, *more} or {50_000})
-    print("  images  memory   seconds  images/s  peak MB  of which imports")
+    print("  images   cache   seconds  images/s  peak MB  of which imports")
     with tempfile.TemporaryDirectory() as scratch:
         photos, out = Path(scratch, "photos"), Path(scratch, "out")
         photos.mkdir()
@@ -77,13 +79,13 @@ def main(counts: tuple[int, ...], more: tuple[int, ...]) -> None:
         for number in numbers:
             make(photos, made, number)
             made = number
-            memory = Path(scratch, f"{number}.sqlite")
-            for kind in ("cold", "warm"):
-                found = _apart(photos, out, memory)
+            cache = Path(scratch, f"{number}.sqlite")
+            for state in ("cold", "warm"):
+                result = _measure_in_process(photos, out, cache)
                 print(
-                    f"{number:8}  {kind:6}  {found['seconds']:8.1f}  "
-                    f"{number / found['seconds']:8.0f}  {found['peak']:7.0f}  "
-                    f"{found['imports']:7.0f}",
+                    f"{number:8}  {state:6}  {result['seconds']:8.1f}  "
+                    f"{number / result['seconds']:8.0f}  {result['peak']:7.0f}  "
+                    f"{result['imports']:7.0f}",
                     flush=True,
                 )
 

@@ -1,4 +1,4 @@
-"""Real JPEG files, damaged byte by byte: each is either refused or listed as what it is."""
+"""Damaged JPEG files: each is either rejected or listed as pillow decodes it."""
 
 import csv
 import hashlib
@@ -68,14 +68,14 @@ DAMAGES = [flip, delete, double, zero, cut]
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
-    """The folder of damaged files, what was listed of them, and the seconds that took."""
+    """The folder of damaged files, its manifest, the rejected files, and the seconds it took."""
     folder = tmp_path_factory.mktemp("damaged")
     whole = [saved(photograph(i), "JPEG", **how) for i, how in enumerate(ENCODINGS * 2)]
     assert all(8_000 < len(content) < 80_000 for content in whole)
     for seed in range(COUNT):
         dice = random.Random(seed)
         data = bytearray(whole[seed // len(DAMAGES) % len(whole)])
-        while data in whole:  # zeros over zeros are no damage
+        while data in whole:  # zeros may replace zeros
             DAMAGES[seed % len(DAMAGES)](data, dice)
         (folder / f"{seed:03d}.jpg").write_bytes(data)
     names = [f"{seed:03d}.jpg" for seed in range(COUNT)]
@@ -84,12 +84,12 @@ def damaged(tmp_path_factory):
     write_manifest(listing, "damaged", folder / "out", max_rejected=1)
     seconds = time.monotonic() - begin
     with (folder / "out" / "rejected.csv").open() as stream:
-        refused = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
-    return folder, manifest.load(folder / "out"), refused, seconds
+        rejected = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
+    return folder, manifest.load(folder / "out"), rejected, seconds
 
 
 def independent(content: bytes) -> np.ndarray | None:
-    """The pixels (H,W,3) as pillow alone decodes them in full, or None."""
+    """The pixels (H, W, 3) as pillow alone decodes them, or None."""
     try:
         with Image.open(BytesIO(content)) as image:
             return np.array(image.convert("RGB"))
@@ -99,14 +99,14 @@ def independent(content: bytes) -> np.ndarray | None:
 
 @pytest.mark.timeout(120)
 def test_no_damaged_file_is_lost_or_listed_twice(damaged):
-    _, rows, refused, seconds = damaged
-    assert sorted([*rows.paths, *refused]) == [f"{seed:03d}.jpg" for seed in range(COUNT)]
-    assert 20 < len(refused) < COUNT - 20  # of both there are enough to mean something
-    assert seconds < 60  # half a second when nothing else runs
+    _, rows, rejected, seconds = damaged
+    assert sorted([*rows.paths, *rejected]) == [f"{seed:03d}.jpg" for seed in range(COUNT)]
+    assert 20 < len(rejected) < COUNT - 20  # enough of both kinds
+    assert seconds < 60  # it takes half a second on an idle machine
 
 
 @pytest.mark.timeout(120)
-def test_a_damaged_file_that_is_listed_is_what_its_row_says(damaged):
+def test_a_listed_damaged_file_is_as_its_row_describes(damaged):
     _, rows, _, _ = damaged
     for row in range(len(rows)):
         content = rows.file(row).read_bytes()
@@ -123,8 +123,8 @@ def test_a_damaged_file_that_is_listed_is_what_its_row_says(damaged):
 
 
 @pytest.mark.timeout(120)
-def test_a_damaged_file_that_is_refused_cannot_be_decoded(damaged):
-    folder, _, refused, _ = damaged
-    for name, reason in refused.items():
+def test_a_rejected_damaged_file_cannot_be_decoded(damaged):
+    folder, _, rejected, _ = damaged
+    for name, reason in rejected.items():
         assert reason and str(folder) not in reason
         assert independent((folder / name).read_bytes()) is None, (name, reason)

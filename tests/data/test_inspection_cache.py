@@ -278,11 +278,11 @@ def test_a_killed_preparation_resumes(folder, monkeypatch):
 
 
 @pytest.mark.timeout(120)
-def test_three_preparations_can_share_a_cache(folder):
+def test_two_preparations_can_share_a_cache(folder):
     folder.add(*[f"{index:03d}.png" for index in range(100)], "t.png")
     folder.write(cache=False)
     plain = folder.result()
-    outs = [folder.out.with_name(name) for name in ("one", "two", "three")]
+    outs = [folder.out.with_name(name) for name in ("one", "two")]
     for process in [start(folder, out) for out in outs]:
         output = process.communicate()[0]
         assert process.returncode == 0 and "sqlite" not in output, output

@@ -1,6 +1,7 @@
 """The manifest: written, read, and its images."""
 
 import csv
+import gc
 import hashlib
 import os
 
@@ -270,13 +271,14 @@ def test_a_missing_folder_is_an_error_and_no_gray_image(pair, read, how):
     _, rows = pair
     rows.root.rename(rows.root.with_name("moved"))
     if how == "empty":
-        rows.root.mkdir()  # what an unmounted disk leaves
+        rows.root.mkdir()  # as after an unmount
     with pytest.raises(DataGoneError, match=r"/images (does not exist|is empty): mount it$"):
         read(rows, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_folder_in_a_worker_gives_the_same_message(pair, workers):
+def test_a_missing_folder_in_a_worker_gives_the_same_message(pair, workers, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # s, at its end
     _, rows = pair
     rows.root.rename(rows.root.with_name("moved"))
     batches = evaluation_images(
@@ -285,6 +287,8 @@ def test_a_missing_folder_in_a_worker_gives_the_same_message(pair, workers):
     with pytest.raises(DataGoneError) as error:
         list(batches)
     assert str(error.value) == f"the images' folder {rows.root} does not exist: mount it"
+    del batches, error
+    gc.collect()  # ends the worker now
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])

@@ -48,7 +48,9 @@ def test_each_jitter_is_torchvisions(images, piece, adjust, strength):
     low, high = max(0.0, 1 - strength), 1 + strength
     for i in range(4):
         expected = adjust(images[i], low + (high - low) * u[i, piece].item())
-        torch.testing.assert_close(result[i], expected, atol=1e-3, rtol=0)  # they round the luma
+        torch.testing.assert_close(
+            result[i], expected, atol=1e-3, rtol=0
+        )  # torchvision rounds the luma
 
 
 def test_the_whole_jitter_runs_in_torchvisions_default_order(images):
@@ -121,7 +123,7 @@ def test_grayscale_is_luma_in_every_channel(generator):
 
 
 @pytest.mark.parametrize(("column", "piece"), list(enumerate(PIECES)))
-def test_each_chance_comes_as_often_as_asked_and_apart_from_the_others(column, piece):
+def test_changes_are_independent_and_have_their_probabilities(column, piece):
     chances = dict.fromkeys(PIECES, 0.0) | {piece: 0.3}
     config = ViewConfig(size=8, grid=4, blur_sigma=(1.0, 1.0), **chances)
     images, draws = torch.rand(1, 3, 8, 8).expand(1000, 3, 8, 8), Draws.of(0, 0, torch.arange(1000))
@@ -131,7 +133,7 @@ def test_each_chance_comes_as_often_as_asked_and_apart_from_the_others(column, p
 
 
 @given(st.integers(0, 100))
-def test_photometry_depends_on_the_sample_alone(seed):
+def test_photometry_depends_on_the_image_only(seed):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(5, 3, 8, 8, generator=generator)
     ids, config = torch.tensor([8, 3, 5, 1, 0]), ViewConfig(size=8, grid=4)
@@ -172,7 +174,7 @@ def test_solarization_comes_after_the_blur(images):
 
 
 def before_solarization(images, draws, view, config):
-    """`photometry` as it was when there was none."""
+    """Photometry without solarization."""
     chance = draws.uniform(f"{view}.chances", 3)[..., None, None, None]
     jittered = jitter(images, draws.uniform(f"{view}.jitter", 4), config.jitter)
     images = torch.where(chance[:, 0] < config.jitter_p, jittered, images)
@@ -188,7 +190,7 @@ def before_solarization(images, draws, view, config):
 
 
 @given(st.integers(0, 1000), st.sampled_from(["query", "key"]), CHANCE, CHANCE, CHANCE)
-def test_without_solarization_views_keep_their_bits(seed, view, jitter_p, gray_p, blur_p):
+def test_without_solarization_the_result_is_the_same(seed, view, jitter_p, gray_p, blur_p):
     config = ViewConfig(size=8, grid=4, jitter_p=jitter_p, gray_p=gray_p, blur_p=blur_p)
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     draws = Draws.of(seed, 1, torch.arange(6))
@@ -208,7 +210,7 @@ def test_without_solarization_views_have_the_digest_they_had():
     assert digest.hexdigest()[:16] == "dfd42adb0a686b06"
 
 
-# every framework's published augmentation; what a line leaves out is the default
+# the published augmentation of each framework, where it differs from the default
 PUBLISHED = """
 mocov1: {crop: [0.2, 1.0], jitter: [0.4, 0.4, 0.4, 0.4], jitter_p: 1, gray_p: 0.2, blur_p: 0}
 mocov2: {crop: [0.2, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], jitter_p: 0.8, gray_p: 0.2, blur_p: 0.5}
@@ -228,7 +230,7 @@ SHARES = {
 
 
 @pytest.mark.parametrize("name", SHARES)
-def test_published_augmentations_can_be_written_and_views_differ_as_they_must(name):
+def test_published_augmentations_have_their_probabilities(name):
     config = check(yaml.safe_load(PUBLISHED)[name], ViewConfig, "view")
     assert config.crop == (0.2 if name.startswith("moco") else 0.08, 1.0)
     assert (config.flip, config.blur_sigma) == (0.5, (0.1, 2.0))
@@ -237,14 +239,18 @@ def test_published_augmentations_can_be_written_and_views_differ_as_they_must(na
     for view, row in (("query", 0), ("key", -1), ("extra1", 0)):
         for piece, share in zip(PIECES, SHARES[name][row], strict=True):
             alone = dict.fromkeys(PIECES, 0.0) | {piece: getattr(config, piece)}
-            alone |= {"size": 8, "grid": 4, "blur_sigma": (1.0, 1.0)}  # a blur of 0.1 px is none
+            alone |= {
+                "size": 8,
+                "grid": 4,
+                "blur_sigma": (1.0, 1.0),
+            }  # a blur of 0.1 px changes nothing
             result = apply_photometry(images, draws, view, replace(config, **alone))
             changed = (result != images).flatten(1).any(1).float().mean().item()
             near = 4 * math.sqrt(share * (1 - share) / 600)
             assert changed == pytest.approx(share, abs=near), (view, piece)
 
 
-def test_a_piece_that_a_view_never_shows_is_not_computed(monkeypatch, images):
+def test_a_change_of_probability_0_is_not_computed(monkeypatch, images):
     config = ViewConfig(jitter_p=0, gray_p=0, blur_p=(0.5, 0.0), solarize_p=(0.5, 0.0))
     for piece in ("jitter", "luma", "gaussian_blur", "solarize"):
         monkeypatch.delattr(photometry, piece)

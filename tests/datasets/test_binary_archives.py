@@ -17,9 +17,9 @@ LETTERS = list("abcdefghij")
 
 @pytest.fixture(autouse=True)
 def _any_md5(monkeypatch):
-    """Only whether a file is there is compared: these are not the real ones."""
-    there = "torchvision.datasets.utils.check_md5"
-    monkeypatch.setattr(there, lambda path, md5: Path(path).read_bytes() != b"broken")
+    """Accepts any existing file but broken ones: these files are not the real ones."""
+    check = "torchvision.datasets.utils.check_md5"
+    monkeypatch.setattr(check, lambda path, md5: Path(path).read_bytes() != b"broken")
 
 
 def cifar10(root: Path) -> np.ndarray:
@@ -47,7 +47,7 @@ def cifar100(root: Path) -> None:
 
 
 def stl10(root: Path) -> np.ndarray:
-    """3 labelled, 4 unlabelled and 2 test images; all pixels (9,3,96,96), as one sees them."""
+    """3 labelled, 4 unlabelled and 2 test images; all pixels (9, 3, 96, 96)."""
     folder = root / "stl10_binary"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 96, 96), np.uint8)
@@ -64,7 +64,7 @@ def pixels_of(path: Path) -> np.ndarray:
     return np.array(Image.open(path)).transpose(2, 0, 1)
 
 
-def test_cifar10_comes_out_of_its_batches_as_files(tmp_path):
+def test_cifar10_is_written_as_png_files(tmp_path):
     pixels = cifar10(tmp_path / "root")
     listing = read_dataset(tmp_path, "cifar10")
     assert Counter(file.split for file in listing.files) == {"train": 10, "val": 2}
@@ -104,7 +104,7 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_what_is_missing_or_broken_is_told_and_not_downloaded(tmp_path, monkeypatch, name):
+def test_missing_and_broken_files_are_errors_and_not_downloaded(tmp_path, monkeypatch, name):
     make, theirs, some = SETS[name]
     root, folder = tmp_path / "root", some.partition("/")[0]
     monkeypatch.setattr(theirs, "download", lambda self: pytest.fail("a download"))
@@ -123,7 +123,7 @@ def test_what_is_missing_or_broken_is_told_and_not_downloaded(tmp_path, monkeypa
         read_dataset(tmp_path, name)
 
 
-def test_stl10_without_the_names_of_its_classes_is_told(tmp_path):
+def test_missing_class_names_of_stl10_are_an_error(tmp_path):
     stl10(tmp_path / "root")
     (tmp_path / "root/stl10_binary/class_names.txt").unlink()
     with pytest.raises(UserError, match=r"class_names\.txt cannot be read: no such.*fetch stl10"):

@@ -8,7 +8,7 @@ from salmask.errors import UserError
 from tests.helpers.trees import make_images, read_dataset
 
 
-def test_caltech101_takes_25_and_5_of_every_class_but_the_background(tmp_path):
+def test_caltech101_has_25_and_5_images_per_class_but_no_background(tmp_path):
     root = tmp_path / "root"
     make_images(root, *(f"ant/{i}.jpg" for i in range(31)), *(f"bass/{i}.jpg" for i in range(40)))
     make_images(root, "BACKGROUND_Google/1.jpg", "readme.jpg")
@@ -24,7 +24,7 @@ def test_caltech101_takes_25_and_5_of_every_class_but_the_background(tmp_path):
     assert read_dataset(tmp_path, "caltech101", seed=1) != listing
 
 
-def test_a_class_that_leaves_nothing_to_test_is_named(tmp_path):
+def test_a_class_without_test_images_is_an_error(tmp_path):
     make_images(
         tmp_path / "root", *(f"{kind}/{i}.jpg" for kind in ("ant", "bass") for i in range(30))
     )
@@ -34,7 +34,7 @@ def test_a_class_that_leaves_nothing_to_test_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["101_ObjectCategories", "caltech101/101_ObjectCategories"])
-def test_caltech101_where_torchvision_and_its_archive_put_it(tmp_path, place):
+def test_caltech101_in_the_folder_of_torchvision_or_the_archive(tmp_path, place):
     root = tmp_path / "root"
     make_images(root / place, *(f"{kind}/{i}.jpg" for kind in ("ant", "bass") for i in range(31)))
     make_images(root, "caltech101/Annotations/ant/1.jpg")
@@ -43,7 +43,7 @@ def test_caltech101_where_torchvision_and_its_archive_put_it(tmp_path, place):
 
 
 @pytest.mark.parametrize("names", [(), ("1.jpg",), ("archive/ant/1.jpg", "archive/bass/2.jpg")])
-def test_a_folder_that_is_not_caltech101_is_told(tmp_path, names):
+def test_another_folder_than_caltech101_is_an_error(tmp_path, names):
     (tmp_path / "root").mkdir()
     make_images(tmp_path / "root", *names)
     names_in_root = "archive" if len(names) == 2 else "none"

@@ -1,4 +1,4 @@
-"""`salmask fetch` with torchvision's own code, on archives made here as the real ones are."""
+"""`salmask fetch` with torchvision's code, on small archives in the real layouts."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ def picture() -> bytes:
 
 
 def packed(folder: Path) -> bytes:
-    """What lies in a folder, as .tar.gz."""
+    """The contents of a folder as .tar.gz."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for path in sorted(folder.iterdir()):
@@ -83,7 +83,7 @@ def voc_archive(tmp: Path, year: int, part: str, name: str) -> bytes:
 
 
 def archives(name: str, tmp: Path) -> dict[str, bytes]:
-    """The files that a download gets, by their names in the world."""
+    """The archives of a download, by their names."""
     make = {"cifar10": cifar10, "cifar100": cifar100, "stl10": stl10}
     if name in make:
         make[name](tmp / "packing")
@@ -112,7 +112,7 @@ def archives(name: str, tmp: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def world(monkeypatch):
-    """What can be downloaded: {name: bytes}. Every md5 is right but of what ends in "half"."""
+    """The archives that can be downloaded: name -> bytes. Those that end in "half" fail the md5."""
     served: dict[str, bytes] = {}
 
     def get(url: str, to: str) -> None:
@@ -197,7 +197,7 @@ def test_a_failed_download_leaves_no_files(tmp_path, world, name, broken, messag
         fetch(name, folder)
     assert list(folder.iterdir()) == []
     world |= good
-    assert "now" in fetch(name, folder)  # the next one does not trip over it
+    assert "now" in fetch(name, folder)  # the next download succeeds
 
 
 def test_a_truncated_archive_leaves_no_files(tmp_path, world):
@@ -222,7 +222,7 @@ def test_an_interrupted_download_leaves_no_files(tmp_path, world, monkeypatch):
 def test_the_leftover_of_a_killed_download_is_removed(tmp_path, world):
     world |= archives("imagenette", tmp_path)
     left = tmp_path / "got/imagenette.partial/imagenette2/train"
-    left.mkdir(parents=True)  # which torchvision alone would take for the whole
+    left.mkdir(parents=True)  # torchvision alone would accept it as complete
     assert "now" in fetch("imagenette", tmp_path / "got")
     assert not left.exists() and len(files(tmp_path / "got")) == 20
 

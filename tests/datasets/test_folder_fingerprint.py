@@ -1,3 +1,5 @@
+"""Fingerprints of folders, and entries that DVC cannot track."""
+
 import os
 import socket
 
@@ -47,7 +49,7 @@ def test_a_wrong_layout_is_reported_for_the_folder_and_not_the_file(folder, tmp_
         dataset_reader(choice, "data")[1](tmp_path, 0)
 
 
-def test_it_differs_when_the_folder_does_and_only_then(folder, tmp_path):
+def test_it_changes_exactly_if_the_folder_changes(folder, tmp_path):
     before = digest(folder, tmp_path / "a.json")
     assert digest(folder, tmp_path / "a.json") == before
     Image.new("RGB", (9, 8)).save(folder / "cat" / "3.png")

@@ -75,7 +75,7 @@ def test_images_without_class_folders_have_no_label_and_all_train(tmp_path):
     assert imagefolder.read(tmp_path, 0, root=tmp_path).classes == ()
 
 
-def test_adding_images_moves_none_to_the_other_split(tmp_path):
+def test_adding_images_moves_no_other_image(tmp_path):
     before = _listed(_folder(tmp_path, *[f"cat/{i}.png" for i in range(40)]), val_share=0.3)
     after = _listed(
         _folder(tmp_path, *[f"cat/{i}b.png" for i in range(40)], "ant/1.png"), val_share=0.3
@@ -85,19 +85,19 @@ def test_adding_images_moves_none_to_the_other_split(tmp_path):
     }
 
 
-def test_the_seed_chooses_the_split_and_repeats_it(tmp_path):
+def test_the_split_depends_on_the_seed(tmp_path):
     _folder(tmp_path, *[f"cat/{i}.png" for i in range(40)])
     assert _listed(tmp_path, 1, val_share=0.5) == _listed(tmp_path, 1, val_share=0.5)
     assert _listed(tmp_path, 1, val_share=0.5) != _listed(tmp_path, 2, val_share=0.5)
 
 
 @pytest.mark.parametrize(("share", "splits"), [(0.0, {"train"}), (1.0, {"val"})])
-def test_a_share_of_nothing_or_all(tmp_path, share, splits):
+def test_a_share_of_0_or_1(tmp_path, share, splits):
     listing = _listed(_folder(tmp_path, *[f"cat/{i}.png" for i in range(20)]), val_share=share)
     assert {split for _, split in listing.values()} == splits
 
 
-def test_a_folder_without_images_is_told(tmp_path):
+def test_a_folder_without_images_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no images under .*\.jpg"):
         imagefolder.read(tmp_path, 0, root=_folder(tmp_path, "cat/notes.txt"))
 
@@ -113,7 +113,7 @@ def test_class_folders_may_be_links(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_links_in_circles_and_pipes_are_not_followed_for_ever(tmp_path):
+def test_cycles_of_links_and_pipes_are_harmless(tmp_path):
     root = _folder(tmp_path / "photos", "cat/1.png", "dog/2.png")
     (root / "cat" / "up").symlink_to(root, target_is_directory=True)
     (root / "cat" / "self").symlink_to(root / "cat" / "self")
@@ -130,12 +130,20 @@ def test_links_in_circles_and_pipes_are_not_followed_for_ever(tmp_path):
     assert manifest.load(tmp_path / "data").paths.tolist() == ["cat/1.png", "dog/2.png"]
 
 
-def test_files_come_in_order_of_their_path_part_by_part(tmp_path):
+def test_files_are_sorted_by_the_parts_of_their_paths(tmp_path):
     names = ["b/1.png", "a/2.png", "a/10.png", "a-b/1.png", "a/c/1.png", "B/1.png"]
     names.append("\udcff/1.png")
     listing = list(_listed(_folder(tmp_path, *names), val_share=0))
-    wanted = ["B/1.png", "a/10.png", "a/2.png", "a/c/1.png", "a-b/1.png", "b/1.png", "\udcff/1.png"]
-    assert listing == wanted
+    expected = [
+        "B/1.png",
+        "a/10.png",
+        "a/2.png",
+        "a/c/1.png",
+        "a-b/1.png",
+        "b/1.png",
+        "\udcff/1.png",
+    ]
+    assert listing == expected
 
 
 def test_names_that_are_not_utf8_have_a_split_too(tmp_path):
@@ -144,7 +152,7 @@ def test_names_that_are_not_utf8_have_a_split_too(tmp_path):
     assert {split for _, split in listing.values()} == {"train", "val"}
 
 
-def test_classes_are_text_whatever_the_folders_are_called(tmp_path):
+def test_class_names_are_valid_unicode(tmp_path):
     root = _folder(tmp_path, "\udcff/1.png", "é/2.png")
     listing = imagefolder.read(tmp_path, 0, root=root, val_share=0)
     assert listing.classes == ("é", "\\udcff")
@@ -161,7 +169,7 @@ def test_classes_are_text_whatever_the_folders_are_called(tmp_path):
         (["train/cat/1.png", "train/dog/a.txt"], ("train/dog",)),
     ],
 )  # fmt: skip
-def test_folders_without_images_are_named_and_no_class(tmp_path, names, empty):
+def test_folders_without_images_are_no_classes(tmp_path, names, empty):
     listing = imagefolder.read(tmp_path, 0, root=_folder(tmp_path, *names))
     assert listing.empty_folders == empty
     assert listing.classes == tuple(sorted({"cat"} | {"dog" for n in names if "2.png" in n}))

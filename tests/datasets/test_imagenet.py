@@ -14,7 +14,7 @@ from tests.helpers.trees import files_by_split, make_images, make_texts, read_da
 CAT, DOG = "n00000001", "n00000002"
 
 
-def test_imagenet_as_everybody_sorts_it(tmp_path):
+def test_imagenet_in_class_folders(tmp_path):
     root = tmp_path / "root"
     make_images(
         root, f"train/{DOG}/{DOG}_9.JPEG", f"train/{CAT}/{CAT}_1.JPEG", f"train/{CAT}/x.JPEG"
@@ -46,7 +46,7 @@ def flat(tmp_path):
 
 
 def devkit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The archive as its authors gave it: ids from 1 on, of words in a tree; two are leaves."""
+    """The original archive: ids start at 1, and belong to a tree of words with two leaves."""
     savemat = pytest.importorskip("scipy.io").savemat
     data = root / "unpacked/ILSVRC2012_devkit_t12/data"
     data.mkdir(parents=True)
@@ -72,16 +72,18 @@ def kaggle(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_texts(root, LOC_val_solution__csv="\n".join(["ImageId,PredictionString", *lines, ""]))
 
 
-@pytest.mark.parametrize("message", [devkit, meta, kaggle])
-def test_a_flat_validation_folder_has_the_classes_of_a_file(flat, tmp_path, monkeypatch, message):
-    message(flat, monkeypatch)
+@pytest.mark.parametrize("write", [devkit, meta, kaggle])
+def test_a_flat_validation_folder_has_the_classes_of_a_file(flat, tmp_path, monkeypatch, write):
+    write(flat, monkeypatch)
     before = sorted(path.name for path in flat.iterdir())
     listing = read_dataset(tmp_path, "imagenet", classes=2)
     assert files_by_split(listing)["val"] == list(zip(FLAT, (DOG, CAT, DOG), strict=True))
-    assert sorted(path.name for path in flat.iterdir()) == before  # nothing is written there
+    assert (
+        sorted(path.name for path in flat.iterdir()) == before
+    )  # nothing is written to the folder
 
 
-def test_a_flat_validation_folder_alone_says_what_is_missing(flat, tmp_path):
+def test_a_flat_validation_folder_alone_is_an_error(flat, tmp_path):
     with pytest.raises(UserError, match=r"val contains images.* none of ILSVRC2012_devkit_t12.*gz"):
         read_dataset(tmp_path, "imagenet", classes=2)
     (flat / "meta.bin").write_bytes(b"nonsense")
@@ -96,9 +98,11 @@ def test_a_flat_validation_folder_alone_says_what_is_missing(flat, tmp_path):
         read_dataset(tmp_path, "imagenet", classes=2)
 
 
-@pytest.mark.parametrize("message", [meta, kaggle])
-def test_a_flat_folder_with_another_number_of_images_is_told(flat, tmp_path, monkeypatch, message):
-    message(flat, monkeypatch)
+@pytest.mark.parametrize("write", [meta, kaggle])
+def test_a_flat_folder_with_another_number_of_images_is_an_error(
+    flat, tmp_path, monkeypatch, write
+):
+    write(flat, monkeypatch)
     make_images(flat, "val/ILSVRC2012_val_00000004.JPEG")
     with pytest.raises(
         UserError, match="val contains 4 images directly, but the classes of 3 images are"
@@ -122,14 +126,14 @@ def test_a_flat_folder_with_another_number_of_images_is_told(flat, tmp_path, mon
         ),
     ],
 )
-def test_another_layout_of_imagenet_is_told(tmp_path, names, message):
+def test_another_layout_is_an_error(tmp_path, names, message):
     (tmp_path / "root").mkdir()
     make_images(tmp_path / "root", *names)
     with pytest.raises(UserError, match=message):
         read_dataset(tmp_path, "imagenet", classes=2)
 
 
-def test_the_archives_of_classes_are_to_be_unpacked(tmp_path):
+def test_archives_of_classes_are_an_error(tmp_path):
     make_texts(tmp_path / "root/train", n01440764__tar="")
     with pytest.raises(
         UserError, match=r"contains 0 folders .* instead of 1000\. It contains \.tar files: unpack"

@@ -20,7 +20,7 @@ def test_the_hundred_classes() -> None:
     assert HUNDRED[0] == "n01558993" and all(re.fullmatch(r"n\d{8}", wnid) for wnid in HUNDRED)
 
 
-def test_imagenet100_reads_its_classes_of_imagenet_where_they_are(tmp_path):
+def test_imagenet100_reads_its_classes_in_a_folder_of_imagenet(tmp_path):
     root = tmp_path / "root"
     for split in ("train", "val"):
         for wnid in [*HUNDRED, CAT]:
@@ -42,7 +42,7 @@ def test_imagenet100_reads_its_classes_of_imagenet_where_they_are(tmp_path):
         read_dataset(tmp_path, "imagenet100")
 
 
-def test_imagenet100_of_a_flat_validation_folder(tmp_path, monkeypatch):
+def test_imagenet100_with_a_flat_validation_folder(tmp_path, monkeypatch):
     root = tmp_path / "root"
     make_images(root, *(f"train/{wnid}/1.JPEG" for wnid in HUNDRED), *FLAT[:2])
     torch.save(({}, [CAT, HUNDRED[2]]), root / "meta.bin")

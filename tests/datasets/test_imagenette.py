@@ -31,7 +31,7 @@ def test_imagenette(tmp_path, place):
         ),
     ],
 )
-def test_another_layout_of_imagenette_is_told(tmp_path, names, message):
+def test_another_layout_is_an_error(tmp_path, names, message):
     make_images(tmp_path / "root", *names)
     with pytest.raises(UserError, match=message):
         read_dataset(tmp_path, "imagenette")

@@ -10,7 +10,7 @@ from tests.helpers.trees import files_by_split, make_images, read_dataset
 
 
 def inat(root: Path, folder: str = "train_val2018") -> None:
-    """iNaturalist 2018's layout: ids of images and categories are nobody's row numbers."""
+    """iNaturalist 2018's layout; ids of images and categories are not row numbers."""
     files = {1: ("Aves", 11, "a"), 700001: ("Fungi", 2, "b"), 9: ("Fungi", 2, "c")}
     for group, kind, name in files.values():
         make_images(root / folder, f"{group}/{kind}/{name}.jpg")
@@ -62,7 +62,7 @@ def test_inat2018_by_its_annotations(tmp_path, folder):
         ),
     ],
 )
-def test_another_layout_of_inat2018_is_told(tmp_path, file, text, message):
+def test_another_layout_is_an_error(tmp_path, file, text, message):
     inat(tmp_path / "root")
     if text is None:
         (tmp_path / "root" / file).rename(tmp_path / "elsewhere")

@@ -46,7 +46,7 @@ def test_places205_by_its_lists(tmp_path, base):
         ("train", "a/abbey/1.jpg 7\n", r"must be numbered 0, 1, 2, \.\.\., got \[0, 7\]"),
     ],
 )
-def test_another_layout_of_places205_is_told(tmp_path, split, text, message):
+def test_another_layout_is_an_error(tmp_path, split, text, message):
     places(tmp_path / "root", "images256")
     path = tmp_path / "root" / LISTS.format(split)
     path.unlink() if text is None else path.write_text(text)

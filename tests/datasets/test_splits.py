@@ -38,7 +38,7 @@ def test_splits_by_lists(tmp_path):
         ({"train": "", "test": ""}, {}, "no images in class folders"),
     ],
 )
-def test_splits_that_do_not_fit_are_refused(tmp_path, lists, options, message):
+def test_inconsistent_splits_are_errors(tmp_path, lists, options, message):
     make_images(tmp_path / "root", "a/1.jpg", "a/2.jpg")
     for name, text in lists.items():
         (tmp_path / "root" / f"{name}.txt").write_text(text)

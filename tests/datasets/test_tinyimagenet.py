@@ -57,7 +57,7 @@ def test_tinyimagenet(tmp_path, place):
         ),
     ],
 )
-def test_another_layout_of_tinyimagenet_is_told(tmp_path, path, text, message):
+def test_another_layout_is_an_error(tmp_path, path, text, message):
     tiny(tmp_path / "root")
     if text is None:
         (tmp_path / "root" / path).rename(tmp_path / "elsewhere")

@@ -33,7 +33,7 @@ def test_voc_without_labels(tmp_path, place):
 
 
 @pytest.mark.parametrize(
-    ("gone", "message"),
+    ("removed", "message"),
     [
         (
             "VOC2012",
@@ -43,14 +43,14 @@ def test_voc_without_labels(tmp_path, place):
         ("VOC2007/JPEGImages/000005.jpg", r"000005\.jpg, the first file of the list, does not"),
     ],
 )
-def test_another_layout_of_voc_is_told(tmp_path, gone, message):
+def test_another_layout_is_an_error(tmp_path, removed, message):
     pascal(tmp_path / "root")
-    (tmp_path / "root" / gone).rename(tmp_path / "elsewhere")
+    (tmp_path / "root" / removed).rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=message):
         read_dataset(tmp_path, "voc")
 
 
-def test_lists_without_an_image_are_told(tmp_path):
+def test_empty_lists_are_an_error(tmp_path):
     pascal(tmp_path / "root")
     make_texts(tmp_path / "root/VOC2012/ImageSets/Main", trainval__txt="")
     with pytest.raises(UserError, match="root: the lists name no image"):

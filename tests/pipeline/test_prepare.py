@@ -1,4 +1,4 @@
-"""The prepare stage on folders from the world, and runs whose images go away."""
+"""The stage prepare on unusual folders, and trainings whose images disappear."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ def draw(root: Path, *names: str) -> None:
 
 
 def project_of(tmp_path: Path, **data: object) -> Project:
-    """A project whose data is tmp_path/photos."""
+    """A project with the images in tmp_path/photos."""
     params = copy.deepcopy(TINY)
     params["data"] = {"name": "imagefolder", "root": str(tmp_path / "photos"), **data}
     params["train"] |= {"images": "stream", "epochs": 15}
@@ -54,16 +54,16 @@ def data(project: Project) -> dict[str, bytes]:
     }
 
 
-def test_notes_are_printed_and_kept_whatever_the_names(tmp_path: Path) -> None:
+def test_notes_are_printed_and_written(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     draw(photos, "train/cat/1.png", "train/dog\udcff/2.png", "val/cat/3.png", "train/cat/4,\n.png")
     (photos / "val/cat/copy.png").write_bytes((photos / "train/cat/1.png").read_bytes())
     (photos / "train/nothing").mkdir()
     Image.new("RGB", (5000, 20)).save(photos / "train/cat/thin.png")
     project = project_of(tmp_path, min_side=32, max_rejected=0.5)
-    said = project.stage("prepare")
-    assert "imagefolder: 5 images (3 train, 2 val), 2 classes" in said
-    assert "1 files were rejected; the reasons are in artifacts/data/rejected.csv" in said
+    output = project.stage("prepare")
+    assert "imagefolder: 5 images (3 train, 2 val), 2 classes" in output
+    assert "1 files were rejected; the reasons are in artifacts/data/rejected.csv" in output
     notes = json.loads(data(project)["dataset.json"])["notes"]
     assert [note.split(":")[0] for note in notes] == [
         "duplicate content",
@@ -71,20 +71,20 @@ def test_notes_are_printed_and_kept_whatever_the_names(tmp_path: Path) -> None:
         "classes of train without images in val",
         "folders without images, which make no class",
     ]
-    assert all(f"note: {note}" in said for note in notes)
-    assert "dog\\udcff" in said
+    assert all(f"note: {note}" in output for note in notes)
+    assert "dog\\udcff" in output
     assert data(project)["duplicates.csv"] == b"path,same_as\nval/cat/copy.png,train/cat/1.png\n"
     rejected = b"train/cat/thin.png,5000x20 px: a side is below data.min_side (32)\n"
     assert data(project)["rejected.csv"] == b"path,reason\n" + rejected
 
 
-def test_a_second_time_only_new_images_are_read(tmp_path: Path) -> None:
+def test_only_new_images_are_read_again(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     draw(photos, *[f"{index:02d}.png" for index in range(10)])
     project = project_of(tmp_path)
     project.stage("prepare")
     before = data(project)
-    for path in photos.iterdir():  # who reads them again refuses them
+    for path in photos.iterdir():  # reading them again would reject them
         times = path.stat()
         path.write_bytes(bytes(times.st_size))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -95,7 +95,7 @@ def test_a_second_time_only_new_images_are_read(tmp_path: Path) -> None:
     assert len(list((project.folder / "runs").glob("prepare-*/inspections.sqlite"))) == 1
 
 
-def test_the_demo_needs_no_memory(tmp_path: Path) -> None:
+def test_the_demo_has_no_cache(tmp_path: Path) -> None:
     project = Project(tmp_path / "project", TINY)
     project.stage("prepare")
     assert not list((project.folder / "runs").glob("prepare-*"))
@@ -103,20 +103,20 @@ def test_the_demo_needs_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"min_side": -1}, "params.yaml: data: min_side: "),
         ({"val_shar": 0.1}, "val_shar: no such key"),
         ({"min_side": 100}, "no usable image under"),
     ],
 )
-def test_mistakes_in_the_options_of_data(tmp_path: Path, options: dict, told: str) -> None:
+def test_wrong_options_of_data_are_errors(tmp_path: Path, options: dict, message: str) -> None:
     draw(tmp_path / "photos", "1.png")
-    said = project_of(tmp_path, **options).stage("prepare", code=2)
-    assert told in said and "Traceback" not in said
+    output = project_of(tmp_path, **options).stage("prepare", code=2)
+    assert message in output and "Traceback" not in output
 
 
-def test_a_training_whose_images_go_away_stops_and_goes_on(tmp_path: Path) -> None:
+def test_a_training_whose_images_disappear_stops_and_resumes(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     draw(photos, *[f"{index:02d}.png" for index in range(96)])
     project = project_of(tmp_path)
@@ -143,14 +143,14 @@ def test_a_training_whose_images_go_away_stops_and_goes_on(tmp_path: Path) -> No
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     photos.rename(tmp_path / "unmounted")
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 143, said
-    last = said.strip().splitlines()[-1]
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, output
+    last = output.strip().splitlines()[-1]
     assert last == (
         f"stopped: the images' folder {photos} does not exist: mount it; the same command goes on "
         "from there"
     )
-    assert "Traceback" not in said and "gray image" not in said
+    assert "Traceback" not in output and "gray image" not in output
     newest = checkpoints(tmp_path / "runs")[-1]
     assert 1 <= int(newest.removeprefix("step-").removesuffix(".pt")) < 45
 
@@ -159,7 +159,7 @@ def test_a_training_whose_images_go_away_stops_and_goes_on(tmp_path: Path) -> No
     assert tree_digest(out) == calm
 
 
-def test_the_very_step_at_which_the_images_went_is_saved(
+def test_the_step_at_which_the_images_disappeared_is_saved(
     make_manifest: Callable[..., Manifest],
     tmp_path: Path,
     job: Job,
