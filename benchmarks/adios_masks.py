@@ -1,28 +1,28 @@
-"""Do ADIOS's learned masks find objects? A run's masks against the true objects.
+"""How well the learned masks of ADIOS fit the true objects.
 
     python -m benchmarks.adios_masks --run mocov2-adios [--png masks.png]
 
 Run it in a project's folder after `dvc repro pretrain@RUN`. It reads params.yaml,
-artifacts/pretrain/RUN/masker.safetensors, and the images of `val` that have a mask of the same
-name in artifacts/data/masks (white on the object), as the demo's do.
+artifacts/pretrain/RUN/masker.safetensors, and the images of a split that have a true mask of the
+same name in artifacts/data/masks (white on the object), as the demo's images do.
 
-Every pixel of an evaluation view goes to the mask that is largest there. The score of an image is
-the IoU of its object with that of its N regions that fits best; the table gives means over images
-in percent, with 95% bootstrap intervals.
+Each pixel of an evaluation view is assigned to the largest of the N masks. The score of an image is
+the IoU of its object with the best of its N regions. The table shows means over images in percent,
+with 95% bootstrap intervals.
 
     trained      the run's masker
     untrained    the same masker before training, mean of 3 seeds
-    bands        N equal bands, one above the other: no masker
+    bands        N equal bands, one above the other
     tiles        N equal tiles, 2x2 for N = 4
     everything   one region that covers the image
 
     own          each object with the regions of its own image
-    swapped      with the regions of other images, mean of 20 derangements: what a masker scores
-                 that knows where objects tend to lie, but does not look
-    own - swapped   what looking gains, image by image; an untrained masker may gain too, as it
+    swapped      each object with the regions of other images, mean of 20 derangements: the score of
+                 a masker that has learned where objects usually are, but ignores the image
+    own - swapped   the gain from the image itself; an untrained masker can gain too, since it
                  follows edges and colours
 
-The best of N regions fits by chance too, so compare rows; no score here is a segmentation's.
+The best of N regions also fits by chance, so compare rows. No score here is that of a segmentation.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,13 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Scene:
-    """Evaluation views (B,3,S,S) float32 in [0,1] and their objects (B,S,S) bool. rows: (B,)."""
+    """Evaluation views and their objects.
+
+    Args:
+        rows: (B,) int64, rows of the manifest.
+        images: (B,3,S,S) float32 in [0,1].
+        objects: (B,S,S) bool.
+    """
 
     rows: Tensor
     images: Tensor
@@ -71,12 +77,12 @@ class Scene:
 
 
 def load(rows: Manifest, masks: Path, split: str, config: RunConfig, folder: Path) -> Scene:
-    """The images of a split whose objects are known. Raises UserError when there are none."""
+    """The images of a split that have a true mask. Raises UserError when there are none."""
     known = [row for row in rows.ids(split).tolist() if (masks / rows.paths[row]).is_file()]
     if not known:
         raise UserError(
-            f"{masks} holds no mask of an image of `{split}`: each needs one of its path, white on "
-            "the object; the demo (`data: {name: demo}`) comes with them"
+            f"{masks} has no masks for images of `{split}`: a mask has the path of its image, and "
+            "is white on the object; the demo (`data: {name: demo}`) has masks"
         )
     size, shorter = config.view.size, encoder_file.describe(folder).spec.shorter
     ids = torch.tensor(known)
@@ -87,7 +93,7 @@ def load(rows: Manifest, masks: Path, split: str, config: RunConfig, folder: Pat
 
 
 def _object(path: Path, size: int, shorter: int) -> Tensor:
-    """A true mask, cut as its image is: (size,size) bool."""
+    """A true mask, resized and cropped as its image: (size,size) bool."""
     with Image.open(path) as image:
         return centre_crop(image.convert("RGB"), size, shorter)[0] >= 128
 
@@ -102,7 +108,7 @@ def divide(masker: LearnedMask, images: Tensor) -> Tensor:
 
 
 def untrained(config: RunConfig, seed: int) -> LearnedMask:
-    """The run's masker as it would begin with a seed."""
+    """The run's masker before training, for a seed."""
     torch.manual_seed(seed)
     masker = build_masker(config)
     assert masker is not None
@@ -115,7 +121,7 @@ def bands(count: int, side: int) -> Tensor:
 
 
 def tiles(count: int, side: int) -> Tensor:
-    """N tiles in as square a grid as N allows: (side,side) int64."""
+    """N tiles in a grid that is as square as possible: (side,side) int64."""
     high = max(n for n in range(1, int(count**0.5) + 1) if count % n == 0)
     wide = count // high
     line = torch.arange(side)
@@ -123,21 +129,28 @@ def tiles(count: int, side: int) -> Tensor:
 
 
 def best_iou(regions: Tensor, objects: Tensor, count: int) -> Scores:
-    """Regions (B,S,S) int64 below `count`, objects (B,S,S) bool -> (B,): the largest IoU in percent
-    of an image's object with one of its regions. An empty object scores 0."""
-    found = torch.nn.functional.one_hot(regions, count).movedim(-1, 1).bool()  # (B,N,S,S)
-    wanted = objects[:, None]
-    both = (found & wanted).sum(dim=(2, 3)).double()
-    either = (found | wanted).sum(dim=(2, 3)).clamp(min=1).double()
-    scores: Scores = (100 * both / either).amax(dim=1).numpy()
+    """The largest IoU in percent of an image's object with one of its regions: (B,).
+
+    Args:
+        regions: (B,S,S) int64 below `count`.
+        objects: (B,S,S) bool. An empty object scores 0.
+        count: number of regions.
+    """
+    one_hot = torch.nn.functional.one_hot(regions, count).movedim(-1, 1).bool()  # (B,N,S,S)
+    target = objects[:, None]
+    intersection = (one_hot & target).sum(dim=(2, 3)).double()
+    union = (one_hot | target).sum(dim=(2, 3)).clamp(min=1).double()
+    scores: Scores = (100 * intersection / union).amax(dim=1).numpy()
     return scores
 
 
 def derangement(count: int, generator: np.random.Generator) -> Tensor:
-    """A random permutation (count,) int64 in one cycle, so that nothing stays in its place
-    (Sattolo 1986). Raises ValueError for fewer than two."""
+    """A random permutation (count,) int64 of one cycle, without fixed points (Sattolo 1986).
+
+    Raises ValueError for fewer than two elements.
+    """
     if count < 2:
-        raise ValueError("one image cannot be swapped with another")
+        raise ValueError("a derangement needs at least two elements")
     order = np.arange(count)
     for last in range(count - 1, 0, -1):
         other = int(generator.integers(last))
@@ -146,7 +159,7 @@ def derangement(count: int, generator: np.random.Generator) -> Tensor:
 
 
 def swapped_iou(regions: Tensor, objects: Tensor, count: int) -> Scores:
-    """As `best_iou`, each object with other images' regions: (B,), means over derangements."""
+    """As `best_iou`, with the regions of other images: (B,), means over derangements."""
     generator = np.random.default_rng(0)
     orders = [derangement(len(regions), generator) for _ in range(_DERANGEMENTS)]
     scores: Scores = np.mean([best_iou(regions[o], objects, count) for o in orders], axis=0)
@@ -162,7 +175,7 @@ def interval(scores: Scores) -> tuple[float, float, float]:
 
 
 def table(scene: Scene, trained: Tensor, fresh: Sequence[Tensor]) -> str:
-    """The scores of soft masks (B,N,S,S), and of divisions that look at nothing."""
+    """The scores of soft masks (B,N,S,S), and of fixed divisions, as text."""
     count, side = trained.shape[1], trained.shape[2]
     lines = [f"{'':12}{'own':>22}{'swapped':>22}{'own - swapped':>24}"]
     for name, several in (("trained", [trained]), ("untrained", fresh)):
@@ -184,20 +197,29 @@ def _cell(scores: Scores) -> str:
 
 
 def shares(masks: Tensor) -> str:
-    """What each mask covers of an image on average, in percent: softly, and where it is largest."""
+    """The mean share of an image that each mask covers, in percent, as text: of the soft mask, and
+    of the area where it is the largest."""
     soft = masks.mean(dim=(0, 2, 3))
     hard = torch.bincount(masks.argmax(dim=1).flatten(), minlength=masks.shape[1])
     hard = hard / hard.sum()
     lines = [
-        f"{name:12}" + "".join(f"{100 * share:8.1f}" for share in found.tolist())
-        for name, found in (("soft", soft), ("largest", hard))
+        f"{name:12}" + "".join(f"{100 * share:8.1f}" for share in values.tolist())
+        for name, values in (("soft", soft), ("largest", hard))
     ]
     return "\n".join([f"{'share of mask':12}" + f"{1:>7}", *lines])
 
 
 def picture(scene: Scene, labels: Tensor, masks: Tensor, run: str) -> bytes:
-    """PNG: images of different classes (labels (B,)), their objects, and their masks, white where
-    1; the line is around what each mask wins."""
+    """PNG: images of different classes, their objects, and their masks, white where 1.
+
+    A line surrounds the area where a mask is the largest.
+
+    Args:
+        scene: images and objects.
+        labels: (B,) int64.
+        masks: (B,N,S,S) soft masks.
+        run: title.
+    """
     firsts = torch.tensor([int((labels == label).nonzero()[0]) for label in labels.unique()])
     some = samples.evenly(firsts if len(firsts) >= _SHOWN else torch.arange(len(masks)), _SHOWN)
     regions = masks[some].argmax(dim=1)
@@ -217,25 +239,25 @@ def picture(scene: Scene, labels: Tensor, masks: Tensor, run: str) -> bytes:
 
 @click.command()
 @click.option("--run", "name", required=True, help="A run in params.yaml whose mask is adios.")
-@click.option("--split", help="Of the manifest; `val` if there is one.")
+@click.option("--split", help="Split of the manifest; by default `val` if it exists.")
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Masks of 8 images.")
 @readable_errors
 def main(name: str, split: str | None, png: Path | None) -> None:
-    """Prints how well a run's masks fit the true objects, and what each mask covers."""
+    """Prints the scores of a run's masks, and the share of the image that each mask covers."""
     config, folder = read_run(Params.read(), name), PRETRAIN / name
     masker = load_masker(folder, config)
     if masker is None:
-        raise UserError(f"runs.{name}: its mask is `{config.mask.name}`, which learns no masks")
+        raise UserError(f"runs.{name}: its mask is `{config.mask.name}`, which does not learn")
     rows = manifests.load(DATA)
     split = split or samples.validation_split(rows)
     if split not in rows.split_names():
         raise UserError(f"no split `{split}`; choose from {', '.join(rows.split_names())}")
     scene = load(rows, DATA / "masks", split, config, folder)
     if len(scene.rows) < 2:
-        raise UserError(f"`{split}` has one image with a mask: nothing to swap it with")
+        raise UserError(f"`{split}` has only one image with a mask; at least two are needed")
     trained = divide(masker, scene.images)
     fresh = [divide(untrained(config, seed), scene.images) for seed in range(_SEEDS)]
-    print(f"{name}: {len(scene.rows)} images of {split}, {masker.count} masks; IoU in percent")
+    print(f"{name}: {len(scene.rows)} images of {split}, {trained.shape[1]} masks; IoU in percent")
     print(table(scene, trained, fresh))
     print(shares(trained))
     if png:

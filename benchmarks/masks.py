@@ -1,11 +1,10 @@
-"""What each mask costs by itself: making the views of a batch, as a share of one pass through the
-encoder, forward and backward.
+"""Time to mask the views of a batch, as a share of one forward and backward pass of the encoder.
 
     python -m benchmarks.masks --arch resnet50 --size 224 --grid 7 --batch 32
 
-Random pixels and maps, float32; without decoding, photometry and the networks of the framework. A
-mask that learns counts without its own training step. Masks and encoder take turns, so that a
-slower spell of the machine meets them all.
+Pixels and maps are random, in float32. Decoding, photometry, the networks of the framework, and the
+training step of a learned mask are not measured. Masks and encoder take turns, so that a temporary
+slowdown of the machine affects all of them.
 """
 
 import time
@@ -34,7 +33,7 @@ MOCO = Wiring("moco", "moco v2", hard_negatives=True)
 
 
 def batch_for(run: RunConfig, extra_views: int, device: torch.device) -> Batch:
-    """A batch of noise with activation maps."""
+    """A batch of random pixels with activation maps."""
     maps = {224: torch.rand(run.train.batch, 7, 7, device=device)}
     crops = random_crops(run.train.batch, run.view.size, device, extra_views)
     return make_batch(crops, run, 0, SaliencyStore({}, maps))
@@ -59,9 +58,9 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 @click.option("--size", default=64)
 @click.option("--grid", default=8)
 @click.option("--batch", default=128)
-@click.option("--rounds", default=7, help="Timed rounds; one more warms up.")
+@click.option("--rounds", default=7, help="Number of timed rounds, after one for warm-up.")
 def main(arch: str, stem: str, size: int, grid: int, batch: int, rounds: int) -> None:
-    """Prints ms a batch and the share of an encoder pass."""
+    """Prints milliseconds per batch, and the share of an encoder pass."""
     device = pick_device()
     run = RunConfig(
         name="benchmark",
@@ -83,10 +82,10 @@ def main(arch: str, stem: str, size: int, grid: int, batch: int, rounds: int) ->
     for _ in range(rounds + 1):
         for name, once in work.items():
             times[name].append(seconds(once, device))
-    middle = {name: median(spent[1:]) for name, spent in times.items()}
+    medians = {name: median(spent[1:]) for name, spent in times.items()}
     print(f"{arch}, stem {stem}, {size} px, batch {batch}, float32, {device.type}")
-    for name, spent in middle.items():
-        print(f"{name:12} {1000 * spent:8.1f} ms   {spent / middle['encoder']:6.3f} of a pass")
+    for name, spent in medians.items():
+        print(f"{name:12} {1000 * spent:8.1f} ms   {spent / medians['encoder']:6.3f} of a pass")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Speed of a pretraining step for each mask, as a ratio to the step without one.
+"""Speed of a pretraining step with each mask, relative to the step without a mask.
 
     python -m benchmarks.step --arch resnet18 --stem small2 --size 64 --grid 8 --batch 128
     python -m benchmarks.step --framework byol
 
-Random pixels and maps; what is timed is everything on the device: photometry, saliency crop, masks,
-forward passes, backward pass, optimizer. The masks take turns, so that a slower spell of the
-machine meets them all. Only the ratios are comparable between machines.
+Pixels and maps are random. Everything on the device is measured: photometry, saliency crop, masks,
+forward passes, backward pass, optimizer. The masks take turns, so that a temporary slowdown of the
+machine affects all of them. Only the ratios are comparable between machines.
 """
 
 import time
@@ -36,7 +36,7 @@ from salmask.train.optim import build_optimizer
 
 
 def random_crops(batch: int, size: int, device: torch.device, extra_views: int = 0) -> Crops:
-    """One batch of noise with plausible boxes."""
+    """One batch of random pixels with typical boxes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
     box = torch.tensor([0.2, 0.2, 0.6, 0.6]).expand(batch, 4)
@@ -46,8 +46,10 @@ def random_crops(batch: int, size: int, device: torch.device, extra_views: int =
 
 
 def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> ReadyMask:
-    """A mask with its default options, without hard negatives where they have no place. Raises
-    UserError when it does not go with the framework."""
+    """A mask with its default options, without hard negatives if the framework has no negatives.
+
+    Raises UserError when the mask is not defined for the framework.
+    """
     options: dict[str, Any] = {}
     if MASKS[name].hard_negatives(options_of(Choice(name, {}))) and not wiring.hard_negatives:
         options = {"hard_negative": None}
@@ -55,7 +57,7 @@ def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> ReadyMask:
 
 
 class Candidate:
-    """One mask's model, ready to step."""
+    """The model for one mask, and its step times."""
 
     def __init__(self, mask: str, run: RunConfig, device: torch.device) -> None:
         self.device, self.run = device, run
@@ -94,7 +96,9 @@ class Candidate:
 @click.option("--size", default=64)
 @click.option("--grid", default=8)
 @click.option("--batch", default=128)
-@click.option("--steps", default=5, help="Timed steps of each mask; one more warms up.")
+@click.option(
+    "--steps", default=5, help="Number of timed steps of each mask, after one for warm-up."
+)
 @click.option("--precision", default="bfloat16")
 def main(
     framework: str,
@@ -106,7 +110,7 @@ def main(
     steps: int,
     precision: str,
 ) -> None:
-    """Prints images/s and the ratio to the step without a mask."""
+    """Prints images per second, and the speed relative to the step without a mask."""
     device = pick_device()
     run = RunConfig(
         name="benchmark",

@@ -8,20 +8,21 @@ from PIL import Image
 
 from salmask.datasets.demo_images import render
 
-ROWS = (307, 68, 86, 179)  # of the demo's validation split
-SHRUNK = 3, 4
+ROWS = (307, 68, 86, 179)  # rows of the demo's validation split
+SCALE = 3 / 4
 
 
 def main() -> None:
-    """The demo's images at 224 px, through `salmask gallery`, reduced to 200 colours."""
+    """Draws demo images at 224 px, masks them with `salmask gallery`, and reduces the picture to
+    200 colours."""
     out = Path(__file__).parent / "masks.png"
     with tempfile.TemporaryDirectory() as folder:
-        drawn = [Path(folder) / f"{row}.png" for row in ROWS]
-        for path, row in zip(drawn, ROWS, strict=True):
+        paths = [Path(folder) / f"{row}.png" for row in ROWS]
+        for path, row in zip(paths, ROWS, strict=True):
             Image.fromarray(render(0, "val", row, side=224).image).save(path)
-        subprocess.run(["salmask", "gallery", *map(str, drawn), "--out", str(out)], check=True)
+        subprocess.run(["salmask", "gallery", *map(str, paths), "--out", str(out)], check=True)
     sheet = Image.open(out).convert("RGB")
-    size = sheet.width * SHRUNK[0] // SHRUNK[1], sheet.height * SHRUNK[0] // SHRUNK[1]
+    size = int(sheet.width * SCALE), int(sheet.height * SCALE)
     sheet.resize(size, Image.Resampling.LANCZOS).quantize(200).save(out, optimize=True)
 
 
