@@ -1,17 +1,14 @@
-"""What a suite needs: images, and an estimate of GPU hours and disk, before anything is run."""
+"""`salmask suite` without a name: the data that each suite needs, and an estimate of its cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from salmask import frameworks
 from salmask.commands import suites
-from salmask.encoders.backbones import build_encoder
+from salmask.datasets import DATASETS
+from salmask.encoders.backbones import operations, parameter_count
 from salmask.errors import UserError
+from salmask.frameworks import wiring_of
 from salmask.masks import MASKS
 from salmask.masks.options import options_of
 from salmask.params.encoder import EncoderConfig
@@ -22,34 +19,30 @@ from salmask.params.values import Choice
 from salmask.params.yaml_file import Params
 from salmask.report.text import text_table
 
-# The one assumption about speed: what a GPU really computes in training, of every kind of
-# network. It is about what 2,500 images/s are for a ResNet-50 at 224 px, a figure often published
-# for an A100 with mixed precision. A guess, not measured here; small networks and views reach less.
-_RATE = 60e12  # floating-point operations a second
-_ASSUMED = (
-    "GPU hours: pretraining, linear evaluation and fine-tuning at 60 TFLOP/s, which is a guess at "
-    "one A100 (2,500 images/s of ResNet-50 at 224 px); detection and transfer come on top. Disk: "
-    "what the runs leave, without the images."
+# Floating-point operations per second of a GPU in training, for every kind of network. This is a
+# guess, not a measurement: it corresponds to 2,500 images/s of a ResNet-50 at 224 px, a figure that
+# is often published for an A100 with mixed precision. Small networks and views reach less.
+_RATE = 60e12
+_ASSUMPTIONS = (
+    "GPU hours: pretraining, linear evaluation and fine-tuning at 60 TFLOP/s, a guess for one A100 "
+    "(2,500 images/s of a ResNet-50 at 224 px), without detection and transfer. Disk: outputs of "
+    "the runs, without the images."
 )
-_IMAGES = {  # for training, as the data sets are published
-    "imagenet": 1_281_167,
-    "imagenet100": 126_689,
-    "tinyimagenet": 100_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "stl10": 105_000,
-    "imagenette": 9_469,
-    "demo": 1_300,
-}
-_FORWARD = 1 / 3  # of a pass forward and backward
-_FINETUNED_EPOCHS, _LINEAR_EPOCHS = 20, 100
-_SCALAR = 4  # bytes
+_FORWARD = 1 / 3  # cost of a forward pass, relative to a forward and a backward pass
+_FINETUNE_EPOCHS, _LINEAR_EPOCHS = 20, 100  # the defaults of these evaluations
+_BYTES = 4  # of a float32
 
 
 @dataclass(frozen=True)
-class Need:
-    """data: name -> whether its root is there. hours: of one GPU, detection apart; None where the
-    number of images is not known. disk: bytes, data apart; None likewise."""
+class SuiteCost:
+    """The needs of a suite.
+
+    Args:
+        data: data set -> whether its root exists.
+        runs: number of runs.
+        hours: of one GPU, without detection and transfer; None for an unknown number of images.
+        disk: bytes without the data sets; None for an unknown number of images.
+    """
 
     data: dict[str, bool]
     runs: int
@@ -57,94 +50,90 @@ class Need:
     disk: float | None
 
 
-def need(params: Params, root: Path) -> Need:
-    """What a suite needs. root: the project's folder, to which data roots are relative."""
-    choices = {"data": params.choice("data")}
-    choices |= {name: params.choice(f"transfer.{name}") for name in params.raw("transfer")}
-    data = {c.name: _is_there(c, root) for c in choices.values()}
-    data |= {
-        told.get("name", name): (root / str(told["root"])).exists()
-        for name, told in params.values.get("detect", {}).items()
-    }
+def estimate(params: Params, root: Path) -> SuiteCost:
+    """The needs of a suite.
+
+    Args:
+        params: the suite, with its grids expanded.
+        root: the folder of the project, which roots of data sets are relative to.
+
+    Raises:
+        UserError: for a suite that does not fit.
+    """
+    source = params.choice("data")
+    others = [f"{key}.{name}" for key in ("transfer", "detect") for name in params.raw(key)]
+    choices = [source, *(params.choice(key) for key in others)]
+    data = {choice.name: _exists(choice, root) for choice in choices}
     runs = [read_run(params, name) for name in run_names(params)]
-    images = _images(choices["data"])
+    images = _train_images(source)
     if images is None:
-        return Need(data, len(runs), None, None)
-    work = sum(_work(run, params, images) for run in runs)
+        return SuiteCost(data, len(runs), None, None)
     levels = params.section("saliency", SaliencyConfig).levels
-    work += images * sum(_operations(EncoderConfig(), level) for level in levels)
-    kept = sum((4 + 8) * _SCALAR * _weights(run.encoder) for run in runs)
+    protocols, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
+    work = sum(
+        _run_operations(run, [*protocols, *chosen[run.name]], params, images) for run in runs
+    )
+    work += images * sum(operations(EncoderConfig(), level) for level in levels)
+    # Two checkpoints with the state of the optimizer, the encoder, and its copy in DVC's cache.
+    encoders = sum((4 + 8) * _BYTES * parameter_count(run.encoder) for run in runs)
     maps = images * sum((level // 32) ** 2 for level in levels) * 2
-    return Need(data, len(runs), work / _RATE / 3600, kept + 2 * maps)
+    return SuiteCost(data, len(runs), work / _RATE / 3600, encoders + 2 * maps)
 
 
 def listing(root: Path) -> str:
-    """A project's suites and what each needs, for a terminal; what is wrong with those that cannot
-    be read."""
-    header = ["suite", "runs", "GPU hours", "disk, GB", "images"]
-    lines, wrong = [], []
+    """The table of a project's suites for the terminal, with the errors of invalid suites."""
+    header = ["suite", "runs", "GPU hours", "disk, GB", "data"]
+    lines, errors = [], []
     for name in suites.names(root):
         try:
-            told = need(suites.load(root, name), root)
+            cost = estimate(suites.load(root, name), root)
         except UserError as error:
-            wrong.append(f"{name} does not fit: {error}")
+            errors.append(f"{name} is not valid: {error}")
             continue
-        numbers = [_number(told.hours), _number(told.disk and told.disk / 1e9)]
-        images = [n if there else f"{n} (not there)" for n, there in told.data.items()]
-        lines.append([name, str(told.runs), *numbers, ", ".join(images)])
-    return "\n".join([text_table(header, lines), _ASSUMED, *wrong])
+        numbers = [_number(cost.hours), _number(cost.disk and cost.disk / 1e9)]
+        data = [name if exists else f"{name} (missing)" for name, exists in cost.data.items()]
+        lines.append([name, str(cost.runs), *numbers, ", ".join(data)])
+    return "\n".join([text_table(header, lines), _ASSUMPTIONS, *errors])
 
 
 def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _is_there(choice: Choice, root: Path) -> bool:
+def _exists(choice: Choice, root: Path) -> bool:
     return choice.name == "demo" or (root / str(choice.options.get("root", ""))).exists()
 
 
-def _images(choice: Choice) -> int | None:
-    drawn = choice.options.get("images")
-    return int(drawn["train"]) if drawn else _IMAGES.get(choice.name)
+def _train_images(choice: Choice) -> int | None:
+    drawn = choice.options.get("images")  # an option of the demo
+    if drawn:
+        return int(drawn["train"])
+    return DATASETS[choice.name].train_images if choice.name in DATASETS else None
 
 
-def _work(run: RunConfig, params: Params, images: int) -> float:
-    """Operations of a run's training, its linear evaluation and its fine-tuning."""
-    one = _operations(run.encoder, run.view.size)
-    trained = 3 * one * images * run.train.epochs * _passes(run)
-    done = [*params.section("evaluate.protocols", list[str]), *chosen_evaluations(params)[run.name]]
-    evaluated = 0.0
-    if "linear" in done:
+def _run_operations(
+    run: RunConfig, evaluations: Sequence[str], params: Params, images: int
+) -> float:
+    """Floating-point operations of a run's training, linear evaluation and fine-tuning."""
+    forward = operations(run.encoder, run.view.size)
+    total = 3 * forward * images * run.train.epochs * _passes(run)
+    if "linear" in evaluations:
         epochs = params.raw("evaluate.linear").get("epochs", _LINEAR_EPOCHS)
-        evaluated += one * images * epochs
-    if "finetune" in done:
-        asked = params.raw("evaluate.finetune")
-        shares: Sequence[float] = asked.get("shares", (1, 10, 100))
-        epochs = asked.get("epochs", _FINETUNED_EPOCHS)
-        evaluated += 3 * one * images * epochs * sum(shares) / 100
-    return trained + evaluated
+        total += forward * images * epochs
+    if "finetune" in evaluations:
+        options = params.raw("evaluate.finetune")
+        shares: Sequence[float] = options.get("shares", (1, 10, 100))
+        epochs = options.get("epochs", _FINETUNE_EPOCHS)
+        total += 3 * forward * images * epochs * sum(shares) / 100
+    return total
 
 
 def _passes(run: RunConfig) -> float:
-    """Of one image and step, in passes forward and backward."""
-    wiring = frameworks.wiring_of(run.framework, run.train.batch)
+    """Forward and backward passes of the encoder per image and training step."""
+    wiring = wiring_of(run.framework, run.train.batch)
     mask, options = MASKS[run.mask.name], options_of(run.mask)
     views = 1.0 if wiring.roles == "query" else 2.0
     targets = views * _FORWARD if wiring.target_encoder else 0.0
     per_negative = _FORWARD if wiring.target_encoder else 1.0
     negatives = mask.hard_negatives(options) * per_negative
     return views + targets + negatives + mask.extra_passes(options)
-
-
-@cache
-def _operations(encoder: EncoderConfig, size: int) -> float:
-    """Of one image passing forward."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
-        build_encoder(encoder).eval()(torch.empty(1, 3, size, size))
-    return float(counter.get_total_flops())
-
-
-@cache
-def _weights(encoder: EncoderConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_encoder(encoder).parameters())

@@ -41,6 +41,7 @@ class Dataset:
         terms: its licence, as far as we know it. The publisher's text is authoritative.
         note: what is missing after a download or, without a download, how to get the data set.
         downloads: by the name that `salmask fetch` accepts.
+        train_images: number of training images as published, for cost estimates; None if unknown.
     """
 
     read: Callable[..., Listing]
@@ -49,6 +50,7 @@ class Dataset:
     terms: str = ""
     note: str = ""
     downloads: Mapping[str, Download] = field(default_factory=dict)
+    train_images: int | None = None
 
     def instructions(self, name: str, root: Path) -> str:
         """The expected layout of `root`, and how to get the data set; "" for any-folder sets."""

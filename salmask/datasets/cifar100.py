@@ -28,6 +28,7 @@ def _download(folder: Path) -> None:
 
 DATASET = Dataset(
     read,
+    train_images=50_000,
     layout="cifar-100-python, its Python version",
     origin="University of Toronto",
     terms="none stated",

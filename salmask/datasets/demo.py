@@ -34,4 +34,4 @@ def read(
     return Listing(out / "images", CLASSES, files)
 
 
-DATASET = Dataset(read)
+DATASET = Dataset(read, train_images=1_300)

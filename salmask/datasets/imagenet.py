@@ -23,6 +23,7 @@ def read(out: Path, seed: int, *, root: Path, classes: PositiveInt = 1000) -> Li
 
 DATASET = Dataset(
     read,
+    train_images=1_281_167,
     layout=LAYOUT,
     origin=ORIGIN,
     terms=TERMS,

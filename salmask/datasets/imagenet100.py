@@ -23,6 +23,7 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
 
 DATASET = Dataset(
     read,
+    train_images=126_689,
     layout=f"a folder of ImageNet-1K, or one with the 100 classes only: {LAYOUT}",
     origin=ORIGIN,
     terms=TERMS,

@@ -38,6 +38,7 @@ def _download(size: str) -> Callable[[Path], None]:
 
 DATASET = Dataset(
     read,
+    train_images=9_469,
     layout=(
         "train/CLASS/*.JPEG and val/CLASS/*.JPEG, ten classes, or imagenette2, imagenette2-320 or "
         "imagenette2-160 that contains these"

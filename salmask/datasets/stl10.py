@@ -38,6 +38,7 @@ def _download(folder: Path) -> None:
 
 DATASET = Dataset(
     read,
+    train_images=105_000,
     layout="stl10_binary, its binary files",
     origin="Stanford",
     terms="ImageNet's photographs: research",

@@ -42,6 +42,7 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
 
 DATASET = Dataset(
     read,
+    train_images=100_000,
     layout=(
         "wnids.txt, train/WNID/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt, or "
         "tiny-imagenet-200 that contains these"
