@@ -93,7 +93,7 @@ def listing(root: Path) -> str:
         numbers = [_number(cost.hours), _number(cost.disk and cost.disk / 1e9)]
         data = [name if exists else f"{name} (missing)" for name, exists in cost.data.items()]
         lines.append([name, str(cost.runs), *numbers, ", ".join(data)])
-    return "\n".join([text_table(header, lines), _ASSUMPTIONS, *errors])
+    return "\n".join([text_table(header, lines, left=(0, 4)), _ASSUMPTIONS, *errors])
 
 
 def _number(value: float | None) -> str:

@@ -5,10 +5,12 @@ Every error names the place, the key, the value and what is allowed.
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -60,19 +62,25 @@ def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, 
 
     Returns all of these arguments, with defaults filled in. Raises UserError as `check` does.
     """
+    model = _options_model(function)
+    try:
+        checked = model.model_validate(dict(choice.options))
+    except ValidationError as error:
+        where = f"{where} (name: {choice.name})"
+        raise UserError(_explain(error, where, _allowed(model))) from None
+    return {name: getattr(checked, name) for name in model.model_fields}
+
+
+@cache
+def _options_model(function: Callable[..., Any]) -> type[BaseModel]:
+    """A pydantic model of the keyword-only arguments of a function."""
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    model = create_model("options", __config__=STRICT, **fields)
-    try:
-        checked = model.model_validate(dict(choice.options))
-    except ValidationError as error:
-        where = f"{where} (name: {choice.name})"
-        raise UserError(_explain(error, where, _allowed(model))) from None
-    return {name: getattr(checked, name) for name in fields}
+    return create_model("options", __config__=STRICT, **fields)
 
 
 def option_names(function: Callable[..., Any]) -> list[str]:

@@ -17,6 +17,7 @@ from salmask.params.values import Choice, check
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9-]+")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster than in Python
 
 
 class Params:
@@ -31,7 +32,7 @@ class Params:
     def read(cls, path: Path = Path("params.yaml")) -> "Params":
         """Reads a file. Raises UserError when it is missing or is not a YAML mapping."""
         try:
-            values = yaml.safe_load(path.read_text())
+            values = yaml.load(path.read_text(), Loader=_LOADER)
         except FileNotFoundError:
             raise UserError(f"{path} not found: run from the project's folder") from None
         except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""What the masks do to pictures: two views of each image, and every mask on them (Chin, Fig. 3)."""
+"""A figure with two views of each image and every mask on them (as in Chin et al. 2024, Fig. 3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,92 +23,105 @@ from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair
 
-_ALWAYS = ("high_pass", "blur", "mean", "mscn", "mixmask", "unmix", "mixmask_star", "erase")
-_COLUMNS_A_BAND = 8
-_EXTRA = 2  # further views that MSCN takes
-_FILTERED_GAIN = 3.0  # high-pass views are faint: what is left of an image is mostly small
+# The order of the masks; masks that are not listed follow.
+_ORDER = ("high_pass", "blur", "mean", "mscn", "mixmask", "unmix", "mixmask_star", "erase")
+_COLUMNS_PER_BAND = 8
+_EXTRA_VIEWS = 2  # the most that a mask uses
+_FILTERED_GAIN = 3.0  # contrast of high-pass filtered views, which are faint
 
 
 @dataclass(frozen=True)
 class ShownMask:
-    """One group of columns; neighbours of one title share it. guided: whether saliency decides what
-    is masked. masker: of a mask that was learned. kind: what stands over a mixed query."""
+    """A mask of the figure.
+
+    Args:
+        title: label of the mask and, in a second line, the name of its run.
+        mask: name and options.
+        kind: name of one kind of a mask that is drawn at random, or "".
+        outlined: whether the foreground is outlined, because it decides what is masked.
+        masker: the trained module of a learned mask.
+    """
 
     title: str
     mask: Choice
-    guided: bool = True
+    kind: str = ""
+    outlined: bool = True
     masker: LearnedMask | None = None
-    kind: str = "query, mixed"
+
+    @property
+    def title_with_kind(self) -> str:
+        """The title, with the kind behind the label."""
+        label, *run = self.title.split("\n")
+        return "\n".join([f"{label}, {self.kind}" if self.kind else label, *run])
 
 
 def masks_of(
     runs: Sequence[RunConfig], maskers: Mapping[str, LearnedMask] | None = None
 ) -> list[ShownMask]:
-    """The masks of the runs and, always, those that need no training; some of them once for each of
-    the kinds that they draw by chance.
+    """The masks of the runs, and all other masks that need no training.
 
-    A mask with options of its own carries the name of the first run that has it. maskers: by run;
-    a mask that is learned is shown where there is one.
+    A mask that draws its kind at random is listed once per kind. A mask with options has the name
+    of the first run that uses it in its title.
+
+    Args:
+        runs: the runs; their learned masks are listed if `maskers` has them.
+        maskers: run -> trained module of its mask.
     """
-    found: dict[str, Choice] = {}
+    choices: dict[str, Choice] = {}
     learned = []
     for run in runs:
+        mask = MASKS[run.mask.name]
         if masker := (maskers or {}).get(run.name):
-            learned.append(
-                ShownMask(f"{_name(run.mask.name)}\n{run.name}", run.mask, False, masker)
-            )
-        elif MASKS[run.mask.name].learns or run.mask.name == "none":
-            continue
-        elif run.mask not in found.values():
-            named = _name(run.mask.name)
-            found[f"{named}\n{run.name}" if run.mask.options else named] = run.mask
-    for name in _ALWAYS:
-        found.setdefault(_name(name), Choice(name, {}))
-    order = {_name(name): place for place, name in enumerate(_ALWAYS)}
-    titles = sorted(found, key=lambda title: order.get(title.partition("\n")[0], len(order)))
-    return [shown for title in titles for shown in _kinds(title, found[title])] + learned
+            title = f"{mask.label}\n{run.name}"
+            learned.append(ShownMask(title, run.mask, outlined=False, masker=masker))
+        elif not mask.learns and run.mask.name != "none" and run.mask not in choices.values():
+            choices[f"{mask.label}\n{run.name}" if run.mask.options else mask.label] = run.mask
+    for name, mask in MASKS.items():
+        if not mask.learns and name != "none":
+            choices.setdefault(mask.label, Choice(name, {}))
+    order = {name: place for place, name in enumerate(_ORDER)}
+    titles = sorted(choices, key=lambda title: order.get(choices[title].name, len(order)))
+    return [shown for title in titles for shown in _kinds(title, choices[title])] + learned
 
 
-def _kinds(title: str, mask: Choice) -> list[ShownMask]:
-    if not MASKS[mask.name].kinds:
-        return [ShownMask(title, mask, reads_saliency(mask))]
-    named = _name(mask.name)
-    kinds = {
-        kind: Choice(mask.name, {**mask.options, **forced})
-        for kind, forced in MASKS[mask.name].kinds.items()
-    }
-    if mask.name != "high_pass":
-        return [ShownMask(title, choice, False, kind=kind) for kind, choice in kinds.items()]
-    guided = reads_saliency(mask)
+def _kinds(title: str, choice: Choice) -> list[ShownMask]:
+    kinds = MASKS[choice.name].kinds
+    if not kinds:
+        return [ShownMask(title, choice, outlined=reads_saliency(choice))]
     return [
-        ShownMask(title.replace(named, f"{named}, {kind}", 1), choice, guided and kind != "focal")
-        for kind, choice in kinds.items()
+        ShownMask(
+            title,
+            Choice(choice.name, {**choice.options, **options}),
+            kind,
+            reads_saliency(choice) and kind != "focal",  # a focal mask has a fixed place
+        )
+        for kind, options in kinds.items()
     ]
-
-
-def _name(mask: str) -> str:
-    return MASKS[mask].label
 
 
 def pair_of(
     images: Sequence[Image.Image], activations: Mapping[int, Tensor], view: ViewConfig, draws: Draws
 ) -> Pair:
-    """The two views of each image, as training draws them.
+    """The views of each image, as they are drawn in training.
 
-    activations: level in px -> (B,Us,Vs) maps of the whole images.
+    Args:
+        images: whole images.
+        activations: level in px -> (B,Us,Vs) float32 maps of the whole images.
+        view: the section `view`.
+        draws: random numbers of the images.
     """
     sizes = torch.tensor([(image.height, image.width) for image in images])
     store = SaliencyStore({}, activations)
     side, grid = (view.size, view.size), (view.grid, view.grid)
-    seen, maps = {}, {}
-    for branch in views.branch_names(_EXTRA):
+    pixels, maps = {}, {}
+    for branch in views.branch_names(_EXTRA_VIEWS):
         boxes = views.crop_boxes(draws, branch, sizes, view.crop, view.aspect)
         flips = views.flips(draws, branch, view.flip)
-        cut = [resample(image, side, box) for image, box in zip(images, boxes, strict=True)]
-        pixels = views.flip_images(torch.stack(cut), flips).float() / 255
-        seen[branch] = normalise(apply_photometry(pixels, draws, branch, view))
+        crops = [resample(image, side, box) for image, box in zip(images, boxes, strict=True)]
+        flipped = views.flip_images(torch.stack(crops), flips).float() / 255
+        pixels[branch] = normalise(apply_photometry(flipped, draws, branch, view))
         maps[branch] = store.crop(torch.arange(len(images)), boxes, flips, grid)
-    query, key, *extra = seen.values()
+    query, key, *extra = pixels.values()
     return Pair(query, key, maps["query"], maps["key"], tuple(extra))
 
 
@@ -122,11 +135,17 @@ def mask_sheet(
     epoch: int = 0,
     ids: Tensor | None = None,
 ) -> bytes:
-    """PNG: a row per image; query and key with their saliency, then per mask what it makes of the
-    views, with the foreground's outline where that guides it.
+    """PNG with a row per image: query and key with their saliency, then the views of each mask.
 
-    activations: level in px -> (B,Us,Vs) maps of the whole images. ids: (B,) int64, the rows whose
-    random numbers to use (0, 1, ... by default): (seed, epoch, id) gives training's own views.
+    Args:
+        images: whole images.
+        activations: level in px -> (B,Us,Vs) float32 maps of the whole images.
+        view: the section `view`.
+        masks: the masks to draw.
+        seed: seed of the random numbers.
+        epoch: epoch of the random numbers.
+        ids: (B,) int64, rows in the manifest; 0, 1, ... by default. Seed, epoch and row select the
+            random numbers of training.
     """
     draws = Draws.of(seed, epoch, torch.arange(len(images)) if ids is None else ids)
     pair = pair_of(images, activations, view, draws)
@@ -137,31 +156,33 @@ def mask_sheet(
     ):
         assert maps is not None
         cells = foreground(maps)
-        shown = displayable(pixels)
-        leads.append((title, [Tile(picture.numpy()) for picture in shown]))
-        heated = [Tile(p.numpy(), m, c) for p, m, c in zip(shown, maps, cells, strict=True)]
-        leads.append(("its saliency", heated))
+        rgb = displayable(pixels)
+        leads.append((title, [Tile(image.numpy()) for image in rgb]))
+        tiles = [Tile(p.numpy(), m, c) for p, m, c in zip(rgb, maps, cells, strict=True)]
+        leads.append(("its saliency", tiles))
     groups: list[tuple[str, list[Column]]] = []
     for mask in masks:
-        columns = _columns(mask, pair, draws, view)
-        if groups and groups[-1][0] == mask.title:
+        title, columns = mask.title_with_kind, _columns(mask, pair, draws, view)
+        if mask.kind and len(columns) == 1:  # one group for all kinds of the mask
+            title, columns = mask.title, [(mask.kind, columns[0][1])]
+        if groups and groups[-1][0] == title:
             groups[-1][1].extend(columns)
         else:
-            groups.append((mask.title, columns))
-    return grid_sheet(leads, groups, _COLUMNS_A_BAND)
+            groups.append((title, columns))
+    return grid_sheet(leads, groups, _COLUMNS_PER_BAND)
 
 
 def _columns(shown: ShownMask, pair: Pair, draws: Draws, view: ViewConfig) -> list[Column]:
-    filtered = input_filter(shown.mask, view.size) is not None
     if shown.masker is not None:
         with torch.inference_mode():
             masks = shown.masker.eval()(pair.query).unbind(1)
-        hidden = [pair.query * (1 - mask[:, None]) for mask in masks]
-        return [(f"less mask {n}", _tiles(images, None)) for n, images in enumerate(hidden, 1)]
+        remaining = [pair.query * (1 - mask[:, None]) for mask in masks]
+        return [(f"without mask {n}", _tiles(images)) for n, images in enumerate(remaining, 1)]
     masked = function_of(shown.mask)(pair, draws, view.grid)
+    filtered = input_filter(shown.mask, view.size) is not None
     threshold = float(shown.mask.options.get("threshold", 0.6))
     query_cells, key_cells = (
-        foreground(maps, threshold) if shown.guided and maps is not None else None
+        foreground(maps, threshold) if shown.outlined and maps is not None else None
         for maps in (pair.query_activation, pair.key_activation)
     )
     columns: list[Column] = []
@@ -173,32 +194,31 @@ def _columns(shown: ShownMask, pair: Pair, draws: Draws, view: ViewConfig) -> li
     columns += [
         ("hard negative", _tiles(images, key_cells, filtered)) for images in masked.negatives
     ]
-    columns += [(shown.kind, _tiles(mixed.images, None)) for mixed in masked.mixed]
-    return columns
+    return columns + [("query, mixed", _tiles(mixed.images)) for mixed in masked.mixed]
 
 
 def _is_masked_key(mask: Choice, key: Tensor, unmasked: Tensor) -> bool:
-    wanted = input_filter(mask, unmasked.shape[-1])
-    if wanted is not None:
-        unmasked = high_pass(unmasked, wanted["kernel"], wanted["sigma"])
+    """Whether the key is more than filtered."""
+    options = input_filter(mask, unmasked.shape[-1])
+    if options is not None:
+        unmasked = high_pass(unmasked, options["kernel"], options["sigma"])
     return not torch.equal(key, unmasked)
 
 
-def _tiles(images: Tensor, cells: Tensor | None, filtered: bool = False) -> list[Tile]:
-    """One tile per image (B,3,H,W), with the outline of its cells (B,U,V) where there are any."""
-    pixels = displayable(images, filtered)
+def _tiles(images: Tensor, cells: Tensor | None = None, filtered: bool = False) -> list[Tile]:
+    """One tile per image (B,3,H,W), with the outline of its cells (B,U,V) if there are any."""
     return [
-        Tile(picture.numpy(), cells=None if cells is None else cells[i])
-        for i, picture in enumerate(pixels)
+        Tile(image.numpy(), cells=None if cells is None else cells[i])
+        for i, image in enumerate(displayable(images, filtered))
     ]
 
 
 def displayable(images: Tensor, filtered: bool = False) -> Tensor:
     """Normalised views (B,3,H,W) as RGB (B,H,W,3) in [0,1].
 
-    filtered: views without their mean colour; they are shown around mid grey, at a higher contrast.
+    filtered: the views are high-pass filtered, and are shown around mid grey with more contrast.
     """
-    spread = torch.tensor(IMAGENET_STD)
+    scale = torch.tensor(IMAGENET_STD)
     if filtered:
-        return (0.5 + _FILTERED_GAIN * spread * images.permute(0, 2, 3, 1)).clamp(0, 1)
-    return (torch.tensor(IMAGENET_MEAN) + spread * images.permute(0, 2, 3, 1)).clamp(0, 1)
+        return (0.5 + _FILTERED_GAIN * scale * images.permute(0, 2, 3, 1)).clamp(0, 1)
+    return (torch.tensor(IMAGENET_MEAN) + scale * images.permute(0, 2, 3, 1)).clamp(0, 1)

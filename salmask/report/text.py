@@ -1,6 +1,6 @@
 """Numbers and tables as text, for the terminal and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tabulate import tabulate
 
@@ -8,14 +8,17 @@ DASH = "–"
 _PERCENT = ("_top1", "_top5", "_mean_per_class", "_ap", "_ap50", "_ap75", "_ap_s", "_ap_m", "_ap_l")
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal. The first column is aligned to the left, all others to the right.
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
+) -> str:
+    """A table for the terminal.
 
     Args:
         header: one title per column.
         rows: one text per column each.
+        left: indices of the columns that are aligned to the left; all others to the right.
     """
-    align = ["left", *("right" for _ in header[1:])]
+    align = ["left" if i in left else "right" for i in range(len(header))]
     return tabulate(rows, list(header), "simple", disable_numparse=True, colalign=align)
 
 

@@ -147,9 +147,9 @@ def test_without_a_name_suites_are_listed_with_what_they_need(project: Path) -> 
     (project / "suites" / "wrong.yaml").write_text(yaml.safe_dump({"extends": "nobody"}))
     lines = call("suite").output.splitlines()
     cells = {line.split()[0]: line.split() for line in lines}
-    assert cells["large"][1] == "2" and lines[2].endswith("cifar100 (not there)")
+    assert cells["large"][1] == "2" and lines[2].endswith("cifar100 (missing)")
     assert cells["other"][1] == "2" and cells["other"][-1] == "demo"
-    assert "wrong does not fit: suites/wrong.yaml: extends: there is no suites/nobody.yaml" in lines
+    assert "wrong is not valid: suites/wrong.yaml: extends: there is no suites/nobody.yaml" in lines
 
 
 def test_a_suite_never_overwrites_uncommitted_edits(project: Path) -> None:

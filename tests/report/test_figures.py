@@ -76,7 +76,7 @@ def masked_cells(title: str) -> tuple[torch.Tensor, ...]:
     view = ViewConfig(size=64, grid=8)
     draws = Draws.of(0, 0, torch.arange(6))
     pair = gallery.pair_of(images, maps, view, draws)
-    (shown,) = [s for s in gallery.masks_of([]) if s.title == title]
+    (shown,) = [s for s in gallery.masks_of([]) if s.title_with_kind == title]
     plain = Choice("high_pass", {**shown.mask.options, "focal": 0.0, "ratio": [0.0, 0.0]})
     masked = function_of(shown.mask)(pair, draws, 8)
     before = pair.query
