@@ -96,7 +96,10 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
             },
             "evaluate.chosen.detect: plain: encoder.arch: mobilenet_v3_small has no layer1",
         ),
-        ({"transfer": {"pets": {"name": "petz"}}}, "no `petz` here; choose from caltech101, cifar10"),
+        (
+            {"transfer": {"pets": {"name": "petz"}}},
+            "no `petz` here; choose from caltech101, cifar10",
+        ),
         (
             {"mascs": {"name": "blur"}},
             "params.yaml: `mascs` is read by nothing (what is: seed, data",
