@@ -17,7 +17,7 @@ from salmask.provenance import recipe
 from salmask.stage_modules import stage_modules
 from slurm import launch
 from stages.errors import readable_errors
-from stages.evaluation import tell
+from stages.evaluation import write_metrics
 from stages.paths import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN
 
 
@@ -27,7 +27,7 @@ def work(job: Job, options: dict[str, Any], data: Path, encoder: Path) -> None:
     encoders = {"trained": encoder_file.load(encoder, job.device)}
     metrics = run(encoders, annotated, job, **options)
     if rank() == 0:
-        tell(job, metrics)
+        write_metrics(job, metrics)
 
 
 @click.command()

@@ -1,11 +1,11 @@
-"""Frozen features of one run's encoder on another dataset."""
+"""Frozen features of one run's encoder on another data set."""
 
 import click
 
-from salmask.evaluate import transfer
+from salmask.evaluate.transfer import EVALUATION
 from salmask.params.yaml_file import Params
 from stages.errors import readable_errors
-from stages.evaluation import score
+from stages.evaluation import evaluate_encoder
 from stages.paths import TRANSFER
 
 
@@ -15,8 +15,15 @@ from stages.paths import TRANSFER
 @readable_errors
 def main(name: str, dataset: str) -> None:
     """Writes artifacts/evaluate/<run>/transfer-<dataset>/metrics.json."""
-    data = TRANSFER / dataset
-    score("transfer", transfer.run, Params.read(), name, data=data, apart=dataset)
+    evaluate_encoder(
+        "transfer",
+        EVALUATION,
+        Params.read(),
+        name,
+        code="transfer",
+        data=TRANSFER / dataset,
+        suffix=dataset,
+    )
 
 
 if __name__ == "__main__":

@@ -1,33 +1,41 @@
-"""The spread of features over one run's own views of validation images."""
+"""The spread of features over the views of one run, measured on validation images."""
 
 import click
 
-from salmask.evaluate import variance
-from salmask.evaluate.variance import Augmentation
-from salmask.params.run import read_run
+from salmask.evaluate.variance import EVALUATION, RunViews
+from salmask.params.overlay import run_choice, run_section
+from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
 from stages.errors import readable_errors
-from stages.evaluation import score
+from stages.evaluation import evaluate_encoder
 from stages.paths import PRETRAIN, PROJECTOR, STORE
 
 
 @click.command()
-@click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
-@click.option("--through", default="", help="The run whose encoder sees the views; its own.")
+@click.option("--run", "name", required=True, help="The run that makes the views.")
+@click.option("--through", default="", help="The run of the encoder; the same run by default.")
 @readable_errors
 def main(name: str, through: str) -> None:
     """Writes artifacts/evaluate/<run>/variance/metrics.json, or variance-<through>/metrics.json."""
     params, encoder = Params.read(), PRETRAIN / (through or name)
-    augmentation = Augmentation(read_run(params, name), STORE.resolve(), encoder.resolve(), through)
-    score(
+    views = RunViews(
+        run=name,
+        view=run_section(params, name, "view", ViewConfig),
+        mask=run_choice(params, name, "mask"),
+        store=STORE.resolve(),
+        encoder=encoder.resolve(),
+        through=through,
+    )
+    evaluate_encoder(
         "variance",
-        variance.run,
+        EVALUATION,
         params,
         name,
-        apart=through,
+        code=f"variance/{name}",
+        suffix=through,
         encoder=encoder,
-        beside=[augmentation],
-        inputs=[encoder / PROJECTOR, STORE],
+        inputs=[views],
+        files=[encoder / PROJECTOR, STORE],
     )
 
 

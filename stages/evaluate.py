@@ -1,0 +1,23 @@
+"""One evaluation protocol on the encoder of one run."""
+
+import click
+
+from salmask.evaluate import EVALUATIONS
+from salmask.params.values import Choice, pick
+from salmask.params.yaml_file import Params
+from stages.errors import readable_errors
+from stages.evaluation import evaluate_encoder
+
+
+@click.command()
+@click.option("--protocol", required=True, help="The name of a module in salmask/evaluate.")
+@click.option("--run", "name", required=True, help="A name under `runs` or `imports`.")
+@readable_errors
+def main(protocol: str, name: str) -> None:
+    """Writes artifacts/evaluate/<run>/<protocol>/metrics.json."""
+    evaluation = pick(EVALUATIONS, Choice(protocol, {}), "--protocol")
+    evaluate_encoder(protocol, evaluation, Params.read(), name)
+
+
+if __name__ == "__main__":
+    main()
