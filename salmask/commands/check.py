@@ -1,7 +1,7 @@
 """Whether all of params.yaml fits together, before anything is computed by it."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from salmask.detection.options import training_options
 from salmask.encoders import importing
 from salmask.encoders.backbones import check_encoder
 from salmask.errors import UserError
-from salmask.evaluate import finetune, knn, linear, linear_fast, transfer, variance
+from salmask.evaluate import EVALUATIONS
 from salmask.masks.ready import build as build_mask
 from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
 from salmask.params.overlay import RUN_SECTIONS, run_seed
@@ -27,14 +27,6 @@ from salmask.provenance import find_root
 from salmask.report import comparison
 from salmask.saliency import localizers
 
-_EVALUATIONS: dict[str, Callable[..., Any]] = {
-    "knn": knn.run,
-    "linear_fast": linear_fast.run,
-    "linear": linear.run,
-    "finetune": finetune.run,
-    "transfer": transfer.run,
-    "variance": variance.run,
-}
 _SECTIONS = (
     *("seed", "data", "localizer", "saliency", *RUN_SECTIONS, "runs"),
     *("tables", "sweeps", "imports", "transfer", "detect", "evaluate"),
@@ -102,7 +94,8 @@ def _validate_evaluations(params: Params) -> None:
     everywhere, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
     for protocol in CHOSEN:
         params.raw(f"evaluate.chosen.{protocol}")  # DVC looks for each, even if it names nothing
-        if protocol in everywhere:
+    for protocol in everywhere:
+        if protocol in EVALUATIONS and not EVALUATIONS[protocol].every_run:
             raise UserError(
                 f"{params.source}: evaluate.protocols: {protocol} has a stage of its own: list the "
                 f"runs that it is for under evaluate.chosen.{protocol} (a suite may say it here, "
@@ -111,19 +104,21 @@ def _validate_evaluations(params: Params) -> None:
     for name, folders in chosen.items():
         if any(folder.startswith("detect-") for folder in folders):
             _validate_trunk(params, name)
-    asked = {*everywhere, *(f.partition("-")[0] for own in chosen.values() for f in own)}
-    asked -= {"detect"}  # whose options stand with its images
-    named = params.section("evaluate", dict[str, Any])
-    _refuse_unknown(named, ("protocols", "chosen", *_EVALUATIONS), f"{params.source}: evaluate")
-    for protocol in sorted(asked | (named.keys() & _EVALUATIONS.keys())):
-        key = f"evaluate.{protocol}"
-        choice = Choice(protocol, params.section(key, dict[str, Any]))
-        options = bind(pick(_EVALUATIONS, choice, f"{params.source}: evaluate"), choice, key)
-        if protocol == "finetune":
-            finetune.plans(*(options[name] for name in ("preset", "shares", "lr", "head_lr")))
-        if protocol == "variance":
-            for name in (name for name, folders in chosen.items() if protocol in folders):
-                variance.refuse_learned(read_run(params, name), options["masked"])
+    runs_of: dict[str, list[str]] = {protocol: [] for protocol in everywhere}
+    for name, folders in chosen.items():
+        for folder in folders:
+            runs_of.setdefault(folder.partition("-")[0], []).append(name)
+    sections = params.section("evaluate", dict[str, Any])
+    known = [name for name, evaluation in EVALUATIONS.items() if evaluation.own_section]
+    _refuse_unknown(sections, ("protocols", "chosen", *known), f"{params.source}: evaluate")
+    for protocol in sorted(runs_of.keys() | (sections.keys() & set(known))):
+        choice = Choice(protocol, {})
+        evaluation = pick(EVALUATIONS, choice, f"{params.source}: evaluate")
+        if evaluation.own_section:
+            key = f"evaluate.{protocol}"
+            choice = Choice(protocol, params.section(key, dict[str, Any]))
+            options = bind(evaluation.run, choice, key)
+            evaluation.check(params, runs_of.get(protocol, []), options)
 
 
 def _validate_trunk(params: Params, name: str) -> None:

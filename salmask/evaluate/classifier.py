@@ -27,7 +27,7 @@ HISTORY = ("training", "epoch", "lr", "loss")  # columns of history.csv; lr: of 
 
 
 @dataclass(frozen=True)
-class Course:
+class ClassifierSchedule:
     """Length and learning-rate schedule of a training.
 
     Args:
@@ -62,7 +62,7 @@ def train(
     manifest: Manifest,
     ids: Tensor,
     side: int,
-    course: Course,
+    course: ClassifierSchedule,
     job: Job,
     name: str,
     may_diverge: bool = False,

@@ -19,7 +19,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Labelled:
-    """features (n,D) float32 on the device, labels (n,) int64 beside them."""
+    """Features (n,D) float32 and labels (n,) int64, both on the device."""
 
     features: Tensor
     labels: Tensor
@@ -34,25 +34,26 @@ def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Label
 def extract_rows(
     encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str
 ) -> Labelled:
-    """Pooled features of the rows `ids` (n,), in this order. name: of these rows, to be shown.
+    """Pooled features of the rows `ids` (n,), in this order.
 
-    Where a process group is there, each process sees its share, and all get all of them.
+    The processes of a group share the work; each returns all features. name: for progress lines.
     """
-    own, found = local_batches(ids, BATCH), []
-    seen = own if len(own) else ids[:1]  # so that all know how wide features are
-    with progress(f"features of {name}", len(seen)) as bar:
+    own = local_batches(ids, BATCH)
+    rows = own if len(own) else ids[:1]  # every process needs the width of the features
+    parts = []
+    with progress(f"features of {name}", len(rows)) as bar:
         for images in evaluation_images(
             manifest,
-            seen,
+            rows,
             encoder.spec.size,
             encoder.spec.shorter,
             batch=BATCH,
             device=job.device,
             workers=job.workers,
         ):
-            found.append(encoder(images))
+            parts.append(encoder(images))
             bar.advance(len(images))
-    features = gather_uneven(torch.cat(found)[: len(own)])
+    features = gather_uneven(torch.cat(parts)[: len(own)])
     return Labelled(features, manifest.labels[ids].to(job.device))
 
 
@@ -60,40 +61,44 @@ def extract_rows(
 def extract_views(
     encoder: Encoder, manifest: Manifest, ids: Tensor, views: int, images: str, job: Job, name: str
 ) -> Tensor:
-    """Pooled features (n,views,D) of augmented views of the rows `ids` (n,), in this order; shared
-    by processes as `extract_rows` is. images: `stream` or `resident`."""
-    own, found = local_batches(ids, BATCH), []
-    seen = own if len(own) else ids[:1]
-    with progress(f"views of {name}", len(seen)) as bar:
+    """Pooled features (n,views,D) of augmented views of the rows `ids` (n,), in this order.
+
+    The processes of a group share the work; each returns all features. images: `stream` or
+    `resident`. name: for progress lines.
+    """
+    own = local_batches(ids, BATCH)
+    rows = own if len(own) else ids[:1]
+    parts = []
+    with progress(f"views of {name}", len(rows)) as bar:
         for crops in training_views(
             manifest,
             crop_and_flip(encoder.spec.size),
-            Schedule(job.seed, seen, BATCH, epochs=1, whole=True),
+            Schedule(job.seed, rows, BATCH, epochs=1, whole=True),
             images=images,
             device=job.device,
             workers=job.workers,
             branches=tuple(f"view{n}" for n in range(views)),
         ):
             each = [encoder(pixels.float() / 255) for pixels in crops.crops.values()]
-            found.append(torch.stack(each, dim=1))
+            parts.append(torch.stack(each, dim=1))
             bar.advance(len(crops.ids))
-    return gather_uneven(torch.cat(found)[: len(own)])
+    return gather_uneven(torch.cat(parts)[: len(own)])
 
 
 def crop_and_flip(side: int) -> ViewConfig:
-    """The views that classifiers learn from: crops of 8 to 100% and flips, of unchanged colours."""
+    """The views that classifiers are trained on: crops of 8 to 100% of the area, and flips."""
     return ViewConfig(size=side, grid=1, crop=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0)
 
 
 def width(encoder: Encoder, job: Job) -> int:
-    """How many features an encoder gives."""
+    """The number of features of an encoder."""
     side = encoder.spec.size
     with torch.inference_mode():
         return int(encoder(torch.zeros(1, 3, side, side, device=job.device)).shape[1])
 
 
 def validation_splits(manifest: Manifest) -> dict[str, str]:
-    """The splits to score, each with the prefix of its metrics: none for `val`, else its name."""
+    """The splits to score, each with the prefix of its metrics: empty for `val`, else its name."""
     return {
         split: "" if split == "val" else f"{split}_"
         for split in manifest.split_names()
@@ -102,7 +107,7 @@ def validation_splits(manifest: Manifest) -> dict[str, str]:
 
 
 def labelled_splits(manifest: Manifest) -> dict[str, str]:
-    """Those `validation_splits` in which an image has a label."""
+    """The validation splits that have labelled images."""
     splits = validation_splits(manifest)
     return {name: prefix for name, prefix in splits.items() if len(labelled_ids(manifest, name))}
 
@@ -119,7 +124,7 @@ def top(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
-    """The mean over the classes that occur of the share found of each, in percent: (n,), (n,)."""
+    """The mean of the accuracies on each class that occurs, in percent: (n,), (n,) int64."""
     classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
     right = torch.zeros(len(classes), dtype=torch.float64, device=labels.device)
     right.index_add_(0, index, (predicted == labels).double())

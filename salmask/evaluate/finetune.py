@@ -1,15 +1,15 @@
-"""Fine-tuning: the encoder and a classifier on it learn from a share of the labels.
+"""Fine-tuning: the encoder and a classifier are trained on a share of the labels.
 
-20 epochs of SGD with a rate for the trunk and one for the head, x0.2 at 12 and 16 (Caron et al.
-2020), batch norm in training mode, crop + flip; the encoder filters its input as it always does.
-The last epoch is the result.
+20 epochs of SGD, with one rate for the trunk and one for the head, times 0.2 at epochs 12 and 16
+(Caron et al. 2020). Batch norm is in training mode; views are crops and flips; the encoder filters
+its input as in pretraining. The last epoch is the result.
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass as plain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ from salmask.data.manifest import Manifest
 from salmask.devices import autocast
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
-from salmask.evaluate import classifier
-from salmask.evaluate.classifier import Course, History
+from salmask.evaluate import Evaluation, classifier
+from salmask.evaluate.classifier import ClassifierSchedule, History
 from salmask.evaluate.features import (
     extract,
     labelled_splits,
@@ -32,6 +32,7 @@ from salmask.evaluate.features import (
 from salmask.evaluate.subsets import balanced, labelled_ids
 from salmask.job import Job
 from salmask.params.values import STRICT
+from salmask.params.yaml_file import Params
 from salmask.provenance import file_digest
 from salmask.randomness import Draws
 
@@ -44,17 +45,27 @@ PRESETS: dict[str, dict[int, tuple[float, float]]] = {
 
 
 @dataclass(frozen=True, config=STRICT)
-class Published:
-    """A list of training images, one name per line, and its sha256: DVC does not watch the file,
-    so that it must not change unnoticed."""
+class PublishedList:
+    """A published list of training images, such as SimCLR's 1% of ImageNet.
+
+    Args:
+        path: a text file with one file name per line.
+        sha256: of the file. It is required because DVC does not watch the file.
+    """
 
     path: Path
     sha256: str
 
 
-@plain(frozen=True)
-class Plan:
-    """How one share of the labels is learned. lr, head_lr: at batch 256."""
+@plain_dataclass(frozen=True)
+class ShareRates:
+    """Learning rates for one share of the labels.
+
+    Args:
+        share: of the labels in percent.
+        lr: rate of the trunk at batch 256.
+        head_lr: rate of the classifier at batch 256.
+    """
 
     share: int
     lr: float
@@ -68,7 +79,7 @@ def run(
     *,
     preset: Literal["mscn", "mixmask"] = "mixmask",
     shares: tuple[Percent, ...] | None = None,
-    lists: Mapping[Percent, Published] | None = None,
+    lists: Mapping[Percent, PublishedList] | None = None,
     lr: float | None = None,
     head_lr: float | None = None,
     batch: PositiveInt = 256,
@@ -80,22 +91,41 @@ def run(
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     images: Literal["stream", "resident"] = "stream",
 ) -> dict[str, float]:
-    """Percent correct after the last epoch: `finetune1_top1`, `finetune1_top5` where there are more
-    than 5 classes; the number is the percentage of labels, other splits go before it.
+    """Accuracy in percent after the last epoch. Writes history.csv.
 
-    shares: of the labels, in percent; null for all that the preset has rates for. lists: published
-    lists in the place of our subsets, by share. lr, head_lr: of trunk and head at batch 256, scaled
-    with the batch; null for the preset's. Writes history.csv. Raises
-    UserError.
+    Args:
+        encoders: `trained`.
+        manifest: the images.
+        job: device, seed and folders.
+        preset: published rates for each share.
+        shares: of the labels in percent; null for all shares of the preset.
+        lists: published lists of images, by share, instead of random subsets.
+        lr: rate of the trunk at batch 256, scaled with the batch; null for the preset's.
+        head_lr: the same for the classifier.
+        batch: global batch size.
+        epochs: number of epochs.
+        milestones: epochs, counted from 0, at whose start `gamma` multiplies the rates.
+        gamma: see `milestones`.
+        momentum: of SGD.
+        weight_decay: L2 penalty.
+        precision: `auto` is bfloat16 on CUDA and float32 elsewhere.
+        images: `stream` reads images from disk; `resident` keeps them on the device.
+
+    Returns:
+        `finetune<share>_top1`, and `finetune<share>_top5` for more than 5 classes; on splits other
+        than `val` with the prefix `<split>_`. Nothing without labels.
+
+    Raises:
+        UserError: for a share without rates, or a list that does not fit.
     """
     history: History = []
     classifier.write_history(job, history)
     if not manifest.labelled():
         return {}
     metrics = {}
-    for plan in plans(preset, shares, lr, head_lr):
-        ids = chosen(manifest, plan.share, job.seed, (lists or {}).get(plan.share))
-        course = Course(
+    for rates in rates_of_shares(preset, shares, lr, head_lr):
+        ids = rows_of_share(manifest, rates.share, job.seed, (lists or {}).get(rates.share))
+        course = ClassifierSchedule(
             min(batch, len(ids)), epochs, "step", milestones, gamma=gamma, images=images
         )
         torch.manual_seed(job.seed)
@@ -104,13 +134,13 @@ def run(
         scale = course.batch / 256
         optimizer = torch.optim.SGD(
             [
-                {"params": list(encoder.parameters()), "lr": plan.lr * scale},
-                {"params": list(head.parameters()), "lr": plan.head_lr * scale},
+                {"params": list(encoder.parameters()), "lr": rates.lr * scale},
+                {"params": list(head.parameters()), "lr": rates.head_lr * scale},
             ],
             momentum=momentum,
             weight_decay=weight_decay,
         )
-        model, name = nn.Sequential(encoder, head).train(), f"finetune{plan.share}"
+        model, name = nn.Sequential(encoder, head).train(), f"finetune{rates.share}"
 
         def loss(views: Tensor, labels: Tensor, model: nn.Module = model) -> Tensor:
             with autocast(job.device, precision):
@@ -131,12 +161,15 @@ def run(
     return metrics
 
 
-def plans(
+def rates_of_shares(
     preset: str, shares: tuple[int, ...] | None, lr: float | None, head_lr: float | None
-) -> list[Plan]:
-    """What to train. Raises UserError for a share of which neither preset nor options say how."""
+) -> list[ShareRates]:
+    """The shares to train on, with their rates.
+
+    Raises UserError for a share without rates in the preset and the options.
+    """
     known = PRESETS[preset]
-    made = []
+    rates = []
     for share in shares or tuple(known):
         if share not in known and (lr is None or head_lr is None):
             raise UserError(
@@ -144,21 +177,24 @@ def plans(
                 f"(it has: {', '.join(f'{n}%' for n in known)}); set `lr` and `head_lr`"
             )
         trunk_rate, head_rate = known.get(share, (0.0, 0.0))
-        made.append(
-            Plan(
+        rates.append(
+            ShareRates(
                 share,
                 trunk_rate if lr is None else lr,
                 head_rate if head_lr is None else head_lr,
             )
         )
-    return made
+    return rates
 
 
-def chosen(manifest: Manifest, share: int, seed: int, listed: Published | None = None) -> Tensor:
-    """The training rows (n,) whose labels may be used, sorted. Raises UserError.
+def rows_of_share(
+    manifest: Manifest, share: int, seed: int, listed: PublishedList | None = None
+) -> Tensor:
+    """The training rows (n,) int64 of a share of the labels, sorted.
 
-    Without a list: as many of every class (all of it, where it has fewer; at least one), chosen by
-    the seed, so that a smaller share is part of a larger one; 100 percent is everything.
+    Without a list, the seed chooses equally many images of each class: at least one, and all of a
+    smaller class. A smaller share is part of a larger one; 100 percent is every image. Raises
+    UserError for fewer than two classes, or a list that does not fit.
     """
     ids = labelled_ids(manifest, "train")
     if listed is not None:
@@ -175,8 +211,8 @@ def chosen(manifest: Manifest, share: int, seed: int, listed: Published | None =
     return ids
 
 
-def _listed(manifest: Manifest, ids: Tensor, listed: Published) -> Tensor:
-    """The rows that a published list names, by their paths or, as those do, by file names alone."""
+def _listed(manifest: Manifest, ids: Tensor, listed: PublishedList) -> Tensor:
+    """The rows of a published list. Its lines are paths or file names of training images."""
     where = f"evaluate.finetune.lists: {listed.path}"
     try:
         digest, lines = file_digest(listed.path), listed.path.read_text().splitlines()
@@ -190,13 +226,20 @@ def _listed(manifest: Manifest, ids: Tensor, listed: Published) -> Tensor:
         for name in {path, path.rpartition("/")[2]}:
             rows.setdefault(name, []).append(row)
     names = [line.strip() for line in lines if line.strip()]
-    lost = [name for name in names if name not in rows]
-    if lost:
+    unknown = [name for name in names if name not in rows]
+    if unknown:
         raise UserError(
-            f"{where}: {len(lost)} of its {len(names)} names are no labelled training image, "
-            f"such as {lost[0]}"
+            f"{where}: {len(unknown)} of its {len(names)} names are no labelled training image, "
+            f"such as {unknown[0]}"
         )
-    double = [name for name in names if len(rows[name]) > 1]
-    if double:
-        raise UserError(f"{where}: {double[0]} is the name of several images; list their paths")
+    ambiguous = [name for name in names if len(rows[name]) > 1]
+    if ambiguous:
+        raise UserError(f"{where}: {ambiguous[0]} is the name of several images; list their paths")
     return torch.tensor(sorted({rows[name][0] for name in names}), dtype=torch.int64)
+
+
+def _check(params: Params, runs: Sequence[str], options: Mapping[str, Any]) -> None:
+    rates_of_shares(*(options[name] for name in ("preset", "shares", "lr", "head_lr")))
+
+
+EVALUATION = Evaluation(run, check=_check)

@@ -6,30 +6,39 @@ from torch import Tensor
 
 from salmask.data.manifest import Manifest
 from salmask.encoders.on_disk import Encoder
+from salmask.evaluate import Evaluation
 from salmask.evaluate.features import Labelled, accuracy, extract, labelled_splits
 from salmask.job import Job
 
-_CHUNK = 2048  # queries at a time: bounds memory
+_CHUNK = 2048  # queries that are computed at once, to limit memory
 
 
 def predict(train: Labelled, queries: Tensor, k: int, temperature: float) -> Tensor:
-    """The class of each query (n,D): (n,) int64.
+    """The class of each query by weighted votes of its nearest neighbours.
 
-    Cosine similarity; each of the k nearest votes with exp(similarity / temperature), relative to
-    the nearest one so that it neither overflows nor vanishes; the class with the most weight
-    wins. Labels need not be contiguous. k is clamped to what there is.
+    Each neighbour votes with exp(cosine similarity / temperature), relative to the nearest
+    neighbour, so that weights neither overflow nor vanish (Wu et al. 2018).
+
+    Args:
+        train: features and labels of the neighbours; labels need not be contiguous.
+        queries: (n,D).
+        k: number of neighbours; at most all are used.
+        temperature: of the weights.
+
+    Returns:
+        (n,) int64.
     """
     classes, targets = train.labels.unique(return_inverse=True)
     bank = F.normalize(train.features, dim=1)
-    found = []
+    predictions = []
     for chunk in F.normalize(queries, dim=1).split(_CHUNK):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = chunk.new_zeros(len(chunk), len(classes))
         votes.scatter_add_(
             1, targets[nearest], ((similarity - similarity[:, :1]) / temperature).exp()
         )
-        found.append(classes[votes.argmax(dim=1)])
-    return torch.cat(found)
+        predictions.append(classes[votes.argmax(dim=1)])
+    return torch.cat(predictions)
 
 
 def run(
@@ -41,10 +50,19 @@ def run(
     temperature: float = 0.07,
     random_seeds: int = 3,
 ) -> dict[str, float]:
-    """Top-1 in percent: `knn20_top1`, on other splits `<split>_knn20_top1`.
+    """Top-1 accuracy in percent.
 
-    encoders: `trained`, and untrained ones under any other name, whose mean gives
-    `random_knn20_top1`. random_seeds: how many of those the stage should make.
+    Args:
+        encoders: `trained`, and untrained ones under any other names.
+        manifest: the images.
+        job: device, seed and folders.
+        k: numbers of neighbours.
+        temperature: of the votes.
+        random_seeds: number of untrained encoders, which the stage makes.
+
+    Returns:
+        `knn20_top1`, on splits other than `val` `<split>_knn20_top1`, and the mean over untrained
+        encoders as `random_knn20_top1`. Nothing without labels.
     """
     if not manifest.labelled():
         return {}
@@ -55,9 +73,12 @@ def run(
         for split, prefix in labelled_splits(manifest).items():
             query = extract(encoder, manifest, split, job)
             for neighbours in k:
-                found = predict(train, query.features, neighbours, temperature)
+                predicted = predict(train, query.features, neighbours, temperature)
                 kind = "" if name == "trained" else "random_"
                 metric = f"{prefix}{kind}knn{neighbours}_top1"
-                top1 = accuracy(found, query.labels)
+                top1 = accuracy(predicted, query.labels)
                 sums[metric] = sums.get(metric, 0.0) + share * top1
     return sums
+
+
+EVALUATION = Evaluation(run, every_run=True)

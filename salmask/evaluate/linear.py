@@ -1,6 +1,6 @@
-"""The linear protocol: a classifier on a frozen encoder, trained on augmented views.
+"""The linear protocol: a classifier on a frozen encoder, trained by SGD on augmented views.
 
-The encoder is in eval mode, the views are crop + flip; the last epoch is the result.
+The encoder is in eval mode. Views are crops and flips. The last epoch is the result.
 """
 
 from typing import Any, Literal
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
 from salmask.encoders.on_disk import Encoder
-from salmask.evaluate.classifier import Course, History, head, train, write_history
+from salmask.evaluate import Evaluation
+from salmask.evaluate.classifier import (
+    ClassifierSchedule,
+    History,
+    head,
+    train,
+    write_history,
+)
 from salmask.evaluate.features import (
     accuracy,
     extract,
@@ -23,7 +30,7 @@ from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 
 Preset = Literal["moco", "mscn", "simclr", "byol"]
-# lr: at batch 256. Several rates: the best on images held out of the training split is taken.
+# lr: at batch 256. Of several rates, the best on held-out training images is chosen.
 PRESETS: dict[str, dict[str, Any]] = {
     "moco": {"lr": 30.0, "batch": 256, "epochs": 100, "milestones": (60, 80)},  # He et al. 2020
     "mscn": {"lr": 1.0, "batch": 256, "epochs": 100, "schedule": "cosine", "weight_decay": 1e-6},
@@ -43,11 +50,11 @@ _COMMON = {
     "weight_decay": 0.0,
     "nesterov": False,
 }
-_HELD_OUT = 0.1  # of each class: on these a rate is chosen
+_HELD_OUT = 0.1  # share of each class on which the rate is chosen
 
 
 def settings(preset: Preset, **given: Any) -> dict[str, Any]:
-    """What a preset says, under what was given: anything but None."""
+    """The options of a preset, replaced by the given ones that are not None."""
     return _COMMON | PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
 
 
@@ -67,18 +74,34 @@ def run(
     nesterov: bool | None = None,
     images: Literal["stream", "resident"] = "stream",
 ) -> dict[str, float]:
-    """Top-1 in percent after the last epoch: `linear_top1`, `<split>_linear_top1`; under another
-    preset than `moco`, `linear_<preset>_top1`.
+    """Top-1 accuracy in percent after the last epoch. Writes history.csv.
 
-    What is None is the preset's. lr: at batch 256, scaled with the batch; of several, the one that
-    does best on a tenth of the training images, held out, then trains on all. Writes history.csv.
+    Args:
+        encoders: `trained`.
+        manifest: the images.
+        job: device, seed and folders.
+        preset: a published recipe, for all options that are None.
+        lr: at batch 256, scaled with the batch. Of several, the best on a tenth of the training
+            images is chosen; then a classifier is trained on all images.
+        batch: global batch size.
+        epochs: number of epochs.
+        schedule: see `ClassifierSchedule`.
+        milestones: see `ClassifierSchedule`.
+        momentum: of SGD.
+        weight_decay: L2 penalty.
+        nesterov: whether the momentum is Nesterov's.
+        images: `stream` reads images from disk; `resident` keeps them on the device.
+
+    Returns:
+        `linear_top1`, or `linear_<preset>_top1` for presets other than `moco`; on splits other than
+        `val` with the prefix `<split>_`. Nothing without labels.
     """
     history: History = []
     write_history(job, history)
     if not manifest.labelled():
         return {}
     encoder, ids = encoders["trained"], labelled_ids(manifest, "train")
-    asked = settings(
+    chosen = settings(
         preset,
         lr=lr,
         batch=batch,
@@ -89,40 +112,40 @@ def run(
         weight_decay=weight_decay,
         nesterov=nesterov,
     )
-    rates = asked["lr"] if isinstance(asked["lr"], tuple) else (asked["lr"],)
+    rates = chosen["lr"] if isinstance(chosen["lr"], tuple) else (chosen["lr"],)
     features = width(encoder, job)
 
-    def trained(rows: Tensor, each: tuple[float, ...], name: str) -> nn.ModuleList:
-        """A classifier for each rate, side by side on the same views."""
-        course = Course(
-            min(asked["batch"], len(rows)),
-            asked["epochs"],
-            asked["schedule"],
-            asked["milestones"],
+    def train_each(rows: Tensor, rates: tuple[float, ...], name: str) -> nn.ModuleList:
+        """One classifier per rate, trained on the same views."""
+        course = ClassifierSchedule(
+            min(chosen["batch"], len(rows)),
+            chosen["epochs"],
+            chosen["schedule"],
+            chosen["milestones"],
             images=images,
         )
         torch.manual_seed(job.seed)
-        first = head(features, len(manifest.classes), job.device)
-        models = nn.ModuleList(head(features, len(manifest.classes), job.device) for _ in each)
+        first = head(features, len(manifest.classes), job.device)  # the start of all classifiers
+        models = nn.ModuleList(head(features, len(manifest.classes), job.device) for _ in rates)
         for model in models:
             model.load_state_dict(first.state_dict())
         optimizer = torch.optim.SGD(
             [
                 {"params": list(model.parameters()), "lr": rate * course.batch / 256}
-                for model, rate in zip(models, each, strict=True)
+                for model, rate in zip(models, rates, strict=True)
             ],
-            momentum=asked["momentum"],
-            weight_decay=asked["weight_decay"],
-            nesterov=asked["nesterov"],
+            momentum=chosen["momentum"],
+            weight_decay=chosen["weight_decay"],
+            nesterov=chosen["nesterov"],
         )
 
         def loss(views: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
-                found = encoder(views)
-            return torch.stack([F.cross_entropy(model(found), labels) for model in models]).sum()
+                pooled = encoder(views)
+            return torch.stack([F.cross_entropy(model(pooled), labels) for model in models]).sum()
 
         side = encoder.spec.size
-        several = len(each) > 1  # of which some may be too high
+        several = len(rates) > 1  # some of them may be too high
         history.extend(
             train(models, loss, optimizer, manifest, rows, side, course, job, name, several)
         )
@@ -131,17 +154,20 @@ def run(
 
     if len(rates) > 1:
         held_out, rest = hold_out(manifest, ids, _HELD_OUT, job.seed)
-        models = trained(rest, rates, "linear-rates")
+        models = train_each(rest, rates, "linear-rates")
         held = extract_rows(encoder, manifest, held_out, job, "held-out images")
         with torch.inference_mode():
             scores = [accuracy(m(held.features).argmax(dim=1), held.labels) for m in models]
         rates = (rates[scores.index(max(scores))],)
-    (model,) = trained(ids, rates, "linear")
+    (model,) = train_each(ids, rates, "linear")
     metrics = {}
     name = "linear" if preset == "moco" else f"linear_{preset}"
     for split, prefix in labelled_splits(manifest).items():
         held = extract(encoder, manifest, split, job)
         with torch.inference_mode():
-            found = model(held.features).argmax(dim=1)
-        metrics[f"{prefix}{name}_top1"] = accuracy(found, held.labels)
+            predicted = model(held.features).argmax(dim=1)
+        metrics[f"{prefix}{name}_top1"] = accuracy(predicted, held.labels)
     return metrics
+
+
+EVALUATION = Evaluation(run)

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on features that are computed already."""
+"""Multinomial logistic regression on features."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,13 +13,18 @@ from salmask.evaluate.features import Labelled
 def fit(
     train: Labelled, classes: int, l2: float, iterations: int, start: nn.Linear | None = None
 ) -> nn.Linear:
-    """By L-BFGS: mean cross entropy + l2/2 * |W|^2, in float32.
+    """Minimises mean cross entropy + l2/2 * |W|^2 by L-BFGS in float32. The bias has no penalty.
 
-    train: features (n,D), labels (n,) in [0, classes). The bias is not penalised. The problem is
-    convex, so where it starts (zeros, or at `start`) matters for the time alone.
+    Args:
+        train: features (n,D), labels (n,) in [0, classes).
+        classes: number of classes.
+        l2: weight of the penalty.
+        iterations: at most.
+        start: initial classifier, zeros by default. The problem is convex, so that it changes the
+            time and not the solution.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        features, labels = train.features.clone(), train.labels.clone()  # if made for inference
+        features, labels = train.features.clone(), train.labels.clone()  # inference tensors
         model = nn.Linear(features.shape[1], classes).to(features.device)
         if start is None:
             nn.init.zeros_(model.weight)
@@ -49,14 +54,22 @@ def best_l2(
     iterations: int,
     score: Callable[[Tensor, Tensor], float],
 ) -> tuple[float, nn.Linear]:
-    """The l2 of `grid` that is best on `held` when fitted on `train`, of equally good ones the
-    largest; and that fit. score: (logits (n,C), labels (n,)) -> the higher, the better."""
+    """The l2 with the highest score on held-out images, and its classifier.
+
+    Args:
+        train: the images to fit.
+        held: the held-out images.
+        classes: number of classes.
+        grid: the penalties. Of equally good ones, the largest is chosen.
+        iterations: of each fit.
+        score: (logits (n,C), labels (n,)) -> a number; higher is better.
+    """
     best, chosen, model, start = -math.inf, grid[-1], None, None
-    for l2 in sorted(grid, reverse=True):  # from the easiest on, each from the one before
+    for l2 in sorted(grid, reverse=True):  # each fit starts from the one before
         model = fit(train, classes, l2, iterations, start=model)
         with torch.inference_mode():
-            found = score(model(held.features), held.labels)
-        if found > best:
-            best, chosen, start = found, l2, model
+            value = score(model(held.features), held.labels)
+        if value > best:
+            best, chosen, start = value, l2, model
     assert start is not None
     return chosen, start

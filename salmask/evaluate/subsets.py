@@ -1,4 +1,4 @@
-"""Which images a protocol learns from: shares of the labels, and what is held out of a split."""
+"""Subsets of labelled images: shares of the labels, and held-out images."""
 
 import torch
 from torch import Tensor
@@ -8,35 +8,43 @@ from salmask.randomness import Draws
 
 
 def labelled_ids(manifest: Manifest, split: str) -> Tensor:
-    """The rows (n,) int64 of a split that carry a label, in order."""
+    """The labelled rows (n,) int64 of a split, in order."""
     ids = manifest.ids(split)
     return ids[manifest.labels[ids] >= 0]
 
 
 def balanced(ids: Tensor, labels: Tensor, each: int, order: Tensor) -> Tensor:
-    """At most `each` rows of every class, those that come first by `order`: (m,) of ids, sorted.
+    """At most `each` rows of every class: those with the smallest `order`.
 
-    ids, labels: (n,) int64. order: (n,) any numbers; ties go by position.
+    Args:
+        ids: (n,) int64 rows.
+        labels: (n,) int64 of these rows.
+        each: number of rows per class.
+        order: (n,) numbers; the position decides between equal ones.
+
+    Returns:
+        (m,) int64 of `ids`, sorted.
     """
     by_order = torch.argsort(order, stable=True)
     by_class = by_order[torch.argsort(labels[by_order], stable=True)]
     _, counts = labels.unique(return_counts=True)
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    place = torch.arange(len(ids)) - starts  # within its class
+    place = torch.arange(len(ids)) - starts  # position within its class
     return ids[by_class[place < each]].sort().values
 
 
 def hold_out(manifest: Manifest, ids: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits labelled rows (n,) into (held out, the rest), both sorted: a share of each class.
+    """Splits labelled rows (n,) into a share of each class to hold out, and the rest, both sorted.
 
-    A class of one image is not held out; of any other, at least one image is, and one stays.
+    At least one image of each class is held out and at least one is kept; the image of a class of
+    one is kept.
     """
     order = Draws.of(seed, 0, ids).uniform("held out", 1)[:, 0]
     labels = manifest.labels[ids]
-    found = []
+    parts = []
     for label in labels.unique():
         rows = ids[labels == label]
         count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        found.append(rows[order[labels == label].argsort(stable=True)[:count]])
-    held = torch.cat(found).sort().values
+        parts.append(rows[order[labels == label].argsort(stable=True)[:count]])
+    held = torch.cat(parts).sort().values
     return held, ids[~torch.isin(ids, held)]

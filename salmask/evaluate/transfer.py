@@ -1,13 +1,13 @@
-"""Frozen features on another dataset: how far they carry.
+"""Transfer: a linear classifier on frozen features of another data set.
 
-L-BFGS logistic regression on features of the evaluation view, the penalty chosen on validation
-images, then fitted again with those (Kornblith et al. 2019). Large datasets go by SGD on augmented
-views instead, under metrics of their own.
+L-BFGS logistic regression on features of the evaluation view. The penalty is chosen on validation
+images; then training and validation images are fitted together (Kornblith et al. 2019). Large data
+sets may use SGD on augmented views instead; the metrics then have other names.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass as plain
+from dataclasses import dataclass as plain_dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from salmask.data.manifest import Manifest
 from salmask.distributed import rank
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
-from salmask.evaluate import classifier
-from salmask.evaluate.classifier import Course
+from salmask.evaluate import Evaluation, classifier
+from salmask.evaluate.classifier import ClassifierSchedule
 from salmask.evaluate.features import (
     Labelled,
     accuracy,
@@ -34,12 +34,12 @@ from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 from salmask.params.values import STRICT
 
-_HELD_OUT = 0.2  # of each class of the training images, where nobody names a validation split
+_HELD_OUT = 0.2  # share of each class that is held out if there is no validation split
 
 
-@plain(frozen=True)
-class Parts:
-    """Which rows (n,) do what: train and val together are what the last fit learns from."""
+@plain_dataclass(frozen=True)
+class SplitRows:
+    """Rows (n,) int64 of each split. The last fit uses `train` and `val` together."""
 
     train: Tensor
     val: Tensor
@@ -47,9 +47,18 @@ class Parts:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Sgd:
-    """Training on augmented views; the defaults are iNaturalist 2018's, Places-205 has epochs 14
-    and milestones [4, 8, 12]. lr: at batch 256."""
+class SgdOptions:
+    """Training by SGD on augmented views.
+
+    The defaults are those of iNaturalist 2018; Places-205 has epochs 14 and milestones [4, 8, 12].
+
+    Args:
+        lr: at batch 256, scaled with the batch.
+        batch: global batch size.
+        epochs: number of epochs.
+        milestones: epochs, counted from 0, at whose start the rate is divided by 10.
+        weight_decay: L2 penalty.
+    """
 
     lr: float = 0.01
     batch: PositiveInt = 256
@@ -66,61 +75,78 @@ def run(
     l2: tuple[PositiveFloat, PositiveFloat] = (1e-6, 1e5),
     l2_steps: PositiveInt = 45,
     iterations: PositiveInt = 500,
-    sgd: Mapping[str, Sgd] | None = None,
+    sgd: Mapping[str, SgdOptions] | None = None,
 ) -> dict[str, float]:
-    """Percent correct on the test images of another dataset, NAME as params.yaml calls it:
-    `transfer_NAME_top1`, and the mean over classes, `transfer_NAME_mean_per_class`.
+    """Accuracy in percent on the test images of another data set.
 
-    l2, l2_steps: from where to where, and how many, log-spaced; iterations: of each fit. sgd: the
-    datasets that learn by SGD instead, whose metrics are `transfer_NAME_sgd_*`. Raises UserError.
+    Args:
+        encoders: `trained`.
+        manifest: the images of the data set.
+        job: device, seed and folders.
+        l2: smallest and largest penalty.
+        l2_steps: number of penalties, spaced evenly on a logarithmic scale.
+        iterations: of each fit.
+        sgd: options for the data sets that use SGD instead, by name.
+
+    Returns:
+        `transfer_NAME_top1` and the mean over classes, `transfer_NAME_mean_per_class`, where NAME
+        is the name under `transfer` in params.yaml; for SGD `transfer_NAME_sgd_top1` and so on.
+
+    Raises:
+        UserError: if labelled images for training or testing are missing.
     """
-    encoder, parts, name = encoders["trained"], roles(manifest, job.seed), manifest.name
+    encoder, rows, name = encoders["trained"], split_rows(manifest, job.seed), manifest.name
     if sgd and name in sgd:
-        model: nn.Module = by_sgd(encoder, manifest, torch.cat([parts.train, parts.val]), job, sgd)
+        model: nn.Module = by_sgd(
+            encoder, manifest, torch.cat([rows.train, rows.val]), job, sgd[name]
+        )
         name = f"{name}_sgd"
     else:
-        train = extract_rows(encoder, manifest, parts.train, job, f"{name}, train")
-        val = extract_rows(encoder, manifest, parts.val, job, f"{name}, val")
+        train = extract_rows(encoder, manifest, rows.train, job, f"{name}, train")
+        val = extract_rows(encoder, manifest, rows.val, job, f"{name}, val")
         low, high = (math.log10(bound) for bound in l2)
         grid = torch.logspace(low, high, l2_steps, dtype=torch.float64).tolist()
         model, best = by_validation(train, val, len(manifest.classes), grid, iterations)
         if rank() == 0:
-            told = f"{name}: l2 {best:.2g} is best on {len(parts.val)} validation images"
-            print(told, flush=True)
-    test = extract_rows(encoder, manifest, parts.test, job, f"{name}, test")
+            print(f"{name}: l2 {best:.2g} is best on {len(rows.val)} validation images", flush=True)
+    test = extract_rows(encoder, manifest, rows.test, job, f"{name}, test")
     with torch.inference_mode():
-        found = model(test.features).argmax(dim=1)
+        predicted = model(test.features).argmax(dim=1)
     return {
-        f"transfer_{name}_top1": accuracy(found, test.labels),
-        f"transfer_{name}_mean_per_class": mean_per_class(found, test.labels),
+        f"transfer_{name}_top1": accuracy(predicted, test.labels),
+        f"transfer_{name}_mean_per_class": mean_per_class(predicted, test.labels),
     }
 
 
-def roles(manifest: Manifest, seed: int) -> Parts:
-    """What each image is for. The last of `val` and `test` that there is is tested on; a missing
-    validation split is a fifth of each class of the training images. Raises UserError."""
-    there = {split: labelled_ids(manifest, split) for split in ("train", "val", "test")}
-    there = {split: ids for split, ids in there.items() if len(ids)}
-    if "train" not in there or len(there) < 2 or not manifest.labelled():
+def split_rows(manifest: Manifest, seed: int) -> SplitRows:
+    """The rows of each split. Without a split `test`, `val` is for testing; without a validation
+    split, a fifth of each class of the training images is held out. Raises UserError if labelled
+    images for training or testing are missing."""
+    rows = {split: labelled_ids(manifest, split) for split in ("train", "val", "test")}
+    rows = {split: ids for split, ids in rows.items() if len(ids)}
+    if "train" not in rows or len(rows) < 2 or not manifest.labelled():
         raise UserError(
             f"transfer.{manifest.name}: labelled images of several classes are needed to learn "
-            f"from and to test on; there are: {', '.join(there) or 'none'}"
+            f"from and to test on; there are: {', '.join(rows) or 'none'}"
         )
-    train, test = there["train"], there.get("test", there.get("val"))
+    train, test = rows["train"], rows.get("test", rows.get("val"))
     assert test is not None
-    if len(there) == 3:
-        return Parts(train, there["val"], test)
+    if len(rows) == 3:
+        return SplitRows(train, rows["val"], test)
     val, rest = hold_out(manifest, train, _HELD_OUT, seed)
     if not len(val):
-        raise UserError(f"transfer.{manifest.name}: one training image a class leaves none to hold")
-    return Parts(rest, val, test)
+        raise UserError(
+            f"transfer.{manifest.name}: no class has two training images, so that none can be held "
+            "out for validation"
+        )
+    return SplitRows(rest, val, test)
 
 
 def by_validation(
     train: Labelled, val: Labelled, classes: int, grid: list[float], iterations: int
 ) -> tuple[nn.Linear, float]:
-    """The classifier fitted on all images with the l2 of `grid` that is best on `val` when fitted
-    on `train` alone, and that l2; of equally good ones the largest."""
+    """Chooses the l2 of `grid` with the best accuracy on `val` after a fit on `train`, and fits
+    both with it. Of equally good ones, the largest is chosen. Returns the classifier and the l2."""
     chosen, start = best_l2(
         train, val, classes, grid, iterations, lambda logits, labels: top(logits, labels, 1)
     )
@@ -131,26 +157,28 @@ def by_validation(
 
 
 def by_sgd(
-    encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, sgd: Mapping[str, Sgd]
+    encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, sgd: SgdOptions
 ) -> nn.Linear:
     """A classifier trained on augmented views of the rows `ids`."""
-    asked = sgd[manifest.name]
-    course = Course(min(asked.batch, len(ids)), asked.epochs, "step", asked.milestones)
+    course = ClassifierSchedule(min(sgd.batch, len(ids)), sgd.epochs, "step", sgd.milestones)
     torch.manual_seed(job.seed)
     model = classifier.head(width(encoder, job), len(manifest.classes), job.device)
     optimizer = torch.optim.SGD(
         model.parameters(),
-        asked.lr * course.batch / 256,
+        sgd.lr * course.batch / 256,
         momentum=0.9,
-        weight_decay=asked.weight_decay,
+        weight_decay=sgd.weight_decay,
         nesterov=True,
     )
 
     def loss(views: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            found = encoder(views)
-        return F.cross_entropy(model(found), labels)
+            pooled = encoder(views)
+        return F.cross_entropy(model(pooled), labels)
 
     side, name = encoder.spec.size, f"transfer-{manifest.name}"
     classifier.train(model, loss, optimizer, manifest, ids, side, course, job, name)
     return model
+
+
+EVALUATION = Evaluation(run)

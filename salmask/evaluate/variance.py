@@ -1,13 +1,13 @@
-"""How far an image's features spread over its views (Chin et al. 2024, Table 7), and the alignment
-and uniformity of the embedding (Wang & Isola 2020).
+"""The variance of features over the views of an image (Chin et al. 2024, Table 7), and alignment
+and uniformity (Wang & Isola 2020).
 
-The views are those that the run trains its query on, mask included, of validation images.
+The views are the query views of a pretraining run, masked as in the run, of validation images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,26 +22,39 @@ from salmask.distributed import gather_uneven, local_batches
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
+from salmask.evaluate import Evaluation
 from salmask.evaluate.features import validation_splits
 from salmask.job import Job
 from salmask.masks import MASKS, fill
 from salmask.masks.options import function_of, input_filter, reads_saliency
-from salmask.params.run import RunConfig
+from salmask.params.overlay import run_choice
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
+from salmask.params.yaml_file import Params
 from salmask.progress import progress
 from salmask.randomness import Draws
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair
 
-_CHUNK = 2048  # rows of the matrix of distances at a time: bounds memory
+_CHUNK = 2048  # rows of the distance matrix that are computed at once, to limit memory
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """What makes a run's views, and what sees them. config: the run's. store: the saliency that
-    its mask may read. encoder: the folder of the encoder and its head. through: whose they are,
-    where they are another run's."""
+class RunViews:
+    """The views to measure and the encoder to measure them with.
 
-    config: RunConfig
+    Args:
+        run: name of the run that makes the views.
+        view: its section `view`.
+        mask: its section `mask`.
+        store: the saliency store, for masks that read saliency.
+        encoder: folder of the encoder and its projector.
+        through: name of the encoder's run if it is another one.
+    """
+
+    run: str
+    view: ViewConfig
+    mask: Choice
     store: Path
     encoder: Path
     through: str = ""
@@ -51,80 +64,106 @@ def run(
     encoders: dict[str, Encoder],
     manifest: Manifest,
     job: Job,
-    augmentation: Augmentation,
+    run_views: RunViews,
     *,
     views: PositiveInt = 32,
     masked: bool = True,
     batch: PositiveInt = 8,
     images: Literal["stream", "resident"] = "stream",
 ) -> dict[str, float]:
-    """`variance_pooled` and `variance_pooled_total` of the pooled features, `variance_unit` and
-    `variance_unit_total` of the same at length 1, and of these `variance_alignment` (mean squared
-    distance of two views of an image) and `variance_uniformity` (log mean exp(-2 d^2) over pairs
-    of images, one view each); the same after the head, as `variance_projected`,
-    `variance_projected_unit` and so on. Other splits go before it. No percentages. Labels are not
-    used.
+    """Variance, alignment and uniformity of each split but `train`. Labels are not used.
 
-    views: of each image. masked: by the run's mask; otherwise the names begin with
-    `variance_unmasked`. Through another run's encoder, `_through_<run>` follows. batch: images at a
-    time, in all their views. Raises UserError.
+    Args:
+        encoders: `trained`.
+        manifest: the images.
+        job: device, seed and folders.
+        run_views: the views and the encoder.
+        views: number of views per image.
+        masked: whether to apply the run's mask. If false, names begin with `variance_unmasked`.
+        batch: images at a time, each in all its views.
+        images: `stream` reads images from disk; `resident` keeps them on the device.
+
+    Returns:
+        The mean over images; none is a percentage. `variance_pooled` and `variance_pooled_total`
+        of pooled features (mean and sum over dimensions), `variance_unit` and
+        `variance_unit_total` of these at length 1, `variance_alignment` (mean squared distance of
+        two views of an image) and `variance_uniformity` (log mean exp(-2 d^2) over pairs of images,
+        one view each) at length 1. The same after the projector: `variance_projected`,
+        `variance_projected_unit` and so on. A split other than `val` is a prefix; another run's
+        encoder adds `_through_<run>`.
+
+    Raises:
+        UserError: for a single view, or a mask that learns.
     """
-    if views < 2:
-        raise UserError("evaluate.variance: views must be at least 2, or nothing varies")
+    _check(run_views.run, run_views.mask, views, masked)
     name = "variance" if masked else "variance_unmasked"
-    name += f"_through_{augmentation.through}" if augmentation.through else ""
-    head = encoder_file.load_projector(augmentation.encoder, job.device)
-    heads = {"pooled": nn.Identity(), "projected": head}
+    name += f"_through_{run_views.through}" if run_views.through else ""
+    projector = encoder_file.load_projector(run_views.encoder, job.device)
+    heads = {"pooled": nn.Identity(), "projected": projector}
     metrics: dict[str, float] = {}
     for split, prefix in validation_splits(manifest).items():
         ids = manifest.ids(split)
         own = local_batches(ids, batch)
-        rows = own if len(own) else ids[:1]  # so that all know how wide features are
+        rows = own if len(own) else ids[:1]  # every process needs the width of the features
         spreads: dict[str, list[Tensor]] = {kind: [] for kind in heads}
-        first: dict[str, list[Tensor]] = {kind: [] for kind in heads}
-        crops = _crops(manifest, rows, views, batch, images, augmentation.config, job)
-        seen = _features(encoders["trained"], manifest, crops, masked, augmentation, job)
+        first_views: dict[str, list[Tensor]] = {kind: [] for kind in heads}
+        crops = training_views(
+            manifest,
+            run_views.view,
+            Schedule(job.seed, rows, batch, epochs=1, whole=True),
+            images=images,
+            device=job.device,
+            workers=job.workers,
+            branches=tuple(f"view{n}" for n in range(views)),
+        )
         with progress(f"views of {split}", len(rows)) as bar:
-            for pooled in seen:
+            for pooled in _features(encoders["trained"], manifest, crops, masked, run_views, job):
                 for kind, head in heads.items():
                     features = head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
                     unit = F.normalize(features.double(), dim=-1)
                     spreads[kind].append(torch.cat([spread(features), spread(unit)], dim=1))
-                    first[kind].append(unit[:, 0])
+                    first_views[kind].append(unit[:, 0])
                 bar.advance(len(pooled))
         for kind in heads:
-            told = gather_uneven(torch.cat(spreads[kind])[: len(own)])
-            unit = gather_uneven(torch.cat(first[kind])[: len(own)])
-            metrics |= _named(f"{prefix}{name}", kind, told, unit)
+            spread_rows = gather_uneven(torch.cat(spreads[kind])[: len(own)])
+            unit = gather_uneven(torch.cat(first_views[kind])[: len(own)])
+            metrics |= _metrics(f"{prefix}{name}", kind, spread_rows, unit)
     return metrics
 
 
-def _named(name: str, kind: str, spreads: Tensor, unit: Tensor) -> dict[str, float]:
-    """The metrics of one kind of features: (n,4), of features as they are and at length 1; and one
-    view of each image at length 1 (n,D)."""
+def _metrics(name: str, kind: str, spreads: Tensor, unit: Tensor) -> dict[str, float]:
+    """Metrics of one kind of features.
+
+    spreads: (n,4), `spread` of the features and of the features at length 1. unit: (n,D), one view
+    of each image at length 1.
+    """
     mean, total, unit_mean, unit_total = spreads.mean(dim=0).tolist()
-    apart = f"{name}_" if kind == "pooled" else f"{name}_{kind}_"
+    prefix = f"{name}_" if kind == "pooled" else f"{name}_{kind}_"
     metrics = {
         f"{name}_{kind}": mean,
         f"{name}_{kind}_total": total,
-        f"{apart}unit": unit_mean,
-        f"{apart}unit_total": unit_total,
+        f"{prefix}unit": unit_mean,
+        f"{prefix}unit_total": unit_total,
         # E|x - y|^2 over two different views is twice their unbiased variance
-        f"{apart}alignment": 2 * unit_total,
+        f"{prefix}alignment": 2 * unit_total,
     }
-    return metrics | ({f"{apart}uniformity": uniformity(unit)} if len(unit) > 1 else {})
+    return metrics | ({f"{prefix}uniformity": uniformity(unit)} if len(unit) > 1 else {})
 
 
 def spread(features: Tensor) -> Tensor:
-    """How far each image's features (n,V,D) spread over its views: the unbiased variance, its mean
-    over dimensions and its sum; (n,2) float64."""
+    """The unbiased variance of features (n,V,D) over the V views of each image.
+
+    Returns its mean and its sum over dimensions, (n,2) float64.
+    """
     variance = features.double().var(dim=1, correction=1)
     return torch.stack([variance.mean(dim=1), variance.sum(dim=1)], dim=1)
 
 
 def uniformity(unit: Tensor) -> float:
-    """log of the mean of exp(-2 d^2) over the pairs of different rows of (n,D), n at least 2, each
-    of length 1 (Wang & Isola 2020, with their t = 2)."""
+    """The log of the mean of exp(-2 d^2) over pairs of different rows (Wang & Isola 2020, t = 2).
+
+    unit: (n,D) of length 1, n at least 2.
+    """
     total = torch.zeros((), dtype=torch.float64, device=unit.device)
     for chunk in unit.split(_CHUNK):
         distance = (2 - 2 * chunk @ unit.T).clamp(min=0)  # squared
@@ -134,34 +173,23 @@ def uniformity(unit: Tensor) -> float:
     return float(((total - own) / (count * (count - 1))).log())
 
 
-def _crops(
-    manifest: Manifest,
-    ids: Tensor,
-    views: int,
-    batch: int,
-    images: str,
-    config: RunConfig,
-    job: Job,
-) -> Iterator[Crops]:
-    """Every row once, in order, in all its views: each has random numbers of its own."""
-    return training_views(
-        manifest,
-        config.view,
-        Schedule(job.seed, ids, batch, epochs=1, whole=True),
-        images=images,
-        device=job.device,
-        workers=job.workers,
-        branches=tuple(f"view{n}" for n in range(views)),
-    )
-
-
-def refuse_learned(config: RunConfig, masked: bool) -> None:
-    """Raises UserError where views should wear a mask that learns."""
-    if masked and MASKS[config.mask.name].learns:
+def _check(run: str, mask: Choice, views: int, masked: bool) -> None:
+    """Raises UserError for a single view, and for a mask that learns."""
+    if views < 2:
+        raise UserError("evaluate.variance: views must be at least 2 for a variance")
+    if masked and MASKS[mask.name].learns:
         raise UserError(
-            f"evaluate.variance: the mask of run {config.name} ({config.mask.name}) learns, and "
-            "its masks are not measured here: take the run out, or set `masked: false`"
+            f"evaluate.variance: the mask of run {run} ({mask.name}) learns, and its masks are not "
+            "measured: remove the run, or set `masked: false`"
         )
+
+
+def _check_runs(params: Params, runs: Sequence[str], options: Mapping[str, Any]) -> None:
+    for name in runs:
+        _check(name, run_choice(params, name, "mask"), options["views"], options["masked"])
+
+
+EVALUATION = Evaluation(run, check=_check_runs)
 
 
 @torch.no_grad()
@@ -170,31 +198,31 @@ def _features(
     manifest: Manifest,
     batches: Iterator[Crops],
     masked: bool,
-    augmentation: Augmentation,
+    run_views: RunViews,
     job: Job,
 ) -> Iterator[Tensor]:
-    """Pooled features (B,V,D) of the images of each batch, in all their views."""
-    config = augmentation.config
-    refuse_learned(config, masked)
-    mask = function_of(config.mask) if masked else None
-    wanted = input_filter(config.mask, config.view.size)
+    """Pooled features (B,V,D) float32 of each batch of images, in all their views."""
+    view, mask = run_views.view, run_views.mask
+    apply_mask = function_of(mask) if masked else None
+    high_pass = input_filter(mask, view.size)
     store = None
-    if masked and reads_saliency(config.mask):
-        store = SaliencyStore.open(augmentation.store, manifest.digest, None, job.device)
-    grid = (config.view.grid, config.view.grid)
+    if masked and reads_saliency(mask):
+        store = SaliencyStore.open(run_views.store, manifest.digest, None, job.device)
+    grid = (view.grid, view.grid)
     for crops in batches:
         draws = Draws.of(job.seed, crops.epoch, crops.ids)
-        found = []
-        for view, pixels in crops.crops.items():
-            query = normalise(apply_photometry(pixels.float() / 255, draws, view, config.view))
-            if mask is not None:
+        features = []
+        for name, pixels in crops.crops.items():
+            query = normalise(apply_photometry(pixels.float() / 255, draws, name, view))
+            if apply_mask is not None:
                 maps = None
                 if store is not None:
-                    maps = store.crop(crops.ids, crops.boxes[view], crops.flips[view], grid)
+                    maps = store.crop(crops.ids, crops.boxes[name], crops.flips[name], grid)
                 pair = Pair(query, query, maps, maps)
-                query = mask(pair, draws.fork(view), config.view.grid).query
-            elif wanted is not None:  # a mask has filtered already what its encoders see filtered
-                query = fill.high_pass(query, wanted["kernel"], wanted["sigma"])
-            # whoever sees them: they are this run's views, filtered as this run filters
-            found.append(encoder.network(query.contiguous(memory_format=torch.channels_last)))
-        yield torch.stack([part.float() for part in found], dim=1)
+                query = apply_mask(pair, draws.fork(name), view.grid).query
+            elif high_pass is not None:  # masks filter already
+                query = fill.high_pass(query, high_pass["kernel"], high_pass["sigma"])
+            # The views are filtered as in the run that makes them, whichever encoder they go to.
+            query = query.contiguous(memory_format=torch.channels_last)
+            features.append(encoder.network(query))
+        yield torch.stack([part.float() for part in features], dim=1)

@@ -35,12 +35,10 @@ from salmask.evaluate import (
     transfer,
     variance,
 )
-from salmask.evaluate.transfer import Sgd
-from salmask.evaluate.variance import Augmentation
+from salmask.evaluate.transfer import SgdOptions
+from salmask.evaluate.variance import RunViews
 from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
-from salmask.params.run import RunConfig
-from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.train import checkpoint, engine
@@ -54,7 +52,7 @@ TRAINED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "linear": (linear.run, COURSE | {"lr": 0.5, "batch": 16}),
     "linear rates": (linear.run, COURSE | {"lr": (0.1, 0.5), "batch": 8, "preset": "byol"}),
     "finetune": (finetune.run, COURSE | {"lr": 0.02, "head_lr": 0.5, "batch": 8, "shares": (50,)}),
-    "transfer sgd": (transfer.run, {"sgd": {"toy": Sgd(lr=0.5, batch=8, epochs=2)}}),
+    "transfer sgd": (transfer.run, {"sgd": {"toy": SgdOptions(lr=0.5, batch=8, epochs=2)}}),
 }
 CACHED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "knn": (knn.run, {"k": (3, 20)}),
@@ -72,7 +70,7 @@ def score(name: str, folder: Path) -> None:
     job = Job("f" * 12, folder / "work", folder, torch.device("cpu"), 0, 0)
     rows = manifests.load(folder.parents[1] / "data")
     encoders = {"trained": encoder_file.load(folder.parents[1] / "encoder", job.device)}
-    beside = [augmentation(folder.parents[1])] if name == "variance" else []
+    beside = [run_views(folder.parents[1])] if name == "variance" else []
     found = run(encoders, rows, job, *beside, **options)
     (folder / f"metrics-{distributed.rank()}.json").write_text(json.dumps(found))
     if name == "knn":
@@ -81,10 +79,9 @@ def score(name: str, folder: Path) -> None:
         torch.save(by_split, folder / f"features-{distributed.rank()}.pt")
 
 
-def augmentation(folder: Path) -> Augmentation:
+def run_views(folder: Path) -> RunViews:
     view = ViewConfig(size=SIZE, grid=4)
-    config = RunConfig("run", CONFIG, view, Choice("none", {}), Choice("moco", {}), TrainConfig())
-    return Augmentation(config, folder / "no store", folder / "encoder")
+    return RunViews("run", view, Choice("none", {}), folder / "no store", folder / "encoder")
 
 
 def one_of_two(rank: int, port: int, root: Path) -> None:

@@ -14,7 +14,7 @@ from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import features, finetune
 from salmask.evaluate.features import top
-from salmask.evaluate.finetune import Published
+from salmask.evaluate.finetune import PublishedList
 from salmask.evaluate.subsets import balanced
 from salmask.params.encoder import EncoderConfig
 from salmask.train import checkpoint
@@ -74,22 +74,22 @@ def test_subsets_hold_as_many_of_every_class_and_grow(labels, each, seed):
 
 def test_a_share_is_of_every_class_at_least_one_image(make_manifest):
     rows = make_manifest(coloured(4, 12), tuple("abcd"))
-    counts = {s: finetune.chosen(rows, s, 0) for s in (1, 25, 50, 100)}
+    counts = {s: finetune.rows_of_share(rows, s, 0) for s in (1, 25, 50, 100)}
     assert [len(ids) for ids in counts.values()] == [4, 12, 24, 48]
     for share, ids in counts.items():
         assert rows.labels[ids].bincount().tolist() == [max(1, 12 * share // 100)] * 4
         assert (rows.splits[ids] == "train").all()
     assert set(counts[25].tolist()) < set(counts[50].tolist())
-    assert finetune.chosen(rows, 25, 1).tolist() != counts[25].tolist()
+    assert finetune.rows_of_share(rows, 25, 1).tolist() != counts[25].tolist()
 
 
-def listed(path, *names: str) -> Published:
+def listed(path, *names: str) -> PublishedList:
     path.write_text("\n".join(names) + "\n")
-    return Published(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    return PublishedList(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_a_published_list_is_taken_by_path_or_name(rows, tmp_path):
-    found = finetune.chosen(rows, 1, 0, listed(tmp_path / "1.txt", "003.png", "000.png", ""))
+    found = finetune.rows_of_share(rows, 1, 0, listed(tmp_path / "1.txt", "003.png", "000.png", ""))
     assert found.tolist() == [0, 3]
 
 
@@ -103,27 +103,29 @@ def test_a_published_list_is_taken_by_path_or_name(rows, tmp_path):
 )
 def test_a_list_that_does_not_fit_is_refused(rows, tmp_path, names, told):
     with pytest.raises(UserError, match=told):
-        finetune.chosen(rows, 1, 0, listed(tmp_path / "1.txt", *names))
+        finetune.rows_of_share(rows, 1, 0, listed(tmp_path / "1.txt", *names))
 
 
 def test_a_list_that_changed_or_is_missing_is_refused(rows, tmp_path):
     good = listed(tmp_path / "1.txt", "000.png", "001.png")
     good.path.write_text("000.png\n003.png\n")
     with pytest.raises(UserError, match="sha256"):
-        finetune.chosen(rows, 1, 0, good)
+        finetune.rows_of_share(rows, 1, 0, good)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        finetune.chosen(rows, 1, 0, Published(tmp_path / "2.txt", ""))
+        finetune.rows_of_share(rows, 1, 0, PublishedList(tmp_path / "2.txt", ""))
 
 
 def test_presets_say_rates_by_share():
-    found = [(p.share, p.lr, p.head_lr) for p in finetune.plans("mixmask", None, None, None)]
+    found = [
+        (p.share, p.lr, p.head_lr) for p in finetune.rates_of_shares("mixmask", None, None, None)
+    ]
     assert found == [(1, 0.001, 1.0), (10, 0.001, 0.1), (100, 0.001, 0.01)]
-    (mscn,) = finetune.plans("mscn", None, None, None)
+    (mscn,) = finetune.rates_of_shares("mscn", None, None, None)
     assert (mscn.share, mscn.lr, mscn.head_lr) == (1, 0.002, 0.5)
-    (mine,) = finetune.plans("mscn", (1,), None, 3.0)
+    (mine,) = finetune.rates_of_shares("mscn", (1,), None, 3.0)
     assert (mine.lr, mine.head_lr) == (0.002, 3.0)
     with pytest.raises(UserError, match="mscn has no rates for 10% of the labels"):
-        finetune.plans("mscn", (1, 10), None, None)
+        finetune.rates_of_shares("mscn", (1, 10), None, None)
 
 
 # ------------------------------------------------------------------------------------ learning

@@ -7,7 +7,7 @@ from torch import nn
 
 from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.evaluate import linear
-from salmask.evaluate.classifier import Course
+from salmask.evaluate.classifier import ClassifierSchedule
 from salmask.params.encoder import EncoderConfig
 from salmask.train import checkpoint
 from tests.helpers.states import differences
@@ -141,7 +141,7 @@ def test_what_is_given_wins_over_the_preset():
 
 
 def test_a_cosine_falls_from_the_rate_to_zero():
-    course = Course(batch=8, epochs=4, schedule="cosine")
+    course = ClassifierSchedule(batch=8, epochs=4, schedule="cosine")
     shares = [course.rate_share(step, 2) for step in range(8)]
     # 0.5 * (1 + cos(pi * done / 8)): at a quarter 0.853553, half way 0.5
     assert (shares[0], shares[2], shares[4]) == pytest.approx((1.0, 0.853553, 0.5))

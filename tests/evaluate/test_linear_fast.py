@@ -89,7 +89,7 @@ def test_the_penalty_is_the_one_under_which_held_out_labels_are_likeliest():
     for l2 in grid:
         chances = logistic.fit(train, 3, l2, 500)(held.features).softmax(dim=1)
         scores[l2] = chances[torch.arange(120), held.labels].log().mean().item()
-    chosen, model = logistic.best_l2(train, held, 3, grid, 500, linear_fast._likelihood)
+    chosen, model = logistic.best_l2(train, held, 3, grid, 500, linear_fast._minus_cross_entropy)
     assert chosen == max(scores, key=lambda l2: scores[l2]) == 10.0
     torch.testing.assert_close(
         model.weight, logistic.fit(train, 3, 10.0, 500).weight, atol=1e-3, rtol=0

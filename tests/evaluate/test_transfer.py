@@ -70,7 +70,7 @@ def test_mean_per_class_ignores_how_often_a_class_is_tested(labels, seed, times)
 
 def test_given_splits_keep_their_roles_and_unlabelled_images_have_none(make):
     rows = make("train", "val", "test", "other")
-    parts = transfer.roles(rows, seed=0)
+    parts = transfer.split_rows(rows, seed=0)
     for name in ("train", "val", "test"):
         ids = getattr(parts, name)
         assert len(ids) == 30 and (rows.splits[ids] == name).all()
@@ -79,12 +79,12 @@ def test_given_splits_keep_their_roles_and_unlabelled_images_have_none(make):
 @pytest.mark.parametrize("tested", ["val", "test"])
 def test_without_three_splits_a_fifth_of_each_class_chooses_the_penalty(make, tested):
     rows = make("train", tested)
-    parts = transfer.roles(rows, seed=0)
+    parts = transfer.split_rows(rows, seed=0)
     assert (rows.splits[parts.test] == tested).all()
     assert rows.labels[parts.val].bincount().tolist() == [2, 2, 2]
     assert rows.labels[parts.train].bincount().tolist() == [8, 8, 8]
     assert (rows.splits[torch.cat([parts.train, parts.val])] == "train").all()
-    assert transfer.roles(rows, seed=1).val.tolist() != parts.val.tolist()
+    assert transfer.split_rows(rows, seed=1).val.tolist() != parts.val.tolist()
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=50), st.floats(0, 1), st.integers(0, 9))
@@ -154,8 +154,8 @@ original = transfer.by_validation
 
 def test_sgd_learns_from_both_splits_under_a_name_of_its_own(make, job):
     rows = make("train", "val", "test")
-    some = transfer.Sgd(lr=3.0, batch=20, epochs=6, milestones=(5,))
-    found = transfer.run(ENCODERS, rows, job, sgd={"toy": some, "other": transfer.Sgd()})
+    some = transfer.SgdOptions(lr=3.0, batch=20, epochs=6, milestones=(5,))
+    found = transfer.run(ENCODERS, rows, job, sgd={"toy": some, "other": transfer.SgdOptions()})
     assert found == {"transfer_toy_sgd_top1": 100.0, "transfer_toy_sgd_mean_per_class": 100.0}
     state = torch.load(next(job.work.glob("transfer-toy/step-*18.pt")), weights_only=True)
     # 60 labelled images of train and val: the last step is the 18th, at a tenth of 3 * 20 / 256

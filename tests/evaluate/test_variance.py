@@ -1,6 +1,7 @@
 """The spread of features over views, by hand and over batches."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,10 @@ from salmask.encoders.heads import mlp
 from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.errors import UserError
 from salmask.evaluate import variance
-from salmask.evaluate.variance import Augmentation
+from salmask.evaluate.variance import RunViews
 from salmask.job import Job
 from salmask.masks.options import input_filter
 from salmask.params.encoder import EncoderConfig
-from salmask.params.run import RunConfig
-from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.saliency import store as stores
@@ -29,9 +28,9 @@ VIEW = ViewConfig(size=8, grid=4, crop=(0.3, 1.0), blur_p=0.0)
 STILL = ViewConfig(8, 4, (1.0, 1.0), (0.75, 0.75), 0.0, jitter_p=0, gray_p=0, blur_p=0)
 
 
-def config(mask: str = "none", view: ViewConfig = VIEW, **options: object) -> RunConfig:
-    framework = Choice("moco", {})
-    return RunConfig("a", EncoderConfig(), view, Choice(mask, options), framework, TrainConfig())
+def config(mask: str = "none", view: ViewConfig = VIEW, **options: object) -> RunViews:
+    """The views of a run, without a store and an encoder."""
+    return RunViews("a", view, Choice(mask, options), Path("nowhere"), Path("nowhere"))
 
 
 class MeanColour(nn.Module):
@@ -55,11 +54,11 @@ class Framework(nn.Module):
         self.projector.load_state_dict({"0.weight": weight, "0.bias": torch.ones(3)})
 
 
-def augmentation(
-    job: Job, made: RunConfig, store: Path = Path("nowhere"), through: str = ""
-) -> Augmentation:
+def run_views(
+    job: Job, made: RunViews, store: Path = Path("nowhere"), through: str = ""
+) -> RunViews:
     encoder_file.save_projector(Framework(), job.out)
-    return Augmentation(made, store, job.out, through)
+    return replace(made, store=store, encoder=job.out, through=through)
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_alignment_is_the_mean_squared_distance_of_two_views(seed):
 
 
 def measured(rows, job, made=None, given_encoders=None, **options) -> dict[str, float]:
-    beside = augmentation(job, made or config())
+    beside = run_views(job, made or config())
     options = {"views": 6, "images": "resident"} | options
     return variance.run(given_encoders or encoders(), rows, job, beside, **options)
 
@@ -151,13 +150,13 @@ def test_projected_features_are_those_behind_the_head(rows, job):
 
 def test_without_a_head_projected_features_are_the_pooled_ones(rows, job):
     encoder_file.save_projector(nn.Identity(), job.out)
-    beside = Augmentation(config(), Path("nowhere"), job.out)
+    beside = replace(config(), encoder=job.out)
     found = variance.run(encoders(), rows, job, beside, views=3, images="resident")
     assert found["variance_projected"] == found["variance_pooled"]
 
 
 def test_a_head_that_is_not_there_is_named(rows, job):
-    beside = Augmentation(config(), Path("nowhere"), job.work)
+    beside = replace(config(), encoder=job.work)
     with pytest.raises(UserError, match=r"holds no projector\.safetensors"):
         variance.run(encoders(), rows, job, beside)
 
@@ -168,8 +167,8 @@ def test_through_another_encoder_views_are_filtered_as_their_run_does(rows, job,
     store = saliency(rows, tmp_path)
     options = {"views": 4, "masked": masked}
     own = encoders(input_filter(made.mask, 8))  # whose weights are the plain one's, too
-    found = variance.run(own, rows, job, augmentation(job, made, store), **options)
-    plain = augmentation(job, made, store, through="mocov2")
+    found = variance.run(own, rows, job, run_views(job, made, store), **options)
+    plain = run_views(job, made, store, through="mocov2")
     through = variance.run(encoders(), rows, job, plain, **options)
     name = "variance" if masked else "variance_unmasked"
     assert through == {k.replace(name, f"{name}_through_mocov2"): v for k, v in found.items()}
@@ -178,7 +177,7 @@ def test_through_another_encoder_views_are_filtered_as_their_run_does(rows, job,
 @pytest.mark.parametrize("images", ["stream", "resident"])
 @pytest.mark.parametrize("mask", ["none", "mean"])
 def test_numbers_do_not_depend_on_the_batch(rows, job, tmp_path, images, mask):
-    beside = augmentation(job, config(mask), saliency(rows, tmp_path))
+    beside = run_views(job, config(mask), saliency(rows, tmp_path))
     found = [
         variance.run(encoders(), rows, job, beside, views=5, batch=size, images=images)
         for size in (1, 4, 100)
@@ -206,7 +205,7 @@ class Contrast(nn.Module):
 
 def test_a_runs_mask_is_part_of_its_views_and_drawn_for_each(rows, job, tmp_path):
     made = config("mean", STILL, ratio=(0.4, 0.4), hard_negative=None)
-    beside = augmentation(job, made, saliency(rows, tmp_path))
+    beside = run_views(job, made, saliency(rows, tmp_path))
     given = {"trained": Encoder(Contrast(), EncoderConfig(), InputSpec(8, 9, None))}
     options = {"views": 6, "images": "resident"}
     found = variance.run(given, rows, job, beside, **options)
@@ -221,7 +220,7 @@ def test_a_filtered_view_is_filtered_once(rows, job, tmp_path):
     # no patch is masked, so what the encoder sees is the filtered view, masked or not
     made = config("high_pass", ratio=(0.0, 0.0), focal=0.0, hard_negative=None)
     given = encoders(input_filter(made.mask, 8))
-    beside = augmentation(job, made, saliency(rows, tmp_path))
+    beside = run_views(job, made, saliency(rows, tmp_path))
     found = variance.run(given, rows, job, beside, views=4)
     same = variance.run(given, rows, job, beside, views=4, masked=False)
     assert found["variance_pooled"] == pytest.approx(same["variance_unmasked_pooled"], rel=1e-4)

@@ -29,7 +29,7 @@ LIMIT = 300.0
 STAGES = {  # the name of its run: the command, the artifact
     "saliency": (["stages.saliency"], "saliency"),
     "pretrain-blur": (["stages.pretrain", "--run", "blur"], "pretrain/blur"),
-    "knn-blur": (["stages.knn", "--run", "blur"], "evaluate/blur/knn"),
+    "knn-blur": (["stages.evaluate", "--protocol", "knn", "--run", "blur"], "evaluate/blur/knn"),
 }
 KINDS = ("task", "launcher", "scancel", "requeue")
 
