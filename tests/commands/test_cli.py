@@ -106,7 +106,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         (
             {"evaluate": TINY["evaluate"] | {"knn20": {}}},
-            "params.yaml: evaluate: `knn20` is read by nothing (what is: protocols, chosen, finetune, knn",
+            "evaluate: `knn20` is read by nothing (what is: protocols, chosen, finetune, knn",
         ),
         (
             {"evaluate": TINY["evaluate"] | {"linear": {"rate": 1.0}}},  # chosen by no run, and yet
