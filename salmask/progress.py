@@ -7,9 +7,16 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from salmask.distributed import rank
-
 _LINE_EVERY_SECONDS = 15.0
+
+
+def _rank() -> int:
+    """The rank of this process. Without torch, which takes seconds to import, there is only one."""
+    if "torch" not in sys.modules:
+        return 0
+    from salmask.distributed import rank
+
+    return rank()
 
 
 class Progress:
@@ -21,7 +28,7 @@ class Progress:
         self.start = self.said = time.monotonic()
         self.bar = (
             tqdm(total=total, initial=done, desc=what, unit=f" {unit}", dynamic_ncols=True)
-            if sys.stderr.isatty() and rank() == 0
+            if sys.stderr.isatty() and _rank() == 0
             else None
         )
 
@@ -42,7 +49,7 @@ class Progress:
 
     def _say(self, note: str) -> None:
         self.said = time.monotonic()
-        if rank():  # one process speaks for all
+        if _rank():  # one process speaks for all
             return
         rate = (self.done - self.first) / max(self.said - self.start, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from salmask.code_digests import code_digest
-from salmask.data import manifest
 from salmask.data.prepare import write_manifest
 from salmask.datasets.reader import dataset_reader
 from salmask.devices import pick_device
@@ -45,10 +44,10 @@ def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
 
 
 def _print_summary(label: str, out: Path) -> None:
-    rows = manifest.load(out)
-    counts = ", ".join(f"{len(rows.ids(split))} {split}" for split in rows.split_names())
-    print(f"{label}: {len(rows)} images ({counts}), {len(rows.classes)} classes")
     dataset = json.loads((out / "dataset.json").read_text())
+    images = dataset["images"]
+    counts = ", ".join(f"{count} {split}" for split, count in images.items())
+    print(f"{label}: {sum(images.values())} images ({counts}), {len(dataset['classes'])} classes")
     if dataset["rejected"]:
         print(f"{dataset['rejected']} files were rejected; the reasons are in {out}/rejected.csv")
     for note in dataset["notes"]:
