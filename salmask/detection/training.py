@@ -1,7 +1,5 @@
 """Trains a detector. A resumed training ends in the same bytes as an uninterrupted one."""
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,19 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salmask.detection.batches import Example
 from salmask.detection.recipes import DetectorRecipe
 from salmask.devices import Precision, autocast
-from salmask.distributed import (
-    all_reduce_max,
-    all_reduce_mean,
-    broadcast_from_first,
-    data_parallel,
-    rank,
-    world_size,
-)
-from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
+from salmask.distributed import all_reduce_mean, data_parallel, world_size
+from salmask.errors import UserError
 from salmask.job import Job
 from salmask.progress import progress
-from salmask.train import checkpoint
-from salmask.train.stopping import StopSignal, saving
+from salmask.train import engine
 
 if TYPE_CHECKING:
     from salmask.detection.detector import Detector, Targets
@@ -58,72 +48,35 @@ def train(
     """
     if recipe.batch % world_size():
         raise UserError(f"batch {recipe.batch} cannot be shared evenly by {world_size()} processes")
-    with StopSignal() as stop:
-        _train(detector, batches, recipe, job, precision, stop)
-
-
-def _train(
-    detector: "Detector",
-    batches: Batches,
-    recipe: DetectorRecipe,
-    job: Job,
-    precision: Precision,
-    stop: StopSignal,
-) -> None:
     optimizer = _optimizer(detector, recipe)
-    iteration = 0
-    state = broadcast_from_first(lambda: checkpoint.load_newest(job.work, job.fingerprint))
-    if state is not None:
-        detector.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        iteration = state["iteration"]
     forward = data_parallel(detector.train(), job.device)
 
-    def save() -> None:
-        if rank() == 0:
-            new_state = {
-                "fingerprint": job.fingerprint,
-                "iteration": iteration,
-                "model": detector.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            checkpoint.save(job.work, iteration, new_state)
+    def step(batch: list[Example], iteration: int) -> dict[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(iteration)
+        with autocast(job.device, precision):
+            losses: dict[str, Tensor] = forward(*to_device(batch, job.device))
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        values = torch.stack([value.detach() for value in losses.values()])
+        all_reduce_mean([values])
+        optimizer.step()
+        all_reduce_mean(_running_statistics(detector))
+        # read together, so that a step waits for the device once
+        numbers = torch.cat([values.sum()[None], values]).tolist()
+        return dict(zip(("loss", *losses), numbers, strict=True))
 
-    saved_at = time.monotonic()
-    with progress("detection", recipe.iterations, "iterations", done=iteration) as bar:
-        for batch in saving(batches(iteration, recipe.iterations), save):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(iteration)
-            with autocast(job.device, precision):
-                losses: dict[str, Tensor] = forward(*to_device(batch, job.device))
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
-            values = torch.stack([value.detach() for value in losses.values()])
-            all_reduce_mean([values])
-            loss = values.sum().item()  # the only host synchronisation of a step
-            if not math.isfinite(loss):
-                named = zip(losses, values.tolist(), strict=True)
-                raise NonFiniteLossError(
-                    f"the loss is not finite at iteration {iteration} "
-                    f"({', '.join(f'{name} {value:.3g}' for name, value in named)}): try a smaller "
-                    "`lr`, a longer `warmup`, or `scale_lr` for a small batch"
-                )
-            optimizer.step()
-            all_reduce_mean(_running_statistics(detector))
-            iteration += 1
-            bar.advance(1, f"loss {loss:.3f}")
-            signal = all_reduce_max(stop.asked)  # later signals stop the next step
-            due = all_reduce_max(int(time.monotonic() - saved_at > 60 * job.checkpoint_minutes))
-            if due or signal or iteration == recipe.iterations:
-                save()
-                saved_at = time.monotonic()
-            if signal and iteration < recipe.iterations:
-                broadcast_from_first(lambda: None)  # all processes wait for the checkpoint
-                raise InterruptedRunError(
-                    f"stopped by a signal at iteration {iteration} of {recipe.iterations}; a "
-                    "checkpoint is saved",
-                    signal,
-                )
+    loop = engine.Loop(
+        title="detection",
+        steps=recipe.iterations,
+        state={"model": detector, "optimizer": optimizer},
+        batches=lambda start: batches(start, recipe.iterations),
+        step=step,
+        rate=recipe.rate,
+        unit="iteration",
+        advice="try a smaller `lr`, a longer `warmup`, or `scale_lr` for a small batch",
+    )
+    engine.train(loop, job, job.work)
 
 
 @torch.no_grad()

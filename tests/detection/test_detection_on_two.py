@@ -140,7 +140,7 @@ def test_the_first_process_scores_as_one_process(results):
     for name, expected in one["metrics"].items():
         assert first["metrics"][name] == pytest.approx(expected, abs=0.5), name
     paths = [folder / name / "work/step-000000003.pt" for name in ("one", "two")]
-    states = [torch.load(path, weights_only=True) for path in paths]
+    states = [torch.load(path, weights_only=True)["state"] for path in paths]
     for name, expected in states[0]["model"].items():
         torch.testing.assert_close(
             states[1]["model"][name], expected, atol=1e-3, rtol=1e-3, msg=name

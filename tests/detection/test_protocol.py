@@ -75,10 +75,10 @@ def test_an_interrupted_training_ends_in_the_same_bytes(data, job, uninterrupted
         patched.setattr(checkpoint, "save", save_and_stop_after_two)
         with pytest.raises(KeyboardInterrupt):
             run(data, job)
-    assert newest(job)["iteration"] == 2
+    assert newest(job)["step"] == 2
     torch.rand(7)  # another process has drawn other numbers
     assert run(data, job) == metrics
-    assert equal(newest(whole), newest(job)) and newest(whole)["iteration"] == 4
+    assert equal(newest(whole), newest(job)) and newest(whole)["step"] == 4
     for name in ("classes.csv", "detections.png"):
         assert (whole.out / name).read_bytes() == (job.out / name).read_bytes()
     to_device, batches = training.to_device, []
@@ -99,7 +99,7 @@ def test_a_signal_stops_a_training_at_a_checkpoint(data, job, uninterrupted, mon
         patched.setattr(training, "to_device", send_signal)
         with pytest.raises(InterruptedRunError, match="at iteration 1 of 4; a checkpoint is saved"):
             run(data, job)
-    assert newest(job)["iteration"] == 1
+    assert newest(job)["step"] == 1
     assert run(data, job) == metrics
     assert equal(newest(whole), newest(job))
 
@@ -117,7 +117,7 @@ def test_a_missing_folder_of_images_stops_a_training_at_a_checkpoint(
         patched.setattr(training, "to_device", move_images)
         with pytest.raises(DataGoneError, match="does not exist: mount it"):
             run(data, job)
-    assert newest(job)["iteration"] == 1
+    assert newest(job)["step"] == 1
     (tmp_path / "elsewhere").rename(folder)
     assert run(data, job) == uninterrupted[1]
 
@@ -138,15 +138,15 @@ def test_metrics_and_files(uninterrupted):
 
 
 def test_batch_norms_have_no_weight_decay(uninterrupted):
-    groups = newest(uninterrupted[0])["optimizer"]["param_groups"]
+    groups = newest(uninterrupted[0])["state"]["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
 
 
 def test_the_rate_scales_with_the_batch_only_if_set(data, job, uninterrupted):
-    (rate, _) = (g["lr"] for g in newest(uninterrupted[0])["optimizer"]["param_groups"])
+    (rate, _) = (g["lr"] for g in newest(uninterrupted[0])["state"]["optimizer"]["param_groups"])
     assert rate == pytest.approx(0.002)  # after the milestone
     run(data, job, iterations=1, milestones=(), warmup=0, scale_lr=True)
-    (rate, _) = (g["lr"] for g in newest(job)["optimizer"]["param_groups"])
+    (rate, _) = (g["lr"] for g in newest(job)["state"]["optimizer"]["param_groups"])
     assert rate == pytest.approx(0.0025)
 
 
@@ -173,8 +173,8 @@ def test_a_detector_without_detections_scores_0(data, job, monkeypatch):
 
 def test_objects_of_training_images_are_detected(tmp_path, job):
     """After a short training, boxes and masks of the training images have a high AP."""
-    scene = drawn(tmp_path / "drawn", 5)
-    options = {"iterations": 90, "milestones": (76,), "batch": 4, "warmup": 10, "lr": 0.1,
+    scene = drawn(tmp_path / "drawn", 4)
+    options = {"iterations": 60, "milestones": (51,), "batch": 3, "warmup": 8, "lr": 0.1,
                "short_sides": (64,)}  # fmt: skip
     metrics = run(DetectionData("toy", scene, scene), job, **options)
     assert metrics["detect_toy_box_ap50"] > 70
