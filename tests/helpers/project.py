@@ -102,6 +102,10 @@ class Project:
     def stage(self, name: str, *arguments: str, code: int = 0, **env: str) -> str:
         return self.run(sys.executable, "-m", f"stages.{name}", *arguments, code=code, **env)
 
+    def salmask(self, *arguments: str, code: int = 0) -> str:
+        """Runs the command `salmask` of the project's own code."""
+        return self.run(sys.executable, "-m", "salmask.commands.cli", *arguments, code=code)
+
     def repro(self, *arguments: str) -> list[str]:
         """Runs `dvc repro`. Returns the stages that ran, in order, without `code`, which always
         runs."""

@@ -48,10 +48,10 @@ def test_a_foreign_checkpoint_is_scored_without_saliency_and_followed_to_its_fil
         assert told in page
     assert "Training curves" not in page
     metrics = "artifacts/evaluate/theirs/knn/metrics.json"
-    told = project.run("salmask", "lineage", metrics)
+    told = project.salmask("lineage", metrics)
     assert "everything matches" in told and "moco.pth.tar" in told
 
     assert checkpoint(project, seed=1) != digest
-    told = project.run("salmask", "lineage", metrics, code=1)
+    told = project.salmask("lineage", metrics, code=1)
     assert "its input moco.pth.tar has changed since" in told
     assert "moco.pth.tar" in project.run("dvc", "status", "imported")

@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.helpers.pretended import pretence
 from tests.helpers.project import ROOT, TINY, Project
-from tests.pipeline.test_detect_pipeline import SCENES
+from tests.pipeline.conftest import SCENES
 
 pytestmark = pytest.mark.pipeline
 
