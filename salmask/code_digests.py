@@ -31,6 +31,12 @@ WITHOUT_EFFECT = frozenset(
 )
 # Calls that only show a text.
 _MESSAGES = ("print", "log.", "logging.", "warnings.", "click.echo", "click.option")
+# Fields of records that only describe: labels, licences, costs.
+_DESCRIPTIONS = {
+    "Mask": {"label", "hard_negatives", "extra_passes", "kinds"},
+    "Dataset": {"layout", "origin", "terms", "note", "downloads"},
+    "Evaluation": {"labels"},
+}
 _WITHOUT_MEANING = ("ctx", "kind", "type_comment")  # fields that follow from others or from layout
 
 
@@ -142,6 +148,9 @@ def _canonical(node: Any, imports: list[tuple[str, list[str]]]) -> str:
         node.exc.args, node.exc.keywords = [], []
     elif isinstance(node, ast.Call) and _dotted(node.func).startswith(_MESSAGES):
         node.args, node.keywords = [], []
+    elif isinstance(node, ast.Call) and _dotted(node.func) in _DESCRIPTIONS:
+        dropped = _DESCRIPTIONS[_dotted(node.func)]
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg not in dropped]
     fields = (getattr(node, field, None) for field in node._fields if field not in _WITHOUT_MEANING)
     return f"{type(node).__name__}({','.join(_canonical(field, imports) for field in fields)})"
 
