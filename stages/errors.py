@@ -28,7 +28,7 @@ def readable_errors(stage: Callable[..., Any]) -> Callable[..., Any]:
         except NonFiniteLossError as error:
             _exit(f"error: {error}", EXIT_FAILED)
         except InterruptedRunError as error:
-            _exit(f"stopped: {error}; the same command goes on from there", EXIT_STOPPED)
+            _exit(f"stopped: {error}; run the same command again to continue", EXIT_STOPPED)
 
     return wrapped
 

@@ -147,8 +147,8 @@ def test_a_training_whose_images_disappear_stops_and_resumes(tmp_path: Path) -> 
     assert process.returncode == 143, output
     last = output.strip().splitlines()[-1]
     assert last == (
-        f"stopped: the images' folder {photos} does not exist: mount it; the same command goes on "
-        "from there"
+        f"stopped: the images' folder {photos} does not exist: mount it; run the same "
+        "command again to continue"
     )
     assert "Traceback" not in output and "gray image" not in output
     newest = checkpoints(tmp_path / "runs")[-1]

@@ -93,7 +93,7 @@ def test_a_stop_signal_saves_and_says_so(project: Project, tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[0]
     assert process.returncode == 143, said
-    assert "the same command goes on from there" in said and "Traceback" not in said
+    assert "run the same command again to continue" in said and "Traceback" not in said
 
 
 def test_a_stop_that_reaches_the_workers_too_saves_and_says_so(
@@ -105,7 +105,7 @@ def test_a_stop_that_reaches_the_workers_too_saves_and_says_so(
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[0]
     assert process.returncode == 143, said
-    assert "the same command goes on from there" in said and "Traceback" not in said
+    assert "run the same command again to continue" in said and "Traceback" not in said
 
 
 def test_a_killed_saliency_stage_ends_in_the_same_bytes(project: Project, tmp_path: Path) -> None:
