@@ -9,10 +9,11 @@ from typing import Any
 
 from salmask.by_name import ByName
 from salmask.params.encoder import EncoderConfig
-from salmask.params.names import CHOSEN, import_names, run_names
+from salmask.params.names import import_names, run_names
 from salmask.params.overlay import run_choice, run_section
 from salmask.params.yaml_file import Params
 
+_CHOSEN_PROTOCOLS = ("linear", "finetune")  # chosen evaluations that stages.evaluate runs
 _BACKBONES = "salmask.encoders.backbones"
 _ALL_BACKBONES = (f"{_BACKBONES}.residual", f"{_BACKBONES}.torchvision_models")
 
@@ -25,28 +26,23 @@ def stage_modules(params: Params, key: str) -> tuple[str, ...]:
         key: `<stage>` or `<stage>/<name>`.
     """
     stage, _, name = key.partition("/")
-    script = f"stages.{_SCRIPTS.get(stage, stage)}"
     selected = _SELECTED[stage](Params(params.values, params.source), name)
-    return (script, *selected)
+    return (f"stages.{stage}", *selected)
 
 
 def stage_keys(params: Params) -> list[str]:
     """The keys of all stages of a project."""
     params = Params(params.values, params.source)
-    protocols = {*params.section("evaluate.protocols", list[str]), "linear", "finetune"}
+    protocols = {*params.section("evaluate.protocols", list[str]), *_CHOSEN_PROTOCOLS}
     return [
         *("prepare", "localizer", "saliency", "transfer", "detect", "report"),
         *(f"pretrain/{run}" for run in run_names(params)),
         *(f"variance/{run}" for run in run_names(params)),
         *(f"imported/{name}" for name in import_names(params)),
-        *(f"evaluate/{protocol}" for protocol in sorted(protocols - _OWN_STAGES)),
+        *(f"evaluate/{protocol}" for protocol in sorted(protocols)),
         *(f"transfer_data/{name}" for name in params.names("transfer")),
         *(f"detect_data/{name}" for name in params.names("detect")),
     ]
-
-
-_OWN_STAGES = set(CHOSEN) - {"linear", "finetune"}  # evaluations with a script of their own
-_SCRIPTS = {"prepare": "prepare", "evaluate": "evaluate"}
 
 
 def _data_set(package: str, key: str) -> Callable[[Params, str], list[str]]:

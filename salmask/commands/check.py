@@ -1,4 +1,4 @@
-"""Whether all of params.yaml fits together, before anything is computed by it."""
+"""`salmask check`: validates params.yaml before anything is computed."""
 
 import contextlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from salmask.params.values import Choice, bind, pick
 from salmask.params.yaml_file import Params
 from salmask.provenance import find_root
 from salmask.report import comparison
-from salmask.saliency import localizers
+from salmask.saliency.localizers import LOCALIZERS
 
 _SECTIONS = (
     *("seed", "data", "localizer", "saliency", *RUN_SECTIONS, "runs"),
@@ -44,87 +44,86 @@ def check_project() -> None:
     validate(params)
     with contextlib.chdir(root):  # as for the stages: paths may be relative
         for name in import_names(params):
-            importing.read(*entry(params, name))
+            importing.read(*read_import(params, name))
 
 
 def validate(params: Params) -> None:
-    """Reads every section as the stages will. Raises UserError at the first that does not fit.
+    """Reads every section in the same way as the stages. Builds no network and reads no data.
 
-    Images and weights are not looked at, but for what a name says of them.
+    Raises:
+        UserError: for the first value that does not fit.
     """
-    _refuse_unknown(params.values, _SECTIONS, params.source)
+    _refuse_unknown_keys(params.values, _SECTIONS, params.source)
     dataset_reader(params.choice("data"), f"{params.source}: data")
-    localizer = params.choice("localizer")
-    bind(
-        pick(localizers.LOCALIZERS, localizer, "localizer"),
-        localizer,
-        f"{params.source}: localizer",
-    )
+    localizer, where = params.choice("localizer"), f"{params.source}: localizer"
+    bind(pick(LOCALIZERS, localizer, where), localizer, where)
     params.section("saliency", SaliencyConfig)
     refuse_grids(params)
     for name in run_names(params):
-        run = read_run(params, name)
-        try:
-            check_encoder(run.encoder)
-            wiring = frameworks.wiring_of(run.framework, run.train.batch)
-            with torch.device("meta"):  # a learned mask has a network
-                build_mask(run.mask, wiring, run.view)
-        except UserError as error:
-            raise UserError(f"{params.source}: runs.{name}: {error}") from None
-        run_seed(params, name)
-    params.raw("imports")  # DVC looks for it, even if it names nothing
+        _validate_run(params, name)
+    params.raw("imports")  # DVC needs the key, even without entries
     for name in import_names(params):
-        importing.check(*entry(params, name))
+        importing.check(*read_import(params, name))
+    for name in params.names("transfer"):
+        dataset_reader(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
+    for name in params.names("detect"):
+        configured_reader(params, f"detect.{name}")
+        training_options(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
     _validate_evaluations(params)
     comparison.read_tables(params)
 
 
-def entry(params: Params, name: str) -> tuple[importing.Import, str]:
-    """What `imports.NAME` says, and where that stands."""
+def read_import(params: Params, name: str) -> tuple[importing.Import, str]:
+    """The entry `imports.NAME`, and its place for error messages. Raises UserError."""
     key = f"imports.{name}"
     return params.section(key, importing.Import), f"{params.source}: {key}"
 
 
+def _validate_run(params: Params, name: str) -> None:
+    run = read_run(params, name)
+    run_seed(params, name)
+    try:
+        check_encoder(run.encoder)
+        wiring = frameworks.wiring_of(run.framework, run.train.batch)
+        with torch.device("meta"):  # a learned mask has a network
+            build_mask(run.mask, wiring, run.view)
+    except UserError as error:
+        raise UserError(f"{params.source}: runs.{name}: {error}") from None
+
+
 def _validate_evaluations(params: Params) -> None:
-    for name in params.section("transfer", dict[str, Any]):
-        dataset_reader(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
-    for name in params.section("detect", dict[str, Any]):
-        configured_reader(params, f"detect.{name}")
-        training_options(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
-    everywhere, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
+    """Checks the names and options of all evaluations, and that they suit their runs."""
+    section = f"{params.source}: evaluate"
+    protocols = params.section("evaluate.protocols", list[str])
     for protocol in CHOSEN:
-        params.raw(f"evaluate.chosen.{protocol}")  # DVC looks for each, even if it names nothing
-    for protocol in everywhere:
+        params.raw(f"evaluate.chosen.{protocol}")  # DVC needs each key, even without runs
+    for protocol in protocols:
         if protocol in EVALUATIONS and not EVALUATIONS[protocol].every_run:
             raise UserError(
-                f"{params.source}: evaluate.protocols: {protocol} has a stage of its own: list the "
-                f"runs that it is for under evaluate.chosen.{protocol} (a suite may say it here, "
-                "for all)"
+                f"{section}.protocols: {protocol} has a stage of its own: list its runs under "
+                f"evaluate.chosen.{protocol} (only a suite may list it here, for all runs)"
             )
-    for name, folders in chosen.items():
-        if any(folder.startswith("detect-") for folder in folders):
-            _validate_trunk(params, name)
-    runs_of: dict[str, list[str]] = {protocol: [] for protocol in everywhere}
-    for name, folders in chosen.items():
+    runs: dict[str, list[str]] = {protocol: [] for protocol in protocols}
+    for run, folders in chosen_evaluations(params).items():
         for folder in folders:
-            runs_of.setdefault(folder.partition("-")[0], []).append(name)
-    sections = params.section("evaluate", dict[str, Any])
+            runs.setdefault(folder.partition("-")[0], []).append(run)
+    for run in dict.fromkeys(runs.get("detect", [])):
+        _validate_detector(params, run)
+    options = params.section("evaluate", dict[str, Any])
     known = [name for name, evaluation in EVALUATIONS.items() if evaluation.own_section]
-    _refuse_unknown(sections, ("protocols", "chosen", *known), f"{params.source}: evaluate")
-    for protocol in sorted(runs_of.keys() | (sections.keys() & set(known))):
-        choice = Choice(protocol, {})
-        evaluation = pick(EVALUATIONS, choice, f"{params.source}: evaluate")
+    _refuse_unknown_keys(options, ("protocols", "chosen", *known), section)
+    for protocol in sorted(runs.keys() | (options.keys() & set(known))):
+        evaluation = pick(EVALUATIONS, Choice(protocol, {}), section)
         if evaluation.own_section:
             key = f"evaluate.{protocol}"
             choice = Choice(protocol, params.section(key, dict[str, Any]))
-            options = bind(evaluation.run, choice, key)
-            evaluation.check(params, runs_of.get(protocol, []), options)
+            evaluation.check(params, runs.get(protocol, []), bind(evaluation.run, choice, key))
 
 
-def _validate_trunk(params: Params, name: str) -> None:
-    """Whether a detector can be built around the encoder of a run or import."""
+def _validate_detector(params: Params, name: str) -> None:
+    """Raises UserError when no detector can be built around the encoder of a run or import."""
     if name in import_names(params):
-        encoder = entry(params, name)[0].encoder
+        encoder = read_import(params, name)[0].encoder
     else:
         encoder = read_run(params, name).encoder
     try:
@@ -133,7 +132,7 @@ def _validate_trunk(params: Params, name: str) -> None:
         raise UserError(f"{params.source}: evaluate.chosen.detect: {name}: {error}") from None
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _refuse_unknown_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in given:
         if key not in known:
-            raise UserError(f"{where}: `{key}` is read by nothing (what is: {', '.join(known)})")
+            raise UserError(f"{where}: no such key `{key}` (allowed: {', '.join(known)})")

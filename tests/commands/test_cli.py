@@ -102,11 +102,11 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         (
             {"mascs": {"name": "blur"}},
-            "params.yaml: `mascs` is read by nothing (what is: seed, data",
+            "params.yaml: no such key `mascs` (allowed: seed, data",
         ),
         (
             {"evaluate": TINY["evaluate"] | {"knn20": {}}},
-            "evaluate: `knn20` is read by nothing (what is: protocols, chosen, finetune, knn",
+            "evaluate: no such key `knn20` (allowed: protocols, chosen, finetune, knn",
         ),
         (
             {"evaluate": TINY["evaluate"] | {"linear": {"rate": 1.0}}},  # chosen by no run, and yet
