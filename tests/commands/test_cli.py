@@ -69,7 +69,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         (
             {"evaluate": chosen(linear=["plain"]) | {"protocols": ["knn", "linear"]}},
-            "linear has a stage of its own: list the runs that it is for under",
+            "linear has a stage of its own: list its runs under",
         ),
         (
             {"evaluate": TINY["evaluate"] | {"chosen": {"linear": []}}},
