@@ -23,9 +23,10 @@ from salmask.data.decode import decode
 from salmask.data.resample import resample
 from salmask.devices import Precision, autocast, place
 from salmask.params.values import Choice, bind, pick
-from salmask.saliency import localizers, store
-from salmask.saliency.localizers import Trunk
+from salmask.saliency import store
+from salmask.saliency.localizers import LOCALIZERS
 from salmask.saliency.scda import activation_map, foreground
+from salmask.saliency.trunks import Trunk
 
 Maps = dict[str, Tensor]  # level in px -> (N,U,V) float16
 _BATCH = 8
@@ -81,7 +82,7 @@ def main(
 ) -> None:
     """Prints a table, each row beside this CPU's float32."""
     chosen = Choice(localizer, dict(option.split("=", 1) for option in options))
-    find = pick(localizers.LOCALIZERS, chosen, "--localizer")
+    find = pick(LOCALIZERS, chosen, "--localizer")
     spec, tensors = find(**bind(find, chosen, "-o"))
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)

@@ -19,8 +19,10 @@ from benchmarks import true_masks
 from benchmarks.views_and_maps import BORDER, Measured, ViewMaps, measure
 from salmask.devices import pick_device, place
 from salmask.params.values import Choice, bind, pick
-from salmask.saliency import correction, crops, localizers
+from salmask.saliency import correction, crops
+from salmask.saliency.localizers import LOCALIZERS
 from salmask.saliency.scda import foreground
+from salmask.saliency.trunks import Trunk
 
 FOLDS = 5
 BANDS = (("20-40%", 0.0, 0.4), ("40-70%", 0.4, 0.7), ("70-100%", 0.7, 1.01))
@@ -187,9 +189,9 @@ def main(
 ) -> None:
     """Prints the tables in Markdown."""
     chosen = Choice(localizer, dict(option.split("=", 1) for option in options))
-    find = pick(localizers.LOCALIZERS, chosen, "--localizer")
+    find = pick(LOCALIZERS, chosen, "--localizer")
     spec, tensors = find(**bind(find, chosen, "-o"))
-    trunk = localizers.Trunk(spec)
+    trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)
     network = ViewMaps(place(trunk, pick_device()), pick_device(), precision)
     if photos:

@@ -22,9 +22,10 @@ from salmask.datasets.listing import ListedFile, Listing
 from salmask.devices import autocast, pick_device, place
 from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig
-from salmask.saliency import localizers, maps
-from salmask.saliency.localizers import Trunk
+from salmask.saliency import maps
+from salmask.saliency.localizers.lite0 import lite0
 from salmask.saliency.scda import activation_map
+from salmask.saliency.trunks import Trunk
 
 
 @torch.inference_mode()
@@ -55,7 +56,7 @@ def main(photos: Path, count: int, levels: str, precision: str, workers: int, ro
         correction=0,
         precision=precision,  # type: ignore[arg-type]
     )
-    spec, tensors = localizers.lite0()
+    spec, tensors = lite0()
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)
     trunk = place(trunk, device)

@@ -18,8 +18,8 @@ from salmask.devices import autocast
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.report import sheets
-from salmask.saliency.localizers import Trunk
 from salmask.saliency.scda import activation_map
+from salmask.saliency.trunks import Trunk
 
 LEVELS = (224, 320, 448)
 VIEWS = 4

@@ -9,7 +9,8 @@ from salmask.files import write_json
 from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, recipe, record
-from salmask.saliency import localizers
+from salmask.saliency import stored_localizer
+from salmask.saliency.localizers import LOCALIZERS
 from salmask.stage_modules import stage_modules
 from stages.errors import readable_errors
 from stages.paths import LOCALIZER
@@ -21,9 +22,9 @@ def main() -> None:
     """Writes artifacts/localizer: weights.safetensors and localizer.json."""
     params = Params.read()
     choice = params.choice("localizer")
-    find = pick(localizers.LOCALIZERS, choice, "params.yaml: localizer")
+    find = pick(LOCALIZERS, choice, "params.yaml: localizer")
     spec, tensors = find(**bind(find, choice, "params.yaml: localizer"))
-    localizers.save(spec, tensors, LOCALIZER)
+    stored_localizer.save(spec, tensors, LOCALIZER)
     made_by = recipe(
         "localizer", "", stage_modules(params, "localizer"), params.reads, [], Path.cwd()
     )

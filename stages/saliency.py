@@ -17,9 +17,9 @@ from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, Recipe, environment, recipe
-from salmask.saliency import localizers, maps
-from salmask.saliency.localizers import Trunk
+from salmask.saliency import maps, stored_localizer
 from salmask.saliency.store import Plan
+from salmask.saliency.trunks import Trunk
 from salmask.stage_modules import stage_modules
 from slurm import launch
 from slurm.folder import runs_folder
@@ -40,7 +40,7 @@ class Task:
 
     def load(self, job: Job) -> tuple[Manifest, Trunk, Plan]:
         rows = manifest.load(self.data)
-        spec, trunk = localizers.load(self.localizer, job.device)
+        spec, trunk = stored_localizer.load(self.localizer, job.device)
         return rows, trunk, maps.plan(rows, self.config, spec)
 
     def earlier(self, job: Job) -> list[Path]:

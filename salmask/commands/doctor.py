@@ -35,9 +35,9 @@ from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
 from salmask.provenance import find_root
-from salmask.saliency import localizers
-from salmask.saliency.localizers import Trunk
+from salmask.saliency.localizers import LOCALIZERS
 from salmask.saliency.scda import activation_map
+from salmask.saliency.trunks import Trunk
 
 _SAMPLE = 48  # files that are read to estimate the time for all files
 _MIN_FREE_GB = 10
@@ -176,7 +176,7 @@ def _dvc(root: Any) -> Iterator[Finding]:
 
 def _trunk(params: Params) -> Trunk:
     choice = params.choice("localizer")
-    find = pick(localizers.LOCALIZERS, choice, "localizer")
+    find = pick(LOCALIZERS, choice, "localizer")
     spec, tensors = find(**bind(find, choice, "localizer"))
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)

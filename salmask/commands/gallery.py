@@ -16,8 +16,9 @@ from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
 from salmask.provenance import find_root
 from salmask.report.gallery import mask_sheet, masks_of
-from salmask.saliency import localizers
+from salmask.saliency.localizers.lite0 import lite0
 from salmask.saliency.scda import activation_map
+from salmask.saliency.trunks import Trunk
 
 _LEVEL = 224  # px: the smallest side at which the localizer scores an image
 
@@ -45,8 +46,8 @@ def draw_gallery(
         if masker := load_masker(root / "artifacts/pretrain" / run_name, run):
             maskers[run_name] = masker
         runs, size, grid = [run], run.view.size, run.view.grid
-    spec, tensors = localizers.lite0()
-    trunk = localizers.Trunk(spec)
+    spec, tensors = lite0()
+    trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)
     images = [_open(path) for path in paths]
     level = max(size, _LEVEL)

@@ -14,19 +14,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor
 
 from salmask.errors import UserError
 from salmask.provenance import file_digest
 
-Located = tuple[Path, str]  # a file and its sha256
+LocatedFile = tuple[Path, str]  # a file and its sha256
 
 # ---------------------------------------------------------------------------- where weights are
 
 
-def local(path: Path, sha256: str | None, advice: str) -> Located:
+def local(path: Path, sha256: str | None, advice: str) -> LocatedFile:
     """The file at `path`, and its sha256 (hex), which is compared when one is given.
 
     Raises UserError, ending in `advice`, when there is no file or it is another one.
@@ -34,7 +33,7 @@ def local(path: Path, sha256: str | None, advice: str) -> Located:
     return path, checked(path, _full(sha256), advice)
 
 
-def of_torchvision(url: str, path: Path | None, download: bool, sha256: str | None) -> Located:
+def of_torchvision(url: str, path: Path | None, download: bool, sha256: str | None) -> LocatedFile:
     """A file that torchvision publishes at `url`: at `path`, else where torch.hub keeps it.
 
     The name of such a file ends in the first digits of its sha256. They are always checked, and
@@ -58,7 +57,7 @@ def of_torchvision(url: str, path: Path | None, download: bool, sha256: str | No
 
 def of_timm(
     repository: str | None, name: str, path: Path | None, download: bool, sha256: str | None
-) -> Located:
+) -> LocatedFile:
     """The file `name` of a repository on the model hub where timm keeps weights, or a local `path`.
 
     The hub publishes no hash beside the weights' name, so a download needs the full `sha256`.
@@ -134,6 +133,8 @@ def _from_url(url: str, folder: Path) -> Path:
 
 
 def _from_hub(repository: str, name: str, folder: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+
     return Path(hf_hub_download(repository, name, local_dir=folder))
 
 

@@ -23,9 +23,9 @@ from salmask.params.saliency import SaliencyConfig
 from salmask.progress import progress
 from salmask.randomness import Draws
 from salmask.saliency import correction, crops, store
-from salmask.saliency.localizers import Localizer, Trunk
 from salmask.saliency.scda import activation_map
 from salmask.saliency.store import Maps, Plan
+from salmask.saliency.trunks import Localizer, Trunk
 
 _CROP, _ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # MoCo's views, which the correction learns from
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from salmask.params.saliency import SaliencyConfig
 from salmask.provenance import tree_digest
 from salmask.saliency import correction, maps
-from salmask.saliency.localizers import Localizer, Trunk
+from salmask.saliency.trunks import Localizer, Trunk
 
 SPEC = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
 CONFIG = SaliencyConfig(levels=(64, 96), correction=8, shard_rows=4, batch=3)

@@ -19,8 +19,9 @@ from salmask.errors import UserError
 from salmask.masks.options import input_filter
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
-from salmask.saliency import localizers
-from salmask.saliency.localizers import Localizer
+from salmask.saliency import stored_localizer
+from salmask.saliency.localizers import LOCALIZERS, FittedLocalizer
+from salmask.saliency.trunks import Localizer
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -56,10 +57,10 @@ def _seen_by(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _stored(found: localizers.Found, folder: Path) -> Tensor:
+def _stored(found: FittedLocalizer, folder: Path) -> Tensor:
     """The features of IMAGES by a localizer that was saved and loaded again."""
-    localizers.save(*found, folder)
-    spec, trunk = localizers.load(folder, CPU)
+    stored_localizer.save(*found, folder)
+    spec, trunk = stored_localizer.load(folder, CPU)
     assert spec == found[0] and not trunk.training
     return trunk(IMAGES)
 
@@ -97,7 +98,7 @@ def test_resnet50_is_torchvisions(tmp_path, publish, version):
     reference = _lively(torchvision.models.resnet50(weights=None))
     entry = torchvision.models.ResNet50_Weights[version]
     source = publish(entry, reference.state_dict())
-    found = localizers.resnet50(weights=version, download=True)
+    found = LOCALIZERS["resnet50"](weights=version, download=True)
     assert found[0] == Localizer(
         "resnet50", "torchvision", "resnet50", *IMAGENET, 32, _digest(source)
     )
@@ -108,15 +109,15 @@ def test_resnet50_is_torchvisions(tmp_path, publish, version):
 def test_missing_resnet50_weights_name_the_file_to_get(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=r"put torchvision's file resnet50-11ad3fa6\.pth there"):
-        localizers.resnet50()
+        LOCALIZERS["resnet50"]()
     with pytest.raises(UserError, match=r"resnet50-0676ba61\.pth"):
-        localizers.resnet50(weights="IMAGENET1K_V1")
+        LOCALIZERS["resnet50"](weights="IMAGENET1K_V1")
 
 
 def test_a_file_that_is_not_resnet50s_is_refused(tmp_path):
     path = _write({"a": torch.zeros(1)}, tmp_path / "resnet50-11ad3fa6.pth")
     with pytest.raises(UserError, match=r"not the expected file.*expected 11ad3fa6"):
-        localizers.resnet50(path=path)
+        LOCALIZERS["resnet50"](path=path)
 
 
 @pytest.fixture(scope="module")
@@ -129,28 +130,28 @@ def vgg_features() -> nn.Sequential:
 def test_vgg16_takes_any_file_of_its_features(tmp_path, vgg_features, prefix):
     halves = {f"{prefix}{k}": v.half() for k, v in vgg_features.state_dict().items()}
     path = _write(halves, tmp_path / "vgg.safetensors")
-    found = localizers.vgg16(path=path, sha256=_digest(path))
+    found = LOCALIZERS["vgg16"](path=path, sha256=_digest(path))
     assert found[0] == Localizer("vgg16", "torchvision", "vgg16", *IMAGENET, 32, _digest(path))
     with torch.inference_mode():
         wanted = vgg_features(_normalised())
     features = _stored(found, tmp_path / "localizer")
     torch.testing.assert_close(features, wanted, atol=1e-3, rtol=1e-2)
     with pytest.raises(UserError, match="not the expected file"):
-        localizers.vgg16(path=path, sha256="0" * 64)
+        LOCALIZERS["vgg16"](path=path, sha256="0" * 64)
 
 
 def test_vgg16_by_torchvisions_name_must_be_torchvisions_file(tmp_path, publish, vgg_features):
     tensors = {f"features.{k}": v for k, v in vgg_features.state_dict().items()}
     entry = torchvision.models.VGG16_Weights.IMAGENET1K_V1
     source = publish(entry, tensors | {"classifier.6.bias": torch.zeros(1000)})
-    spec, found = localizers.vgg16(download=True)
+    spec, found = LOCALIZERS["vgg16"](download=True)
     assert spec.source == _digest(source) and set(found) == set(tensors)
-    assert localizers.vgg16(path=source)[0] == spec
+    assert LOCALIZERS["vgg16"](path=source)[0] == spec
     with pytest.raises(UserError, match="give only one"):
-        localizers.vgg16(path=source, download=True)
+        LOCALIZERS["vgg16"](path=source, download=True)
     source.write_bytes(b"other")
     with pytest.raises(UserError, match="not the expected file"):
-        localizers.vgg16(path=source)
+        LOCALIZERS["vgg16"](path=source)
 
 
 def test_coco_resnet50_is_the_body_that_torchvision_detects_with(tmp_path, publish):
@@ -163,7 +164,7 @@ def test_coco_resnet50_is_the_body_that_torchvision_detects_with(tmp_path, publi
     variances[0].fill_(1e-5)  # where an eps of 1e-5 would show
     entry = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     source = publish(entry, tensors)
-    found = localizers.coco_resnet50(download=True)
+    found = LOCALIZERS["coco_resnet50"](download=True)
     reference = detection.fasterrcnn_resnet50_fpn(weights=entry, progress=False).eval()
     seen = reference.transform
     assert found[0] == Localizer(
@@ -193,12 +194,12 @@ def test_any_torchvision_network_brings_its_own_normalisation(tmp_path, publish,
     monkeypatch.setattr(entry.value, "transforms", own_transforms)
     source = publish(entry, reference.state_dict())
     with pytest.raises(UserError, match="no weights at"):
-        localizers.any_torchvision(arch="squeezenet1_1")
-    found = localizers.any_torchvision(arch="squeezenet1_1", download=True)
+        LOCALIZERS["torchvision"](arch="squeezenet1_1")
+    found = LOCALIZERS["torchvision"](arch="squeezenet1_1", download=True)
     assert found[0] == Localizer(
         "torchvision", "torchvision", "squeezenet1_1", *own, 16, _digest(source)
     )
-    assert localizers.any_torchvision(arch="squeezenet1_1", weights="IMAGENET1K_V1")[0] == found[0]
+    assert LOCALIZERS["torchvision"](arch="squeezenet1_1", weights="IMAGENET1K_V1")[0] == found[0]
     wanted = _seen_by(reference.classifier, reference, _normalised(own))
     torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
 
@@ -214,7 +215,7 @@ def test_any_torchvision_network_brings_its_own_normalisation(tmp_path, publish,
 def test_what_torchvision_cannot_offer_is_never_fetched(monkeypatch, arch, weights, told):
     monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
     with pytest.raises(UserError, match=told):
-        localizers.any_torchvision(arch=arch, weights=weights, download=True)
+        LOCALIZERS["torchvision"](arch=arch, weights=weights, download=True)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -229,7 +230,7 @@ def test_any_timm_network_brings_its_own_normalisation(tmp_path, arch, pool, hea
     torch.manual_seed(0)
     reference = _lively(timm.create_model(arch, pretrained=False, num_classes=7))
     path = _write(reference.state_dict(), tmp_path / f"weights{suffix}")
-    found = localizers.any_timm(arch=arch, path=path, sha256=_digest(path))
+    found = LOCALIZERS["timm"](arch=arch, path=path, sha256=_digest(path))
     config = reference.pretrained_cfg
     assert found[0] == Localizer(
         "timm", "timm", arch, config["mean"], config["std"], 32, _digest(path)
@@ -244,12 +245,12 @@ def test_any_timm_network_brings_its_own_normalisation(tmp_path, arch, pool, hea
 def test_timm_weights_of_another_network_are_refused(tmp_path, network):
     path = _write(network.state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"does not fit the architecture: missing: model\.conv"):
-        localizers.any_timm(arch="resnet10t", path=path)
+        LOCALIZERS["timm"](arch="resnet10t", path=path)
 
 
 def test_a_timm_download_needs_a_hash():
     with pytest.raises(UserError, match=r"of timm/resnet10t\.c3_in1k.*localizer\.sha256"):
-        localizers.any_timm(arch="resnet10t", download=True)
+        LOCALIZERS["timm"](arch="resnet10t", download=True)
 
 
 # --------------------------------------------------------------------------- an encoder of ours
@@ -270,7 +271,7 @@ def _exported(folder: Path, mask: str) -> nn.Module:
 def test_an_encoder_of_ours_sees_what_its_evaluation_sees(tmp_path, mask, filtered):
     network = _exported(tmp_path / "encoder", mask)
     weights = tmp_path / "encoder" / "encoder.safetensors"
-    found = localizers.encoder(path=tmp_path / "encoder", sha256=_digest(weights))
+    found = LOCALIZERS["encoder"](path=tmp_path / "encoder", sha256=_digest(weights))
     spec = found[0]
     assert (spec.name, spec.family, spec.stride) == ("encoder", "salmask", 16)
     assert ((spec.mean, spec.std), spec.source) == (IMAGENET, _digest(weights))
@@ -302,21 +303,21 @@ def test_an_encoder_that_is_not_as_described_is_refused(tmp_path, change, told):
     change(description)
     (tmp_path / "encoder.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=told):
-        localizers.encoder(path=tmp_path)
+        LOCALIZERS["encoder"](path=tmp_path)
 
 
 def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no encoder: localizer\.path must name a folder"):
-        localizers.encoder(path=tmp_path)
+        LOCALIZERS["encoder"](path=tmp_path)
     _exported(tmp_path, "none")
     with pytest.raises(UserError, match="not the expected file"):
-        localizers.encoder(path=tmp_path, sha256="0" * 64)
+        LOCALIZERS["encoder"](path=tmp_path, sha256="0" * 64)
     (tmp_path / "encoder.safetensors").unlink()
     with pytest.raises(UserError, match=r"no weights at .*encoder\.safetensors"):
-        localizers.encoder(path=tmp_path)
+        LOCALIZERS["encoder"](path=tmp_path)
     (tmp_path / "encoder.json").write_text("{")
     with pytest.raises(UserError, match=r"encoder\.json is not valid JSON"):
-        localizers.encoder(path=tmp_path)
+        LOCALIZERS["encoder"](path=tmp_path)
 
 
 # --------------------------------------------------------------------------------- a local file
@@ -328,7 +329,7 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
 def test_a_file_in_torchvisions_layout_becomes_a_localizer(tmp_path, network, suffix, head, prefix):
     tensors = {k: v for k, v in network.state_dict().items() if head or not k.startswith("fc.")}
     path = _write({f"{prefix}{k}": v for k, v in tensors.items()}, tmp_path / f"weights{suffix}")
-    found = localizers.file(path=path, arch="resnet18")
+    found = LOCALIZERS["file"](path=path, arch="resnet18")
     assert found[0] == Localizer("file", "torchvision", "resnet18", *IMAGENET, 32, _digest(path))
     wanted = _seen_by(network.avgpool, network, _normalised())
     torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
@@ -337,28 +338,28 @@ def test_a_file_in_torchvisions_layout_becomes_a_localizer(tmp_path, network, su
 def test_a_file_may_want_another_normalisation(tmp_path, network):
     own = (0.1, 0.2, 0.3), (1.0, 0.5, 0.25)
     path = _write(network.state_dict(), tmp_path / "weights.pth")
-    found = localizers.file(path=path, arch="resnet18", mean=own[0], std=own[1])
+    found = LOCALIZERS["file"](path=path, arch="resnet18", mean=own[0], std=own[1])
     wanted = _seen_by(network.avgpool, network, _normalised(own))
     torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
     with pytest.raises(UserError, match=r"localizer\.std: must be positive"):
-        localizers.file(path=path, arch="resnet18", std=(1.0, -1.0, 1.0))
+        LOCALIZERS["file"](path=path, arch="resnet18", std=(1.0, -1.0, 1.0))
 
 
 def test_a_wrong_hash_is_refused_and_names_both(tmp_path, network):
     path = _write(network.state_dict(), tmp_path / "weights.safetensors")
     digest = _digest(path)
-    assert localizers.file(path=path, arch="resnet18", sha256=digest)[0].source == digest
+    assert LOCALIZERS["file"](path=path, arch="resnet18", sha256=digest)[0].source == digest
     with pytest.raises(UserError, match=rf"{digest[:16]}.*expected {'0' * 16}"):
-        localizers.file(path=path, arch="resnet18", sha256="0" * 64)
+        LOCALIZERS["file"](path=path, arch="resnet18", sha256="0" * 64)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no weights at .*weights\.pth: localizer\.path must name"):
-        localizers.file(path=tmp_path / "weights.pth", arch="resnet18")
+        LOCALIZERS["file"](path=tmp_path / "weights.pth", arch="resnet18")
 
 
 def test_a_cut_trunk_is_told_by_its_keys(tmp_path, network):
     tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("layer4.")}
     path = _write(tensors, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"missing: layer4\.0\..* and \d+ more$"):
-        localizers.file(path=path, arch="resnet18")
+        LOCALIZERS["file"](path=path, arch="resnet18")

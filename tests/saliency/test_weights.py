@@ -34,7 +34,7 @@ def published(tmp_path) -> Path:
     return path
 
 
-def _torchvision(at: Path, path=None, download=False, sha256=None) -> weights.Located:
+def _torchvision(at: Path, path=None, download=False, sha256=None) -> weights.LocatedFile:
     return weights.of_torchvision(at.as_uri(), path, download, sha256)
 
 
@@ -144,7 +144,7 @@ def served(published, monkeypatch) -> list[tuple[str, str]]:
         (local_dir / ".cache").mkdir()  # as the real one does
         return str(shutil.copy(published, local_dir / name))
 
-    monkeypatch.setattr(weights, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     return asked
 
 
