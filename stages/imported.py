@@ -1,4 +1,4 @@
-"""An encoder that others trained, of `imports:` -> an encoder as a pretraining leaves it."""
+"""Converts a checkpoint of `imports:` into an encoder like those of pretraining."""
 
 from pathlib import Path
 
@@ -21,21 +21,23 @@ def main(name: str) -> None:
     """Writes artifacts/pretrain/<name>: encoder.safetensors, encoder.json."""
     params = Params.read()
     key = f"imports.{name}"
-    wanted = params.section(key, importing.Import)
-    found = importing.read(wanted, f"{params.source}: {key}")
+    config = params.section(key, importing.Import)
+    imported = importing.read(config, f"{params.source}: {key}")
     out = PRETRAIN / name
-    importing.save(wanted, found, out)
+    importing.save(config, imported, out)
     made_by = recipe(
         "imported",
         name,
         stage_modules(params, f"imported/{name}"),
         params.reads,
-        [wanted.path],
+        [config.path],
         Path.cwd(),
     )
     write_json(out / FILE_NAME, record(made_by, out, pick_device()))
-    left_out = f", without {', '.join(found.dropped)}" if found.dropped else ""
-    print(f"{name}: {wanted.arch} of layout {found.layout}, sha256 {found.sha256[:12]}{left_out}")
+    dropped = f", without {', '.join(imported.dropped)}" if imported.dropped else ""
+    print(
+        f"{name}: {config.arch}, layout {imported.layout}, sha256 {imported.sha256[:12]}{dropped}"
+    )
 
 
 if __name__ == "__main__":

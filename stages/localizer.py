@@ -1,4 +1,4 @@
-"""Weights of the frozen network that says where objects are: found, checked, in one layout."""
+"""Locates and checks the weights of the localizer, and stores them under our names."""
 
 from pathlib import Path
 
@@ -22,14 +22,17 @@ def main() -> None:
     """Writes artifacts/localizer: weights.safetensors and localizer.json."""
     params = Params.read()
     choice = params.choice("localizer")
-    find = pick(LOCALIZERS, choice, "params.yaml: localizer")
-    spec, tensors = find(**bind(find, choice, "params.yaml: localizer"))
-    stored_localizer.save(spec, tensors, LOCALIZER)
+    function = pick(LOCALIZERS, choice, "params.yaml: localizer")
+    localizer, tensors = function(**bind(function, choice, "params.yaml: localizer"))
+    stored_localizer.save(localizer, tensors, LOCALIZER)
     made_by = recipe(
         "localizer", "", stage_modules(params, "localizer"), params.reads, [], Path.cwd()
     )
     write_json(LOCALIZER / FILE_NAME, record(made_by, LOCALIZER, pick_device()))
-    print(f"localizer {spec.name}: {spec.arch}, {len(tensors)} tensors, sha256 {spec.source[:12]}")
+    print(
+        f"localizer {localizer.name}: {localizer.arch}, {len(tensors)} tensors, "
+        f"sha256 {localizer.source[:12]}"
+    )
 
 
 if __name__ == "__main__":

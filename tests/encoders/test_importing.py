@@ -1,5 +1,3 @@
-"""Imports: hand-made checkpoints of every layout, and what does not fit."""
-
 import hashlib
 import json
 import re
@@ -91,25 +89,25 @@ LAYOUTS = {
 
 
 def written(folder: Path, tensors: dict[str, Tensor], name: str = "theirs.pth.tar") -> Path:
-    """As those programs save: with an epoch, an optimizer and so on around the weights."""
+    """A checkpoint with an epoch, an optimizer and so on around the weights."""
     path = folder / name
     around = {"epoch": 200, "arch": "resnet18", "optimizer": {"state": {0: torch.ones(2)}}}
     torch.save(around | {"state_dict": tensors}, path)
     return path
 
 
-def wanted(path: Path, **options: object) -> Import:
+def entry(path: Path, **options: object) -> Import:
     return check({"path": str(path), "arch": "resnet18", "width": 4} | options, Import, WHERE)
 
 
 @pytest.mark.parametrize("layout", ["auto", "by name"])
 @pytest.mark.parametrize("case", LAYOUTS)
-def test_every_layout_gives_the_encoder_that_is_in_it(tmp_path, case, layout):
+def test_every_layout_is_recognised_and_read(tmp_path, case, layout):
     name, dropped, tensors = LAYOUTS[case]
-    asked = wanted(written(tmp_path, tensors), layout="auto" if layout == "auto" else name)
-    found = importing.read(asked, WHERE)
-    assert found.layout == name and set(found.dropped) == dropped
-    importing.save(asked, found, tmp_path / "ours")
+    config = entry(written(tmp_path, tensors), layout="auto" if layout == "auto" else name)
+    imported = importing.read(config, WHERE)
+    assert imported.layout == name and set(imported.dropped) == dropped
+    importing.save(config, imported, tmp_path / "ours")
     images, network = pictures(2, 64), lively(SLIM)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
@@ -117,11 +115,11 @@ def test_every_layout_gives_the_encoder_that_is_in_it(tmp_path, case, layout):
     torch.testing.assert_close(features(tmp_path / "ours", images), theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_torchvisions_whole_file_is_read_as_it_is(tmp_path):
+def test_a_file_of_torchvision_needs_no_options(tmp_path):
     network = torchvision.models.resnet18().eval()
     save_file(network.state_dict(), tmp_path / "resnet18.safetensors")
-    asked = wanted(tmp_path / "resnet18.safetensors", width=64)
-    importing.save(asked, importing.read(asked, WHERE), tmp_path / "ours")
+    config = entry(tmp_path / "resnet18.safetensors", width=64)
+    importing.save(config, importing.read(config, WHERE), tmp_path / "ours")
     network.fc = nn.Identity()
     images = pictures(2, 64)
     prepared = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -130,15 +128,25 @@ def test_torchvisions_whole_file_is_read_as_it_is(tmp_path):
     torch.testing.assert_close(features(tmp_path / "ours", images), theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_said_of_the_input_travels(tmp_path):
+def test_the_input_options_reach_the_encoder(tmp_path):
     path = written(tmp_path, trunk())
-    plain, other = wanted(path), wanted(path, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], size=96)
-    for name, asked in (("plain", plain), ("other", other), ("f", replace(plain, filter=FILTERED))):
-        importing.save(asked, importing.read(asked, WHERE), tmp_path / name)
-    told = json.loads((tmp_path / "other/encoder.json").read_text())
-    assert told["input"]["mean"] == [0.1, 0.2, 0.3] and told["input"]["std"] == [0.5, 0.6, 0.7]
-    assert told["input"]["size"] == 96 and told["input"]["shorter"] == 110  # 96 * 256 / 224
-    assert told["source"] == {
+    plain, other = entry(path), entry(path, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], size=96)
+    for name, config in (
+        ("plain", plain),
+        ("other", other),
+        ("f", replace(plain, filter=FILTERED)),
+    ):
+        importing.save(config, importing.read(config, WHERE), tmp_path / name)
+    description = json.loads((tmp_path / "other/encoder.json").read_text())
+    assert description["input"]["mean"] == [0.1, 0.2, 0.3] and description["input"]["std"] == [
+        0.5,
+        0.6,
+        0.7,
+    ]
+    assert (
+        description["input"]["size"] == 96 and description["input"]["shorter"] == 110
+    )  # 96 * 256 / 224
+    assert description["source"] == {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "layout": "torchvision",
         "dropped": [],
@@ -153,9 +161,9 @@ def test_what_is_said_of_the_input_travels(tmp_path):
     assert not torch.allclose(features(tmp_path / "plain", images), filtered, atol=1e-3)
 
 
-FILTERED = check(FILTER, importing.Filter, "filter")
+FILTERED = check(FILTER, importing.InputFilter, "filter")
 
-# ------------------------------------------------------------------------------ what does not fit
+# ------------------------------------------------------------------------------ errors
 
 
 def without(tensors: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
@@ -164,7 +172,7 @@ def without(tensors: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "options", "told"),
+    ("tensors", "options", "message"),
     [
         (
             without(moco(), "module.encoder_q.layer3.0.conv2.weight"),
@@ -181,63 +189,78 @@ def without(tensors: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
         (trunk() | {"conv1.weight": torch.ones(4, 3, 3, 3)}, {}, "of another shape: conv1.weight"),
         (trunk(), {"width": 8}, "of another shape: conv1.weight, bn1.weight"),
         (trunk(), {"arch": "resnet34"}, "missing: layer1.2.conv1.weight"),
-        (moco() | noise("module.teacher.0.weight"), {}, "more than is known of that: teacher"),
-        (trunk(), {"layout": "moco"}, "not of layout moco: no layers' names after `encoder_q.`"),
+        (
+            moco() | noise("module.teacher.0.weight"),
+            {},
+            "parts that layout moco does not include: teacher",
+        ),
+        (
+            trunk(),
+            {"layout": "moco"},
+            "does not have layout moco: no layer names after `encoder_q.`",
+        ),
         (moco(), {"layout": "torchvision"}, "unknown: encoder_q."),
-        (under("backbone.", trunk()), {"layout": "lightly"}, "no layers' numbers after"),
-        (under("backbone.", children()), {"layout": "solo"}, "no layers' names after `back"),
+        (under("backbone.", trunk()), {"layout": "lightly"}, "no layer numbers after"),
+        (under("backbone.", children()), {"layout": "solo"}, "no layer names after `back"),
         (under("backbone.", children() | noise("2.weight")), {}, "unknown: 2.weight"),
         (under("backbone.", trunk()), {"stem": "small"}, "solo-learn's 3x3 stem pads by 2"),
         (
             under("backbone.", children()),
             {"arch": "shufflenet_v2_x0_5", "width": 64},
-            "counts the layers of ResNets",
+            "numbers the layers of ResNets",
         ),
         (trunk(), {"arch": "resnet19"}, "no network `resnet19`; did you mean"),
-        (trunk(), {"sha256": "0" * 64}, "is another file: its sha256 is"),
+        (trunk(), {"sha256": "0" * 64}, "is not the expected file: its sha256 is"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, tensors, options, told):
-    asked = wanted(written(tmp_path, tensors), **options)
-    with pytest.raises(UserError, match=re.escape(told)) as caught:
-        importing.read(asked, WHERE)
+def test_misfits_are_reported_with_their_keys(tmp_path, tensors, options, message):
+    config = entry(written(tmp_path, tensors), **options)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        importing.read(config, WHERE)
     assert str(caught.value).startswith(WHERE)
 
 
-@pytest.mark.parametrize("key", list(trunk()))
-def test_no_weight_may_be_missing(tmp_path, key):
-    """But counters of batches, which older programs did not keep and nothing here reads."""
-    asked = wanted(written(tmp_path, without(moco(), f"module.encoder_q.{key}")))
-    if key.endswith("num_batches_tracked"):
-        assert set(importing.read(asked, WHERE).weights) == set(trunk())
-    else:
-        with pytest.raises(UserError, match=rf"missing: {re.escape(key)}$"):
-            importing.read(asked, WHERE)
+def test_no_weight_may_be_missing(tmp_path):
+    """Except the batch counters, which older programs did not save and nothing here uses."""
+    weights = trunk(EncoderConfig("resnet10", width=4))
+    complete = under("module.encoder_q.", weights)
+    for key in weights:
+        config = entry(
+            written(tmp_path, without(complete, f"module.encoder_q.{key}")), arch="resnet10"
+        )
+        if key.endswith("num_batches_tracked"):
+            assert set(importing.read(config, WHERE).weights) == set(weights)
+        else:
+            with pytest.raises(UserError, match=rf"missing: {re.escape(key)}$"):
+                importing.read(config, WHERE)
 
 
-def test_what_is_named_under_drop_is_left_out(tmp_path):
+def test_parts_under_drop_are_ignored(tmp_path):
     odd = moco() | noise("module.teacher.0.weight", "module.encoder_q.adapter.weight")
-    asked = wanted(written(tmp_path, odd), drop=["teacher", "adapter"])
-    found = importing.read(asked, WHERE)
-    assert {"adapter", "teacher"} < set(found.dropped)
-    assert all(torch.equal(found.weights[key], value) for key, value in trunk().items())
+    config = entry(written(tmp_path, odd), drop=["teacher", "adapter"])
+    imported = importing.read(config, WHERE)
+    assert {"adapter", "teacher"} < set(imported.dropped)
+    assert all(torch.equal(imported.weights[key], value) for key, value in trunk().items())
 
 
-def test_nothing_but_tensors_is_ever_unpickled(tmp_path):
+def test_only_tensors_are_unpickled(tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.write_text, (tmp_path / "ran", "code")
 
     torch.save({"state_dict": trunk(), "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match="cannot be read as weights"):
-        importing.read(wanted(tmp_path / "evil.ckpt"), WHERE)
+        importing.read(entry(tmp_path / "evil.ckpt"), WHERE)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"layout": "vissl"}, "layout"),
+        (
+            {"layout": "vissl"},
+            r"no layout `vissl`; choose from auto, lightly, moco, moco_v3, simsiam",
+        ),
         ({"std": [0.2, 0, 0.2]}, "std"),
         ({"shorter": 100}, "shorter 100 is less than size 224"),
         ({"filter": {"name": "high_pass", "kernel": 4, "sigma": 1}}, "filter.kernel must be odd"),
@@ -246,15 +269,10 @@ def test_nothing_but_tensors_is_ever_unpickled(tmp_path):
         ({"ached": "resnet50"}, "ached: no such key"),
     ],
 )
-def test_options_that_make_no_sense(tmp_path, options, told):
-    with pytest.raises(UserError, match=told) as caught:
-        wanted(tmp_path / "x", **options)
+def test_invalid_options(tmp_path, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        entry(tmp_path / "x", **options)
     assert str(caught.value).startswith(WHERE)
-
-
-def test_layouts_are_those_that_an_import_may_name():
-    hints = Import.__annotations__["layout"].__args__
-    assert set(hints) == {"auto", *importing.LAYOUTS}
 
 
 # ------------------------------------------------------------------------------- salmask check
@@ -264,8 +282,8 @@ def test_layouts_are_those_that_an_import_may_name():
 def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     written(tmp_path, moco())
-    entry = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 4}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY | {"imports": {"theirs": entry}}))
+    theirs = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 4}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY | {"imports": {"theirs": theirs}}))
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     return tmp_path
@@ -279,7 +297,7 @@ def edited(project: Path, **imports: object) -> str:
     return done.output
 
 
-def test_check_reads_what_is_to_be_imported(project):
+def test_check_reads_the_checkpoints(project):
     done = CliRunner().invoke(main, ["check"])
     assert done.output == "params.yaml is valid\n"
     theirs = {"path": "theirs.pth.tar", "arch": "resnet18"}
