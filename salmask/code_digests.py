@@ -18,6 +18,7 @@ DATA_FILES = (".j2", ".json")  # files beside the modules, which count by their 
 # Modules that do not decide what is computed.
 WITHOUT_EFFECT = frozenset(
     {
+        "salmask",
         "salmask.by_name",
         "salmask.code_digests",
         "salmask.errors",

@@ -18,7 +18,7 @@ from salmask.params.saliency import SaliencyConfig
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, Recipe, environment, recipe
 from salmask.saliency import maps, stored_localizer
-from salmask.saliency.store import Plan
+from salmask.saliency.store import StorePlan
 from salmask.saliency.trunks import Trunk
 from salmask.stage_modules import stage_modules
 from slurm import launch
@@ -38,7 +38,7 @@ class Task:
     made_by: Recipe
     runs: Path
 
-    def load(self, job: Job) -> tuple[Manifest, Trunk, Plan]:
+    def load(self, job: Job) -> tuple[Manifest, Trunk, StorePlan]:
         rows = manifest.load(self.data)
         spec, trunk = stored_localizer.load(self.localizer, job.device)
         return rows, trunk, maps.plan(rows, self.config, spec)

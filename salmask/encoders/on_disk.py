@@ -124,12 +124,31 @@ def load(folder: Path, device: torch.device) -> Encoder:
     Raises UserError when it is missing, or when its weights do not fit its description.
     """
     encoder = describe(folder)
-    weights = load_file(folder / _WEIGHTS)
     try:
-        encoder.network.load_state_dict(weights)
+        encoder.network.load_state_dict(load_file(folder / _WEIGHTS))
+    except FileNotFoundError:
+        raise UserError(f"{folder / _WEIGHTS} is missing: run `dvc repro pretrain`") from None
     except RuntimeError as error:
         raise UserError(f"{folder / _WEIGHTS} does not fit {_DESCRIPTION}: {error}") from None
     return _ready(encoder, device)
+
+
+def load_encoder(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """A trained encoder, in eval mode, without gradients.
+
+    It maps images (B,3,S,S) float32 in [0,1] to features (B,D) float32. It normalises and filters
+    the images itself. `spec.size` is the S of its evaluation.
+
+    Args:
+        path: a folder with encoder.json and encoder.safetensors, or that encoder.safetensors.
+        device: where the encoder runs.
+
+    Raises:
+        UserError: when a file is missing, or the weights do not fit the description.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == _WEIGHTS else path
+    return load(folder, torch.device(device))
 
 
 def random_like(folder: Path, seed: int, device: torch.device) -> Encoder:

@@ -24,7 +24,7 @@ from salmask.progress import progress
 from salmask.randomness import Draws
 from salmask.saliency import correction, crops, store
 from salmask.saliency.scda import activation_map
-from salmask.saliency.store import Maps, Plan
+from salmask.saliency.store import Maps, StorePlan
 from salmask.saliency.trunks import Localizer, Trunk
 
 _CROP, _ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # MoCo's views, which the correction learns from
@@ -67,7 +67,7 @@ def _batches(
     )
 
 
-def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> Plan:
+def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> StorePlan:
     """The store that this manifest, this configuration and this localizer lead to."""
     trunk = Trunk(spec)
     grids = {}
@@ -76,12 +76,12 @@ def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> Plan:
             u, v = trunk(torch.zeros(1, 3, level, level)).shape[2:]
             grids[level] = (int(u), int(v))
     attributes = {"manifest": manifest.digest, "localizer": json.loads(json.dumps(asdict(spec)))}
-    return Plan(len(manifest), config.shard_rows, grids, attributes, config.correction)
+    return StorePlan(len(manifest), config.shard_rows, grids, attributes, config.correction)
 
 
 def fill(
     path: Path,
-    plan: Plan,
+    plan: StorePlan,
     manifest: Manifest,
     trunk: Trunk,
     config: SaliencyConfig,
@@ -131,7 +131,7 @@ def fill(
 
 
 def finish(
-    path: Path, plan: Plan, manifest: Manifest, trunk: Trunk, config: SaliencyConfig, job: Job
+    path: Path, plan: StorePlan, manifest: Manifest, trunk: Trunk, config: SaliencyConfig, job: Job
 ) -> Tensor:
     """Fits the correction of a store that has all its shards.
 
@@ -175,7 +175,7 @@ def _held(earlier: Sequence[Path], digests: Tensor) -> tuple[Maps | None, Tensor
 
 
 def _merged(
-    raw: dict[int, list[Tensor]], sha256: Tensor, known: Tensor, held: Maps | None, plan: Plan
+    raw: dict[int, list[Tensor]], sha256: Tensor, known: Tensor, held: Maps | None, plan: StorePlan
 ) -> Maps:
     """A shard's rows: those that an earlier store holds, and those that were computed."""
     fresh = known < 0
@@ -211,7 +211,7 @@ def _activation(
 
 
 def _correction(
-    rows: Maps, plan: Plan, manifest: Manifest, trunk: Trunk, config: SaliencyConfig, job: Job
+    rows: Maps, plan: StorePlan, manifest: Manifest, trunk: Trunk, config: SaliencyConfig, job: Job
 ) -> correction.Correction:
     """Fits a store's correction on views of its images, seen at its first level."""
     ids, boxes = sample_views(manifest, rows.known, plan.correction)

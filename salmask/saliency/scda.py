@@ -1,4 +1,4 @@
-"""Selective Convolutional Descriptor Aggregation (Wei et al. 2017), as Chin et al. 2024 use it."""
+"""Selective Convolutional Descriptor Aggregation (Wei et al. 2017), as in Chin et al. 2024."""
 
 from torch import Tensor
 
@@ -12,12 +12,12 @@ def activation_map(features: Tensor) -> Tensor:
 
 
 def foreground(activation: Tensor, threshold: float = 0.6) -> Tensor:
-    """Cells at or above mean - threshold * deviation: (B,U,V) -> (B,U,V) bool.
+    """Cells of at least mean - threshold * deviation: (B,U,V) -> (B,U,V) bool.
 
-    Mean and population deviation are those of the same map. Chin et al. 2024, Eq. 1. A constant
-    map is all foreground.
+    Mean and population standard deviation are those of each map. Chin et al. 2024, Eq. 1. A
+    constant map is all foreground.
     """
-    exact = activation.double()  # in float32 the mean of equal numbers can lie above them
+    exact = activation.double()  # in float32, the mean of equal numbers can exceed them
     mean = exact.mean(dim=(1, 2), keepdim=True)
     deviation = exact.std(dim=(1, 2), keepdim=True, correction=0)
     return exact >= mean - threshold * deviation

@@ -1,18 +1,17 @@
-"""The saliency store: one Zarr group of activation maps, written by shard, read whole.
+"""The saliency store: a Zarr group of activation maps, written by shard and read as a whole.
 
-    activation/<level>  (N,U,V) float16   each map divided by the mean of its magnitudes (Eq. 1
-                                          ignores scale; raw sums can overflow float16); fill NaN
-    mean/<level>        (N,)    float32   what was divided out: the map's mean, for a network
-                                          whose last features are not negative
-    sha256              (N,32)  uint8     of the image that each row was computed from; zeros, and
-                                          maps of zeros, for an image that could not be read
-    correction/<name>           float32   the weights of `Correction`, if there is one
+    activation/<level>  (N,U,V) float16   maps, each divided by the mean of its absolute values (Eq.
+                                          1 ignores scale; raw sums can overflow float16)
+    mean/<level>        (N,)    float32   these means
+    sha256              (N,32)  uint8     of the image of each row; zeros, with maps of zeros, for
+                                          an image that could not be read
+    correction/<name>           float32   weights of the `Correction`, if there is one
 
-A chunk is a shard is the unit of work: `shard_rows` images. Only one process writes a shard, and a
-done-mark with the checksum of what was written says that it is complete; that a file exists
-proves nothing, since a chunk equal to the fill value is never written. Every chunk carries a
-checksum of its own, the attributes a digest, so that a reader meets no damage unawares. This is
-the only module that knows Zarr.
+The unit of work is a shard: one chunk of each array, `shard_rows` images. One process writes a
+shard, and then a done-mark with a checksum of the shard's chunks. The existence of chunks is no
+proof, because Zarr does not write a chunk of fill values. Each chunk has a checksum, and the
+attributes have a digest, so that readers detect damage. This is the only module that uses Zarr,
+which it imports when needed.
 """
 
 import hashlib
@@ -23,13 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from salmask.errors import UserError
 from salmask.files import write_json
@@ -37,13 +34,23 @@ from salmask.provenance import value_digest
 from salmask.saliency.correction import MARGIN, Correction
 from salmask.saliency.crops import blend, resample, zoom_of
 
+if TYPE_CHECKING:
+    import zarr
+
 SCHEMA = "salmask.saliency/2"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a store will hold. grids: level in px -> (U, V). correction: views to fit it on, 0 for
-    none. attributes: manifest and localizer, and nothing that differs between equal runs."""
+class StorePlan:
+    """Shape and identity of a store.
+
+    Args:
+        rows: number of images.
+        shard_rows: images per shard.
+        grids: level in px -> (U, V).
+        attributes: manifest and localizer; nothing that differs between equal runs.
+        correction: number of views to fit the correction on; 0 for no correction.
+    """
 
     rows: int
     shard_rows: int
@@ -53,6 +60,7 @@ class Plan:
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return -(-self.rows // self.shard_rows)
 
     def shard(self, index: int) -> range:
@@ -74,8 +82,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Maps:
-    """Rows as they stand in a store. activation: level -> (n,U,V) float16. mean: level -> (n,)
-    float32. sha256: (n,32) uint8."""
+    """Rows of a store.
+
+    Args:
+        activation: level in px -> (n,U,V) float16.
+        mean: level in px -> (n,) float32.
+        sha256: (n,32) uint8.
+    """
 
     activation: Mapping[int, Tensor]
     mean: Mapping[int, Tensor]
@@ -83,11 +96,11 @@ class Maps:
 
     @property
     def known(self) -> Tensor:
-        """Which rows come from an image that could be read: (n,) bool."""
+        """Whether the image of each row could be read: (n,) bool."""
         return _known(self.sha256)
 
     def pick(self, index: Tensor) -> "Maps":
-        """Some of the rows: index (k,) int64, or (n,) bool."""
+        """Selected rows: index (k,) int64, or mask (n,) bool."""
         return Maps(
             {level: maps[index] for level, maps in self.activation.items()},
             {level: mean[index] for level, mean in self.mean.items()},
@@ -96,8 +109,12 @@ class Maps:
 
 
 def scaled(raw: Mapping[int, Tensor], sha256: Tensor) -> Maps:
-    """Raw activation maps (n,U,V) per level, each divided by the mean of its magnitudes. Rows whose
-    sha256 is zero (no image) become zero."""
+    """Divides each map by the mean of its absolute values.
+
+    Args:
+        raw: level in px -> activation maps (n,U,V).
+        sha256: (n,32) uint8. Rows of zeros (no image) get maps of zeros.
+    """
     known = _known(sha256)[:, None, None]
     raw = {level: torch.where(known, maps.float(), 0) for level, maps in raw.items()}
     mean = {level: maps.abs().mean(dim=(1, 2)) for level, maps in raw.items()}
@@ -112,17 +129,19 @@ def _known(sha256: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------- writing
 
 
-def create(path: Path, plan: Plan) -> None:
-    """Makes the empty store, or does nothing when this very store is already there.
+def create(path: Path, plan: StorePlan) -> None:
+    """Creates the empty store, unless it exists. Several processes may do this at once.
 
-    Any number of processes may do so at once.
+    Raises UserError when there is another store at `path`.
     """
+    import zarr
+
     if path.exists():
-        with _told(path):
-            found = dict(zarr.open_group(path, mode="r").attrs)
-        if found == plan.sealed():
+        with _damage_as_user_error(path):
+            attributes = dict(zarr.open_group(path, mode="r").attrs)
+        if attributes == plan.sealed():
             return
-        raise UserError(f"{path} holds another store; remove the folder {path.parent}")
+        raise UserError(f"{path} is a different store; remove the folder {path.parent}")
     building = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     group = zarr.open_group(building, mode="w", attributes=plan.sealed())
     for level, grid in plan.grids.items():
@@ -137,7 +156,7 @@ def create(path: Path, plan: Plan) -> None:
 
 
 def _add(
-    group: zarr.Group, name: str, plan: Plan, cell: tuple[int, ...], dtype: str, fill: float
+    group: "zarr.Group", name: str, plan: StorePlan, cell: tuple[int, ...], dtype: str, fill: float
 ) -> None:
     group.create_array(
         name,
@@ -145,12 +164,20 @@ def _add(
         chunks=(plan.shard_rows, *cell),
         dtype=dtype,
         fill_value=fill,
-        compressors=[ZstdCodec(), Crc32cCodec()],
+        compressors=_compressors(),
     )
 
 
-def write_shard(path: Path, plan: Plan, index: int, maps: Maps) -> None:
-    """Writes one whole shard and then its done-mark."""
+def _compressors() -> list[Any]:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return [ZstdCodec(), Crc32cCodec()]
+
+
+def write_shard(path: Path, plan: StorePlan, index: int, maps: Maps) -> None:
+    """Writes a whole shard, and then its done-mark."""
+    import zarr
+
     rows = plan.shard(index)
     group = zarr.open_group(path, mode="r+")
     for level in plan.grids:
@@ -163,7 +190,9 @@ def write_shard(path: Path, plan: Plan, index: int, maps: Maps) -> None:
 
 
 def write_correction(path: Path, correction: Correction) -> None:
-    """Writes, or writes again, the weights of a store's correction."""
+    """Writes the weights of a store's correction, or replaces them."""
+    import zarr
+
     group = zarr.open_group(path, mode="r+")
     for name, weight in correction.state_dict().items():
         group.create_array(
@@ -171,36 +200,38 @@ def write_correction(path: Path, correction: Correction) -> None:
             data=weight.numpy(),
             chunks=weight.shape,
             fill_value=float("nan"),
-            compressors=[ZstdCodec(), Crc32cCodec()],
+            compressors=_compressors(),
             overwrite=True,
         )
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    found = group[name]
-    if not isinstance(found, zarr.Array):
+def _array(group: "zarr.Group", name: str) -> "zarr.Array[Any]":
+    import zarr
+
+    array = group[name]
+    if not isinstance(array, zarr.Array):
         raise UserError(f"{group.store_path}: {name} is not an array")
-    return found
+    return array
 
 
-def done_shards(path: Path, plan: Plan) -> set[int]:
-    """The shards whose done-mark agrees with what lies on disk."""
+def done_shards(path: Path, plan: StorePlan) -> set[int]:
+    """The shards whose done-mark agrees with their chunks on disk."""
     return {i for i in range(plan.shards) if _is_done(path, plan, i)}
 
 
-def _is_done(path: Path, plan: Plan, index: int) -> bool:
+def _is_done(path: Path, plan: StorePlan, index: int) -> bool:
     try:
-        told = json.loads(_mark(path, index).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or what a crash left of one
+        digest = json.loads(_mark(path, index).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or incomplete after a crash
         return False
-    return bool(told == _shard_digest(path, plan, index))
+    return bool(digest == _shard_digest(path, plan, index))
 
 
 def _mark(path: Path, index: int) -> Path:
     return path.parent / "shards" / f"{index:05d}.done"
 
 
-def _shard_digest(path: Path, plan: Plan, index: int) -> str:
+def _shard_digest(path: Path, plan: StorePlan, index: int) -> str:
     sha = hashlib.sha256()
     names = [f"sha256/c/{index}/0"]
     for level in sorted(plan.grids):
@@ -213,27 +244,31 @@ def _shard_digest(path: Path, plan: Plan, index: int) -> str:
 
 def fill(
     path: Path,
-    plan: Plan,
+    plan: StorePlan,
     compute: Callable[[list[range]], Iterator[Maps]],
     own: Iterable[int] | None = None,
 ) -> bool:
-    """Computes and writes every shard that is not done. compute: shards -> their maps, in order.
-    own: the shards that are this process's, all by default.
+    """Computes and writes all shards that are not done. Returns whether the store has all shards.
 
-    A killed process loses at most the shard it was working on. Returns whether the whole store is
-    there.
+    A process that is killed loses at most the shard that it was working on.
+
+    Args:
+        path: of the store, which is created if needed.
+        plan: of the store.
+        compute: row ranges of shards -> the maps of each, in order.
+        own: the shards of this process; by default all.
     """
     create(path, plan)
     done = done_shards(path, plan)
     todo = [index for index in own or range(plan.shards) if index not in done]
-    made = compute([plan.shard(index) for index in todo])
-    for index, maps in zip(todo, made, strict=True):
+    shards = compute([plan.shard(index) for index in todo])
+    for index, maps in zip(todo, shards, strict=True):
         write_shard(path, plan, index, maps)
     return len(done_shards(path, plan)) == plan.shards
 
 
 def tidy(path: Path) -> None:
-    """Removes what killed writers left half-written. Nobody may be writing meanwhile."""
+    """Removes incomplete files of killed processes. No process may be writing at the same time."""
     for leftover in path.rglob("*.partial"):
         leftover.unlink()
 
@@ -242,17 +277,22 @@ def tidy(path: Path) -> None:
 
 
 def read_rows(path: Path) -> Maps:
-    """Everything that a store holds, row by row. Raises UserError, with the command that repairs
-    it, when the store is missing, incomplete, damaged or of another schema."""
+    """All rows of a store.
+
+    Raises UserError, with the command that repairs it, when the store is missing, incomplete,
+    damaged or of another schema.
+    """
+    import zarr
+
     attributes = _attributes(path)
     count = attributes["rows"]
-    with _told(path):
+    with _damage_as_user_error(path):
         group = zarr.open_group(path, mode="r")
         grids = {int(level): tuple(grid) for level, grid in attributes["grids"].items()}
         rows = Maps(
-            {n: _whole(group, f"activation/{n}", (count, *grid)) for n, grid in grids.items()},
-            {n: _whole(group, f"mean/{n}", (count,)) for n in grids},
-            _whole(group, "sha256", (count, 32)),
+            {n: _read(group, f"activation/{n}", (count, *grid)) for n, grid in grids.items()},
+            {n: _read(group, f"mean/{n}", (count,)) for n in grids},
+            _read(group, "sha256", (count, 32)),
         )
     for level, maps in rows.activation.items():
         holes = int((maps.isnan().any(dim=2).any(dim=1) | rows.mean[level].isnan()).sum())
@@ -264,14 +304,14 @@ def read_rows(path: Path) -> Maps:
 
 
 def _repair(path: Path) -> str:
-    if _mark(path, 0).parent.is_dir():  # still being made: what is there would be gone on with
+    if _mark(path, 0).parent.is_dir():  # incomplete: a new run would resume it
         return f"remove the folder {path.parent} and run `dvc repro` again"
     return f"run `dvc repro --force saliency` to rebuild {path}"
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Whatever Zarr says of damaged files, as a sentence with the way out."""
+def _damage_as_user_error(path: Path) -> Iterator[None]:
+    """Turns any error of Zarr into a UserError with the command that repairs the store."""
     try:
         yield
     except UserError:
@@ -283,7 +323,9 @@ def _told(path: Path) -> Iterator[None]:
 def _attributes(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"no saliency store at {path}: run `dvc repro saliency`")
-    with _told(path):
+    import zarr
+
+    with _damage_as_user_error(path):
         attributes: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
     schema = attributes.get("schema")
     if schema != SCHEMA:
@@ -294,7 +336,7 @@ def _attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
-def _whole(group: zarr.Group, name: str, shape: tuple[int, ...]) -> Tensor:
+def _read(group: "zarr.Group", name: str, shape: tuple[int, ...]) -> Tensor:
     values = np.asarray(_array(group, name)[:])
     if values.shape != shape:
         raise ValueError(f"{name} is of shape {values.shape}, not {shape}")
@@ -302,7 +344,12 @@ def _whole(group: zarr.Group, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 class SaliencyStore:
-    """All maps of a store in memory, on one device."""
+    """All maps of a store, in the memory of one device.
+
+    Attributes:
+        levels: sides in px at which the images were scored, in ascending order.
+        attributes: of the store: manifest digest, localizer, grids, schema.
+    """
 
     def __init__(
         self,
@@ -323,9 +370,18 @@ class SaliencyStore:
         localizer: Mapping[str, Any] | None = None,
         device: torch.device | None = None,
     ) -> "SaliencyStore":
-        """Loads a store. Raises UserError, with the command that repairs it, when it is missing,
-        incomplete, damaged or of another schema, or made from another manifest or by another
-        localizer than those given."""
+        """Reads a store.
+
+        Args:
+            path: of the store, which ends in .zarr.
+            manifest_digest: expected digest of the manifest.
+            localizer: expected content of localizer.json.
+            device: for the maps; by default the CPU.
+
+        Raises:
+            UserError: with the command that repairs the store, when it is missing, incomplete,
+                damaged, of another schema, or not of the expected manifest or localizer.
+        """
         attributes = _attributes(path)
         if manifest_digest is not None and attributes["manifest"] != manifest_digest:
             raise UserError(
@@ -339,7 +395,7 @@ class SaliencyStore:
             )
         rows = read_rows(path)
         place = device or torch.device("cpu")
-        maps = {level: found.to(place) for level, found in rows.activation.items()}
+        maps = {level: stored.to(place) for level, stored in rows.activation.items()}
         if not attributes["correction"]:
             return cls(attributes, maps)
         return cls(attributes, maps, _read_correction(path, len(maps)).to(place))
@@ -349,11 +405,16 @@ class SaliencyStore:
         return self.maps[level][ids].float()
 
     def crop(self, ids: Tensor, boxes: Tensor, flips: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The maps as the views see them: (B,U,V) float32.
+        """The maps of views: (B,U,V) float32.
 
-        ids: (B,). boxes: (B,4) y, x, h, w in [0,1]. flips: (B,) bool. grid: (U,V). The level
-        follows the zoom, between two levels both count, and the correction, if the store has
-        one, brings the result closer to what the localizer says of the view itself.
+        The zoom of a view selects the levels: between two levels, both are blended. The correction,
+        if the store has one, brings the result closer to the localizer's map of the view itself.
+
+        Args:
+            ids: (B,) int64, rows of the manifest.
+            boxes: (B,4) y, x, h, w in [0,1].
+            flips: (B,) bool, whether a view is mirrored.
+            grid: (U, V).
         """
         margin = MARGIN if self.correction else 0
         zoom = zoom_of(boxes)
@@ -361,8 +422,8 @@ class SaliencyStore:
             level: resample(self.activation(ids, level), boxes, grid, margin)
             for level in self.levels
         }
-        found = self.correction(crops, zoom) if self.correction else blend(crops, zoom)
-        return torch.where(flips[:, None, None], found.flip(-1), found)
+        maps = self.correction(crops, zoom) if self.correction else blend(crops, zoom)
+        return torch.where(flips[:, None, None], maps.flip(-1), maps)
 
 
 def _named(localizer: Mapping[str, Any]) -> str:
@@ -370,11 +431,13 @@ def _named(localizer: Mapping[str, Any]) -> str:
 
 
 def _read_correction(path: Path, levels: int) -> Correction:
+    import zarr
+
     correction = Correction(levels)
-    with _told(path):
+    with _damage_as_user_error(path):
         group = zarr.open_group(path, mode="r")
         weights = {
-            name: _whole(group, f"correction/{name}", tuple(weight.shape))
+            name: _read(group, f"correction/{name}", tuple(weight.shape))
             for name, weight in correction.state_dict().items()
         }
     if any(weight.isnan().any() for weight in weights.values()):

@@ -189,7 +189,7 @@ def test_numbers_do_not_depend_on_the_batch(rows, job, tmp_path, images, mask):
 def saliency(rows, tmp_path) -> Path:
     """A store of random maps for the rows."""
     path = tmp_path / "saliency.zarr"
-    plan = stores.Plan(len(rows), 100, {16: (4, 4)}, {"manifest": rows.digest})
+    plan = stores.StorePlan(len(rows), 100, {16: (4, 4)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 4, 4, generator=torch.Generator().manual_seed(0))
     seen = stores.scaled({16: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
     stores.fill(path, plan, lambda _: iter([seen]))

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 
 from salmask.saliency import store
-from salmask.saliency.store import Maps, Plan, SaliencyStore
+from salmask.saliency.store import Maps, SaliencyStore, StorePlan
 
 ROWS, SHARD = 10, 4  # shards of 4, 4 and 2
 GRIDS = {64: (2, 2), 128: (4, 3)}
 LOCALIZER = {"name": "toy", "source": "0" * 64}
-PLAN = Plan(ROWS, SHARD, GRIDS, {"manifest": "m" * 64, "localizer": LOCALIZER})
+PLAN = StorePlan(ROWS, SHARD, GRIDS, {"manifest": "m" * 64, "localizer": LOCALIZER})
 CORRECTED = replace(PLAN, correction=8)
 MAPS = {
     level: torch.rand(ROWS, *grid, generator=torch.Generator().manual_seed(level)) * 1000
@@ -32,6 +32,6 @@ def compute(shards):
 
 def fill_one(path, raw: torch.Tensor) -> torch.Tensor:
     """A store of raw maps (n,U,V) at one level, and what is read from it."""
-    plan = Plan(len(raw), len(raw), {64: tuple(raw.shape[1:])}, PLAN.attributes)
+    plan = StorePlan(len(raw), len(raw), {64: tuple(raw.shape[1:])}, PLAN.attributes)
     store.fill(path, plan, lambda shards: (part(rows, {64: raw}) for rows in shards))
     return SaliencyStore.open(path).activation(torch.arange(len(raw)), 64)

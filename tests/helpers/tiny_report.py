@@ -75,7 +75,7 @@ def make_project(
     found.append(ListedFile("train/broken.png", -1, "train"))
     write_manifest(Listing(data / "images", classes, found), "mine", data, 0.5)
     rows = manifest.load(data)
-    plan = stores.Plan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
+    plan = stores.StorePlan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))
     (root / "artifacts/saliency").mkdir()
     seen = stores.scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))

@@ -140,14 +140,14 @@ def test_a_view_of_nothing_stays_empty_whatever_lies_around_it(fitted, value):
 
 
 @given(st.integers(1, 9), st.integers(1, 9))
-def test_places_are_the_same_in_a_mirror(high, wide):
-    places = correction._places(torch.zeros(1, high + 2, wide + 2))
+def test_positions_are_the_same_for_mirrored_views(high, wide):
+    places = correction._positions(torch.zeros(1, high + 2, wide + 2))
     torch.testing.assert_close(places, places.flip(-1))
 
 
 def test_places_by_hand():
     # two rows and one column inside a margin of one
-    y, y2, x2, outer_row, beyond_row, outer_column, beyond_column = correction._places(
+    y, y2, x2, outer_row, beyond_row, outer_column, beyond_column = correction._positions(
         torch.zeros(1, 4, 3)
     )
     assert y[:, 0].tolist() == [-1.5, -0.5, 0.5, 1.5]

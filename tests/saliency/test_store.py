@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from salmask.provenance import tree_digest
 from salmask.saliency import store
 from salmask.saliency.scda import foreground
-from salmask.saliency.store import Plan, SaliencyStore
+from salmask.saliency.store import SaliencyStore, StorePlan
 from tests.helpers.small_store import (
     CORRECTED,
     GRIDS,
@@ -111,7 +111,7 @@ def test_an_image_without_digest_has_empty_maps_that_are_all_foreground(path, dr
 
 @given(st.integers(1, 60), st.integers(1, 20))
 def test_shards_share_the_rows_without_overlap(rows, shard_rows):
-    plan = Plan(rows, shard_rows, GRIDS, {})
+    plan = StorePlan(rows, shard_rows, GRIDS, {})
     covered = [row for index in range(plan.shards) for row in plan.shard(index)]
     assert covered == list(range(rows))
     assert all(0 < len(plan.shard(i)) <= shard_rows for i in range(plan.shards))

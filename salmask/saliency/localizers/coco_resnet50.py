@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD
+from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from salmask.encoders import weight_files
 from salmask.saliency.localizers import FittedLocalizer
 from salmask.saliency.localizers.assembly import assemble

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from salmask.data.views import IMAGENET_MEAN, IMAGENET_STD
+from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from salmask.saliency.localizers import FittedLocalizer
 from salmask.saliency.localizers.assembly import from_file
 from salmask.saliency.trunks import Triple
