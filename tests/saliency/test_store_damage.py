@@ -204,6 +204,6 @@ def test_a_missing_store_says_what_to_run(path):
 )
 def test_a_store_is_never_filled_by_another_plan(filled, other):
     before = tree_digest(filled.parent)
-    with pytest.raises(UserError, match="another store; remove the folder"):
+    with pytest.raises(UserError, match="a different store; remove the folder"):
         store.fill(filled, other, compute)
     assert tree_digest(filled.parent) == before
