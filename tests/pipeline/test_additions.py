@@ -1,5 +1,4 @@
-"""Adding a mask, a framework or a data set as README and CONTRIBUTING say: one file and one line of
-params."""
+"""Additions as CONTRIBUTING.md describes them: one new file, and one line in params.yaml."""
 
 import copy
 import csv
