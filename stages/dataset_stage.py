@@ -57,7 +57,7 @@ def _print_summary(label: str, out: Path) -> None:
 def _cache_file(root: Path) -> Path:
     """The cache of inspections of the files below `root`.
 
-    It lies outside DVC's outputs, which DVC deletes before a stage runs. A change of the code of
+    It is outside DVC's outputs, which DVC deletes before a stage runs. A change of the code of
     the inspection or of pillow's version leads to another file.
     """
     code = code_digest(["salmask.data.inspection"], Path.cwd())

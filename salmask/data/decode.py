@@ -40,7 +40,7 @@ def decode(path: Path, at_least: int | None = None) -> Image.Image:
     Args:
         path: the file. Anything else, such as a pipe, is an error.
         at_least: a side in px. JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4 and
-            1/8 whose sides are not below it, which is much faster for large photographs.
+            1/8 at which no side is below it. This is much faster for large photographs.
 
     Raises ImageError when the file is not a usable image.
     """

@@ -136,6 +136,6 @@ def _csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[..., No
 
 
 def _relative_root(root: Path, folder: Path) -> str:
-    """The root relative to the manifest if it lies inside, so that the folder can be moved."""
+    """The root, relative to `folder` if it is inside: then the folder can be moved."""
     inside = root.is_relative_to(folder)
     return root.relative_to(folder).as_posix() if inside else str(root)

@@ -34,8 +34,9 @@ class Dataset:
 
     Args:
         read: function (out, seed, *, root, ...) -> Listing. It may write image files into the
-            folder `out`. `root` is the folder of the data set. Its other keyword-only arguments are
-            the options of the data set. It raises LayoutError when `root` has another layout.
+            folder `out`. `seed` is for random splits. `root` is the folder of the data set. Its
+            other keyword-only arguments are the options of the data set. It raises LayoutError when
+            `root` has another layout.
         layout: what `root` must contain. Empty when `read` accepts any folder of images.
         origin: who publishes the data set.
         terms: its licence, as far as we know it. The publisher's text is authoritative.

@@ -21,7 +21,6 @@ def read(
     """Caltech-101 with random splits of each class; its background images are not used.
 
     Args:
-        out: not used.
         seed: of the splits.
         root: contains CLASS/..., or the folder 101_ObjectCategories where torchvision or the
             archive puts it.

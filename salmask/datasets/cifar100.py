@@ -12,7 +12,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
 
     Args:
         out: folder to write into.
-        seed: not used.
         root: contains cifar-100-python, the Python version of the data set.
     """
     from torchvision.datasets import CIFAR100

@@ -12,8 +12,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     """COCO 2017 without labels.
 
     Args:
-        out: not used.
-        seed: not used.
         root: contains train2017 (the training split) and, optionally, val2017 (the validation
             split), or the folder images with these.
     """

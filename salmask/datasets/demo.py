@@ -17,7 +17,7 @@ def read(
     Args:
         out: folder to write into.
         seed: of the drawings.
-        root: not read; a file whose change makes DVC run `prepare` again.
+        root: not read. DVC runs `prepare` again when this file changes.
         images: number of images of each split.
         first: index of the first image of each split. Different indices give different images.
     """

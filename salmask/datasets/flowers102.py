@@ -15,8 +15,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     """Flowers-102 with its official splits of 1020, 1020 and 6149 images.
 
     Args:
-        out: not used.
-        seed: not used.
         root: contains jpg/, imagelabels.mat and setid.mat, or torchvision's folder flowers-102.
 
     Raises UserError when scipy is not installed.

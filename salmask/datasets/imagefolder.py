@@ -19,7 +19,6 @@ def read(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> Listing
     - Images without class folders: all of them are in the training split.
 
     Args:
-        out: not used.
         seed: of the random split.
         root: folder of the images.
         val_share: share of the validation split in the second layout.

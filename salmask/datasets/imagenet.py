@@ -13,8 +13,6 @@ def read(out: Path, seed: int, *, root: Path, classes: PositiveInt = 1000) -> Li
     """ImageNet-1K as root/train/WNID/... and root/val/WNID/...
 
     Args:
-        out: not used.
-        seed: not used.
         root: see `LAYOUT`.
         classes: number of classes that train must contain. An incomplete data set is an error.
     """

@@ -14,8 +14,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     """ImageNet-100 in a folder of ImageNet-1K, or in a folder with these classes only.
 
     Args:
-        out: not used.
-        seed: not used.
         root: see `wordnet.LAYOUT`.
     """
     return read_classes(root, json.loads(_CLASSES.read_text()))

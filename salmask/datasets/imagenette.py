@@ -15,8 +15,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     """Imagenette. Its list of noisy labels is not read.
 
     Args:
-        out: not used.
-        seed: not used.
         root: contains train/CLASS/... and val/CLASS/..., or one of `_FOLDERS` with these. The
             class folders may have any names.
     """

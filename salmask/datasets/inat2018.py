@@ -15,8 +15,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     Class names are the numbers of the categories.
 
     Args:
-        out: not used.
-        seed: not used.
         root: contains train2018.json, val2018.json, and the images in train_val2018 (which
             torchvision calls 2018).
     """

@@ -35,7 +35,7 @@ def require_folder(path: Path) -> Path:
 def require_first_file(root: Path, files: Sequence[ListedFile]) -> None:
     """Raises LayoutError when a list is empty or the first file of it does not exist.
 
-    Otherwise a list whose images lie elsewhere would look like a list of broken images.
+    Otherwise `prepare` would reject every image of the list, one by one.
     """
     if not files:
         raise LayoutError(f"{root}: the lists name no image")

@@ -14,8 +14,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     """Places-205 by its lists. A class has the name of the folder of its first image.
 
     Args:
-        out: not used.
-        seed: not used.
         root: contains trainvalsplit_places205/{train,val}_places205.csv with a path and a class
             number per line, and the images in one of `_FOLDERS`.
     """

@@ -23,8 +23,6 @@ def read(
     CLASS/... per line. The extension `.txt` may be omitted.
 
     Args:
-        out: not used.
-        seed: not used.
         root: folder of the images.
         train: folder or list of the training split.
         val: folder or list of the validation split; null for `val` if it exists.

@@ -13,7 +13,6 @@ def read(out: Path, seed: int, *, root: Path, unlabelled: bool = False) -> Listi
 
     Args:
         out: folder to write into.
-        seed: not used.
         root: contains stl10_binary.
         unlabelled: whether `train` also contains the 100,000 images without labels.
     """

@@ -13,8 +13,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     and are not used.
 
     Args:
-        out: not used.
-        seed: not used.
         root: contains wnids.txt, train/WNID/images, val/images and val/val_annotations.txt, or
             tiny-imagenet-200 with these.
     """

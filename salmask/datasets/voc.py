@@ -16,8 +16,6 @@ def read(
     `trainval` is the training split; `test`, if a year has it (2007), the validation split.
 
     Args:
-        out: not used.
-        seed: not used.
         root: contains VOC2007 and VOC2012, or VOCdevkit with these.
         years: the years to read.
     """

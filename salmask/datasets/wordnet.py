@@ -13,8 +13,8 @@ from salmask.errors import UserError
 
 LAYOUT = (
     "train/WNID/*.JPEG and val/WNID/*.JPEG, one folder per WordNet id; val may contain its images "
-    "directly, as its archive does, if ILSVRC2012_devkit_t12.tar.gz, torchvision's meta.bin or "
-    "Kaggle's LOC_val_solution.csv lies beside it"
+    "directly, as its archive does, if root also contains ILSVRC2012_devkit_t12.tar.gz, "
+    "torchvision's meta.bin or Kaggle's LOC_val_solution.csv"
 )
 ORIGIN = "ImageNet's own site, or its challenge on Kaggle"
 TERMS = "non-commercial research, after agreeing to the terms"
@@ -77,7 +77,7 @@ def _images_by_class(folder: Path, classes: Sequence[str]) -> Iterator[tuple[str
 
 
 def _flat_images(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and class of the validation images that lie directly in root/val."""
+    """Name and class of the validation images directly in root/val."""
     if (root / _KAGGLE).is_file():
         rows = (line.partition(",") for line in read_text(root / _KAGGLE).splitlines())
         by_stem = {stem: rest.partition(" ")[0] for stem, _, rest in rows}

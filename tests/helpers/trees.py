@@ -17,7 +17,7 @@ def make_images(root: Path, *names: str) -> None:
 
 
 def make_texts(root: Path, **files: str) -> None:
-    """Writes text files; `__` in a name stands for a dot."""
+    """Writes text files; `__` in a name becomes a dot."""
     for name, text in files.items():
         path = root / name.replace("__", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
