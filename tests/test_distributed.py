@@ -112,7 +112,7 @@ def shared(views: Views) -> Views:
 
 
 def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str, Any]:
-    """Two steps without an optimizer: what is seen in each, and the sum of their gradients. One
+    """Two steps without an optimizer: what is metrics in each, and the sum of their gradients. One
     where no queue makes a difference between them."""
     torch.manual_seed(0)
     given = Choice(name, SMALL[name] | options | {"bn_group": group})
@@ -120,13 +120,13 @@ def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str
     with torch.no_grad():
         for parameter in model.parameters():  # followers differ from their leaders, too
             parameter.add_(0.1 * torch.randn_like(parameter))
-    seen = []
+    metrics = []
     for step in range(2 if name == "moco" else 1):
-        found = model(shared(whole(kind, step)), 0.5)
-        found["loss"].backward()
-        seen.append({key: value.detach() for key, value in found.items()})
+        step_metrics = model(shared(whole(kind, step)), 0.5)
+        step_metrics["loss"].backward()
+        metrics.append({key: value.detach() for key, value in step_metrics.items()})
     return {
-        "seen": seen,
+        "metrics": metrics,
         "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
         "buffers": dict(model.named_buffers()),
     }
@@ -158,8 +158,8 @@ def normalise(
         (out * weights).sum().backward()
     assert x.grad is not None
     assert x.grad.is_contiguous(memory_format=layout) and out.is_contiguous(memory_format=layout)
-    found = {n: p.grad for n, p in norm.named_parameters() if p.grad is not None}
-    return {"out": out.detach(), "x": x.grad, **found, **dict(norm.named_buffers())}
+    gradients = {n: p.grad for n, p in norm.named_parameters() if p.grad is not None}
+    return {"out": out.detach(), "x": x.grad, **gradients, **dict(norm.named_buffers())}
 
 
 def crops(count: int) -> Crops:
@@ -212,7 +212,7 @@ def work(number: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found."""
+    """What each of two processes process."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(WORLD)]
@@ -229,80 +229,80 @@ def name_of(run: tuple[str, str, dict[str, Any], int]) -> str:
 
 
 def test_processes_know_their_place(both, alone):
-    assert [found["place"] for found in both] == [(0, 2), (1, 2)]
+    assert [process["place"] for process in both] == [(0, 2), (1, 2)]
     assert alone["place"] == (0, 1)
-    assert torch.equal(torch.cat([found["own"] for found in both]), alone["own"])
+    assert torch.equal(torch.cat([process["own"] for process in both]), alone["own"])
     assert torch.equal(both[0]["own"], torch.arange(LOCAL))
 
 
 @pytest.mark.parametrize("what", ["gathered", "with gradient"])
 def test_everybodys_rows_come_in_the_order_of_ranks(both, alone, what):
-    for found in both:
-        assert torch.equal(found[what], alone[what])
+    for process in both:
+        assert torch.equal(process[what], alone[what])
 
 
 def test_rows_of_any_layout_can_be_gathered(both, alone):
     mine = alone["gathered"][:, 0, 0]  # (BATCH,2), of which each process sends (2,2) turned over
     halves = [mine[:LOCAL].T[:, :2], mine[LOCAL:].T[:, :2]]
-    for found in both:
-        assert torch.equal(found["transposed"], torch.cat(halves))
+    for process in both:
+        assert torch.equal(process["transposed"], torch.cat(halves))
 
 
 def test_a_gathered_rows_gradient_is_that_of_all_processes_losses(both):
-    total = sum(found["weights"] for found in both)
-    assert torch.equal(torch.cat([found["rows"] for found in both]), total)
+    total = sum(process["weights"] for process in both)
+    assert torch.equal(torch.cat([process["rows"] for process in both]), total)
 
 
 def test_gathering_leaves_other_gradients_alone(both, alone):
-    for found in (*both, alone):
-        assert torch.equal(found["beside"], 2 * found["weights"])
+    for process in (*both, alone):
+        assert torch.equal(process["beside"], 2 * process["weights"])
 
 
 def test_means_over_unequal_parts_are_weighed(both, alone):
     """Of 3 and 5 things: the first mean counts 3/8 of two, the second 5/8."""
-    wanted = [[1, 0.75, 0], [1, 1.25, 0]]
-    assert [[float(value) for value in found["shares"]] for found in both] == wanted
+    expected = [[1, 0.75, 0], [1, 1.25, 0]]
+    assert [[float(value) for value in process["shares"]] for process in both] == expected
     assert [float(value) for value in alone["shares"]] == [1, 1, 1]
 
 
 def test_everybodys_items_come_in_the_order_of_ranks(both, alone):
-    for found in both:
-        assert found["items"] == [0, "x", 1]
+    for process in both:
+        assert process["items"] == [0, "x", 1]
     assert alone["items"] == [0, "x"]
 
 
 def test_the_shuffle_is_the_global_batchs(both, alone):
-    wanted = batch_shuffle(5, 1, 2, BATCH)
-    for found in (*both, alone):
-        assert torch.equal(found["shuffle"], wanted)
+    expected = batch_shuffle(5, 1, 2, BATCH)
+    for process in (*both, alone):
+        assert torch.equal(process["shuffle"], expected)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=name_of)
 def test_the_mean_over_processes_is_what_one_process_sees(both, alone, run):
     ours, theirs = of(run, both, alone)
-    for step, wanted in enumerate(theirs["seen"]):
-        for name, value in wanted.items():
+    for step, expected in enumerate(theirs["metrics"]):
+        for name, value in expected.items():
             if name == "spread":  # of a process's own part
                 continue
-            mean = torch.stack([found["seen"][step][name] for found in ours]).mean()
+            mean = torch.stack([process["metrics"][step][name] for process in ours]).mean()
             torch.testing.assert_close(mean, value, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=name_of)
 def test_averaged_gradients_are_those_of_one_process(both, alone, run):
     ours, theirs = of(run, both, alone)
-    scale = max(wanted.abs().max() for wanted in theirs["gradients"].values())
-    for name, wanted in theirs["gradients"].items():
-        mean = torch.stack([found["gradients"][name] for found in ours]).mean(dim=0)
-        print(name, scale.item(), wanted.abs().max().item(), (mean - wanted).abs().max().item())
-        torch.testing.assert_close(mean / scale, wanted / scale, atol=1e-5, rtol=0, msg=name)
+    scale = max(expected.abs().max() for expected in theirs["gradients"].values())
+    for name, expected in theirs["gradients"].items():
+        mean = torch.stack([process["gradients"][name] for process in ours]).mean(dim=0)
+        print(name, scale.item(), expected.abs().max().item(), (mean - expected).abs().max().item())
+        torch.testing.assert_close(mean / scale, expected / scale, atol=1e-5, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run[0] == "moco"], ids=name_of)
 def test_the_queue_is_the_same_everywhere(both, alone, run):
     ours, theirs = of(run, both, alone)
     for name in ("queue", "cursor"):
-        first, second = (found["buffers"][name] for found in ours)
+        first, second = (process["buffers"][name] for process in ours)
         assert torch.equal(first, second)
         torch.testing.assert_close(first, theirs["buffers"][name], atol=1e-5, rtol=1e-5)
     keys = 2 * (BATCH * 2 if run[2] else BATCH)
@@ -312,41 +312,41 @@ def test_the_queue_is_the_same_everywhere(both, alone, run):
 @pytest.mark.parametrize("run", RUNS, ids=name_of)
 def test_running_statistics_average_to_those_of_one_process(both, alone, run):
     ours, theirs = of(run, both, alone)
-    for name, wanted in theirs["buffers"].items():
+    for name, expected in theirs["buffers"].items():
         if name.endswith(("running_mean", "running_var")):
-            mean = torch.stack([found["buffers"][name] for found in ours]).mean(dim=0)
-            torch.testing.assert_close(mean, wanted, atol=1e-5, rtol=1e-4, msg=name)
+            mean = torch.stack([process["buffers"][name] for process in ours]).mean(dim=0)
+            torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if not run[3]], ids=name_of)
 def test_statistics_of_the_whole_batch_are_the_same_everywhere(both, alone, run):
     (first, second), theirs = of(run, both, alone)
-    seen = [name for name in theirs["buffers"] if "running" in name]
-    assert seen
-    for name in seen:
+    names = [name for name in theirs["buffers"] if "running" in name]
+    assert names
+    for name in names:
         assert torch.equal(first["buffers"][name], second["buffers"][name])
-        wanted = theirs["buffers"][name]
-        torch.testing.assert_close(first["buffers"][name], wanted, atol=1e-5, rtol=1e-5, msg=name)
+        expected = theirs["buffers"][name]
+        torch.testing.assert_close(first["buffers"][name], expected, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("case", NORMS)
 def test_the_whole_batch_is_normalised_as_in_one_process(both, alone, case):
-    ours, theirs = [found["norms"][case] for found in both], alone["norms"][case]
-    for name, wanted in theirs.items():
-        first, second = (found[name] for found in ours)
-        assert first.dtype == wanted.dtype
+    ours, theirs = [process["norms"][case] for process in both], alone["norms"][case]
+    for name, expected in theirs.items():
+        first, second = (process[name] for process in ours)
+        assert first.dtype == expected.dtype
         limit = 1e-5
         if name in ("out", "x"):  # of each process's part; 1000 alone has rounding of 6e-5
-            found = torch.cat([first, second])
+            combined = torch.cat([first, second])
             limit = {"far from 0": 1e-3, "half precision": 2e-2}.get(case, limit)
         elif name in ("weight", "bias"):  # by way of each process's part
             assert not torch.equal(first, second)
-            found = first + second
+            combined = first + second
             limit = {"far from 0": 1e-2, "half precision": 1e-4}.get(case, limit)
         else:
             assert torch.equal(first, second)
-            found = first
-        torch.testing.assert_close(found, wanted, atol=limit, rtol=limit, msg=name)
+            combined = first
+        torch.testing.assert_close(combined, expected, atol=limit, rtol=limit, msg=name)
 
 
 def test_statistics_far_from_0_keep_their_precision(both):
@@ -358,9 +358,9 @@ def test_statistics_far_from_0_keep_their_precision(both):
 
 
 def test_the_whole_batchs_statistics_stay_alone_while_they_are_not_tracked(both):
-    for found in both:
-        assert found["norms"]["untracked"]["num_batches_tracked"] == 0
-        assert torch.equal(found["norms"]["untracked"]["running_var"], torch.ones(3))
+    for process in both:
+        assert process["norms"]["untracked"]["num_batches_tracked"] == 0
+        assert torch.equal(process["norms"]["untracked"]["running_var"], torch.ones(3))
 
 
 def of(
@@ -368,4 +368,4 @@ def of(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One run in both processes, and in one."""
     number = RUNS.index(run)
-    return [found["runs"][number] for found in both], alone["runs"][number]
+    return [process["runs"][number] for process in both], alone["runs"][number]

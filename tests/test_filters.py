@@ -10,7 +10,7 @@ from salmask.filters import gaussian_blur, high_pass, scaled, scaled_kernel
 
 
 @pytest.mark.parametrize(
-    ("kernel", "sigma", "side", "wanted_kernel", "wanted_sigma"),
+    ("kernel", "sigma", "side", "expected_kernel", "expected_sigma"),
     [
         (11, 5.0, 224, 11, 5.0),
         (31, 10.0, 224, 31, 10.0),
@@ -26,9 +26,9 @@ from salmask.filters import gaussian_blur, high_pass, scaled, scaled_kernel
         (31, 10.0, 96, 13, 4.2857),
     ],
 )
-def test_pixel_constants_scale_with_the_view(kernel, sigma, side, wanted_kernel, wanted_sigma):
-    assert scaled_kernel(kernel, side) == wanted_kernel
-    assert scaled(sigma, side) == pytest.approx(wanted_sigma, abs=1e-4)
+def test_pixel_constants_scale_with_the_view(kernel, sigma, side, expected_kernel, expected_sigma):
+    assert scaled_kernel(kernel, side) == expected_kernel
+    assert scaled(sigma, side) == pytest.approx(expected_sigma, abs=1e-4)
 
 
 @given(st.integers(1, 101), st.integers(8, 512))
@@ -48,15 +48,15 @@ def test_an_impulse_becomes_the_separable_kernel():
     for y in range(11):
         for x in range(11):
             inside = abs(y - 5) <= 2 and abs(x - 5) <= 2
-            wanted = line[y - 3] * line[x - 3] if inside else 0
-            assert blurred[y, x].item() == pytest.approx(wanted, abs=1e-7)
+            expected = line[y - 3] * line[x - 3] if inside else 0
+            assert blurred[y, x].item() == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize(("kernel", "sigma"), [(3, 0.5), (5, 1.43), (9, 2.86), (31, 10.0)])
 def test_blur_agrees_with_torchvision(generator, kernel, sigma):
     images = torch.randn(2, 3, 20, 33, generator=generator)
-    wanted = reference.gaussian_blur(images, [kernel, kernel], [sigma, sigma])
-    torch.testing.assert_close(gaussian_blur(images, kernel, sigma), wanted, atol=1e-5, rtol=1e-5)
+    expected = reference.gaussian_blur(images, [kernel, kernel], [sigma, sigma])
+    torch.testing.assert_close(gaussian_blur(images, kernel, sigma), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_every_image_may_have_its_own_sigma(generator):
@@ -70,8 +70,8 @@ def test_every_image_may_have_its_own_sigma(generator):
 
 def test_high_pass_is_what_blur_takes_away(generator):
     images = torch.randn(2, 3, 16, 16, generator=generator)
-    wanted = images - reference.gaussian_blur(images, [5, 5], [1.4, 1.4])
-    torch.testing.assert_close(high_pass(images, 5, 1.4), wanted, atol=1e-5, rtol=1e-5)
+    expected = images - reference.gaussian_blur(images, [5, 5], [1.4, 1.4])
+    torch.testing.assert_close(high_pass(images, 5, 1.4), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_constant_image_blurs_to_itself_and_has_no_high_pass():
@@ -88,5 +88,5 @@ def test_a_kernel_that_does_not_fit_is_refused(kernel, side):
 
 def test_the_largest_kernel_that_fits_is_accepted(generator):
     images = torch.randn(1, 3, 8, 8, generator=generator)
-    wanted = reference.gaussian_blur(images, [15, 15], [2.0, 2.0])
-    torch.testing.assert_close(gaussian_blur(images, 15, 2.0), wanted, atol=1e-5, rtol=1e-5)
+    expected = reference.gaussian_blur(images, [15, 15], [2.0, 2.0])
+    torch.testing.assert_close(gaussian_blur(images, 15, 2.0), expected, atol=1e-5, rtol=1e-5)

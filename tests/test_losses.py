@@ -93,8 +93,8 @@ def test_info_nce_agrees_with_loops(batch, queue_size, count, seed, penalty):
         hard_negative=negatives if count else None,
         penalty=penalty,
     )
-    wanted = naive_info_nce(query, key, queue, 0.2, negatives, penalty)
-    assert loss.item() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    expected = naive_info_nce(query, key, queue, 0.2, negatives, penalty)
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_a_hard_negative_counts_for_its_own_image_only(generator):
@@ -117,21 +117,21 @@ def test_gradient_pulls_to_the_key_and_pushes_from_the_hard_negative():
     exps = [*EXPS, math.exp(1.6)]
     p = [e / sum(exps) for e in exps]
     vectors = [(0.6, 0.8), (0.0, 1.0), (-1.0, 0.0), (0.8, 0.6)]
-    wanted = [
+    expected = [
         (sum(pj * v[c] for pj, v in zip(p, vectors, strict=True)) - KEY[0, c].item()) / 0.5
         for c in (0, 1)
     ]
-    torch.testing.assert_close(query.grad, torch.tensor([wanted]))
+    torch.testing.assert_close(query.grad, torch.tensor([expected]))
 
 
 def test_half_precision_embeddings_give_a_float32_loss():
     halves = [t.bfloat16() for t in (QUERY, KEY, QUEUE, NEGATIVE)]
     loss = info_nce(*halves[:3], temperature=0.5, hard_negative=halves[3])
-    wanted = info_nce(
+    expected = info_nce(
         *(t.float() for t in halves[:3]), temperature=0.5, hard_negative=halves[3].float()
     )
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, wanted)
+    assert torch.equal(loss, expected)
 
 
 # ------------------------------------------------------------------------------------- nt_xent
@@ -160,8 +160,8 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, **options: Any) -> torch.
 
 def test_nt_xent_by_hand():
     loss = nt_xent(FIRST, SECOND, temperature=0.5)
-    wanted = (2 * math.log(ROW[-1.6]) + 2 * math.log(ROW[1.6])) / 4 - 1.2
-    assert loss.shape == () and loss.item() == pytest.approx(wanted, abs=1e-6)
+    expected = (2 * math.log(ROW[-1.6]) + 2 * math.log(ROW[1.6])) / 4 - 1.2
+    assert loss.shape == () and loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_nt_xent_logits_by_hand():
         FIRST, SECOND, temperature=0.5, hard_negative=HARD, penalty=2.0
     )
     no = -math.inf  # itself, and hard negatives where there are none
-    wanted = [
+    expected = [
         [no, 0.0, 1.2, -1.6, 3.2],
         [0.0, no, 1.6, 1.2, 3.2],
         [1.2, 1.6, no, 0.0, no],
         [-1.6, 1.2, 0.0, no, no],
     ]
-    torch.testing.assert_close(logits, torch.tensor(wanted))
+    torch.testing.assert_close(logits, torch.tensor(expected))
     assert positive.tolist() == [2, 3, 0, 1]
 
 
@@ -228,8 +228,8 @@ def test_nt_xent_agrees_with_loops(batch, count, seed, penalty):
     first, second, negatives = unit(batch, 6), unit(batch, 6), unit(batch, count, 6)
     hard = negatives if count else None
     loss = nt_xent(first, second, temperature=0.2, hard_negative=hard, penalty=penalty)
-    wanted = naive_nt_xent(first, second, 0.2, negatives, penalty)
-    assert loss.item() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    expected = naive_nt_xent(first, second, 0.2, negatives, penalty)
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_nt_xents_hard_negative_counts_for_its_own_image_only(generator):
@@ -271,10 +271,10 @@ def test_in_batch_by_hand(rows):
     # of a0 and a1 with the keys b0, b1 over tau: (1.2, -1.6) and (1.6, 1.2)
     losses = in_batch(FIRST, SECOND, torch.tensor(rows), temperature=0.5)
     logits = [[1.2, -1.6], [1.6, 1.2]]
-    wanted = [
+    expected = [
         math.log(sum(map(math.exp, row))) - row[r] for row, r in zip(logits, rows, strict=True)
     ]
-    assert losses.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert losses.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_in_batchs_gradient_reaches_queries_and_keys():
@@ -288,8 +288,8 @@ def test_in_batchs_gradient_reaches_queries_and_keys():
 
 def test_first_wins_by_hand():
     losses = first_wins(torch.tensor([[1.2, 0.0], [-1.0, 3.0]]))
-    wanted = [math.log(1 + math.exp(-1.2)), math.log(1 + math.exp(4.0))]
-    assert losses.tolist() == pytest.approx(wanted, abs=1e-6)
+    expected = [math.log(1 + math.exp(-1.2)), math.log(1 + math.exp(4.0))]
+    assert losses.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_lambda_mix_by_hand():
@@ -304,8 +304,8 @@ def test_lambda_mix_by_hand():
 def test_cosine_by_hand():
     online = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
     target = torch.tensor([[0.6, 0.8], [5.0, 5.0], [0.0, 1.0]])
-    found = cosine(online, target)
-    torch.testing.assert_close(found, torch.tensor([-0.6, -1.0, 1.0]))
+    values = cosine(online, target)
+    torch.testing.assert_close(values, torch.tensor([-0.6, -1.0, 1.0]))
     assert cosine(online.bfloat16(), target.bfloat16()).dtype == torch.float32
 
 
@@ -337,9 +337,9 @@ def test_autocast_does_not_touch_the_losses(generator):
             cosine(first, second),
         ]
 
-    wanted = all_of_them()
+    expected = all_of_them()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (first @ second.T).dtype == torch.bfloat16  # what the losses must escape
-        found = all_of_them()
-    for a, b in zip(found, wanted, strict=True):
+        values = all_of_them()
+    for a, b in zip(values, expected, strict=True):
         assert a.dtype == torch.float32 and torch.equal(a, b)

@@ -79,9 +79,9 @@ def test_normals_follow_the_normal_distribution():
     assert abs(drawn.std() - 1) < 4 / math.sqrt(2 * n)
     assert abs((drawn**3).mean()) < 4 * math.sqrt(15 / n)
     assert abs((drawn**4).mean() - 3) < 4 * math.sqrt(96 / n)
-    wanted = 0.5 * (1 + torch.erf(drawn.sort().values / math.sqrt(2)))
-    found = (torch.arange(n) + 0.5) / n
-    assert (wanted - found).abs().max() < 2 / math.sqrt(n)  # Kolmogorov-Smirnov
+    expected = 0.5 * (1 + torch.erf(drawn.sort().values / math.sqrt(2)))
+    values = (torch.arange(n) + 0.5) / n
+    assert (expected - values).abs().max() < 2 / math.sqrt(n)  # Kolmogorov-Smirnov
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -38,8 +38,8 @@ def test_every_framework_is_tested_here():
 def test_defaults_are_the_papers(name):
     cls = type(build(name, bn_group=0))
     defaults = {k: p.default for k, p in inspect.signature(cls).parameters.items()}
-    wanted = PAPER[name] | {"bn_group": 32} | ({"penalty": 2.0} if "penalty" in defaults else {})
-    assert {key: defaults[key] for key in wanted} == wanted
+    expected = PAPER[name] | {"bn_group": 32} | ({"penalty": 2.0} if "penalty" in defaults else {})
+    assert {key: defaults[key] for key in expected} == expected
     assert ("penalty" in defaults) is (name in ("moco", "simclr"))
 
 
@@ -52,8 +52,8 @@ def test_every_norm_has_the_groups_that_were_asked_for(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_groups_that_do_not_divide_the_batch_are_refused(name):
-    told = r"framework\.bn_group: 3 does not divide train\.batch \(4\)"
-    with pytest.raises(UserError, match=told):
+    message = r"framework\.bn_group: 3 does not divide train\.batch \(4\)"
+    with pytest.raises(UserError, match=message):
         build(name, bn_group=3)
 
 
@@ -81,13 +81,13 @@ def test_losses_stay_float32_under_autocast(name):
     model = build(name, bn_group=0)
     batch = views(images(2), [(0, 1, 1.0)])
     with torch.autocast("cpu", torch.bfloat16):
-        seen = model(batch, 0.0)
-    assert {value.dtype for value in seen.values()} == {torch.float32}
-    assert all(value.isfinite() and value.shape == () for value in seen.values())
+        metrics = model(batch, 0.0)
+    assert {value.dtype for value in metrics.values()} == {torch.float32}
+    assert all(value.isfinite() and value.shape == () for value in metrics.values())
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"queue": 10}, r"queue: 10 .*multiple of train\.batch \(4\).*choose 8"),
         ({"queue": 3}, r"queue: 3 .*choose 4"),
@@ -96,8 +96,8 @@ def test_losses_stay_float32_under_autocast(name):
         ({"head": "deep"}, "'mlp' or 'linear'.*'deep'"),
     ],
 )
-def test_options_of_moco_that_do_not_fit_are_refused(options, told):
-    with pytest.raises(UserError, match=told):
+def test_options_of_moco_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
         build("moco", **({"bn_group": 0} | options))
 
 

@@ -1,6 +1,6 @@
-"""Slow references for frameworks: embeddings as lists of numbers, losses by loops over them.
+"""Slow references for frameworks: embeddings as lists of numbers, and losses by loops.
 
-Nothing of a framework runs here but its sub-networks, on copies.
+Only copies of the sub-networks of a framework are run.
 """
 
 import copy
@@ -23,7 +23,7 @@ Vectors = list[list[float]]  # one for each sample
 
 
 def shake(*modules: nn.Module) -> None:
-    """Moves parameters, so that a network differs from its follower and no norm has scale 1."""
+    """Changes all parameters, so that networks differ from their moving averages."""
     with torch.no_grad():
         for module in modules:
             for parameter in module.parameters():
@@ -37,14 +37,14 @@ def images(count: int, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def mixtures(*pictures: Tensor, switch: bool = True) -> tuple[Mixed, ...]:
-    """Each picture as a mixture with the batch read backwards, in shares that differ by image."""
+    """Mixtures of each view with the batch in reverse order, with different shares per image."""
     own, shares = torch.arange(BATCH), torch.tensor([0.25, 0.5, 0.9, 0.7])
     terms = ((own, shares), (BACKWARDS, 1 - shares))
     return tuple(Mixed(picture, terms[: 1 + switch]) for picture in pictures)
 
 
 def halves(first: Tensor, second: Tensor) -> tuple[Mixed, ...]:
-    """Two parts of the same images, both pulled to their own key: what erasing makes."""
+    """Two parts of the same images, whose positive is their own key, as the mask `erase` makes."""
     own, shares = torch.arange(BATCH), torch.tensor([0.25, 0.5, 0.9, 0.7])
     return Mixed(first, ((own, shares),)), Mixed(second, ((own, 1 - shares),))
 
@@ -59,7 +59,7 @@ def views(
 
 
 def embed(pictures: Tensor, *parts: nn.Module, group: int = 0) -> Vectors:
-    """What copies of the parts make of the pictures, `group` samples at a time."""
+    """The embeddings of views by copies of sub-networks, `group` samples at a time."""
     chain = group_norms(nn.Sequential(*(copy.deepcopy(part) for part in parts)), 0)
     with torch.no_grad():
         made = [chain(some).double() for some in pictures.split(group or len(pictures))]
@@ -73,8 +73,8 @@ def cosine(a: list[float], b: list[float]) -> float:
     return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
 
 
-def surprise(positive: float, others: Sequence[float]) -> float:
-    """-log of the softmax of the positive among itself and the others."""
+def cross_entropy(positive: float, others: Sequence[float]) -> float:
+    """-log of the softmax of the positive among all values."""
     return math.log(sum(math.exp(v) for v in (positive, *others))) - positive
 
 
@@ -88,27 +88,27 @@ def moved(follower: nn.Module, leader: nn.Module, momentum: float) -> nn.Module:
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
-    """Whether all parameters are the same numbers, but for rounding."""
+    """Whether all parameters are equal up to rounding."""
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     return all(torch.allclose(x, y, rtol=1e-6, atol=1e-6) for x, y in pairs)
 
 
 def learning(model: nn.Module) -> set[str]:
-    """The submodules some of whose parameters have a gradient that is not 0."""
-    found = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    return {name.partition(".")[0] for name in found}
+    """The submodules with a non-zero gradient."""
+    parts = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    return {name.partition(".")[0] for name in parts}
 
 
 def layout(head: nn.Module) -> list[str]:
-    """A head, layer by layer: `4>8` a linear layer, `4>8+` one with a bias, `norm`, `plain` a norm
-    without scale and shift, `relu`."""
-    said = []
+    """The layers of a head: `4>8` is a linear layer, `4>8+` a linear layer with a bias, `plain` a
+    norm without scale and shift."""
+    names = []
     for layer in head.modules():
         if isinstance(layer, nn.Linear):
             bias = "" if layer.bias is None else "+"
-            said.append(f"{layer.in_features}>{layer.out_features}{bias}")
+            names.append(f"{layer.in_features}>{layer.out_features}{bias}")
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            said.append("norm" if layer.affine else "plain")
+            names.append("norm" if layer.affine else "plain")
         elif not isinstance(layer, nn.Sequential):
-            said.append(type(layer).__name__.lower())
-    return said
+            names.append(type(layer).__name__.lower())
+    return names

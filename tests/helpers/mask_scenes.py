@@ -1,9 +1,10 @@
-"""What the tests of masks share: views, and what can be told of a mask from pixels alone.
+"""Views for tests of masks, and measurements of masks from pixels.
 
-Nothing here calls the code under test but `apply`: Eq. 1 is written out cell by cell, and the
-Gaussian blur is torchvision's.
+Only `apply` calls the code under test. Eq. 1 is computed cell by cell, and the Gaussian blur is
+that of torchvision.
 """
 
+from collections.abc import Callable
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -21,8 +22,11 @@ HIGH_PASS = {32: (3, 5 / 7), 64: (3, 10 / 7), 224: (11, 5.0)}  # 11 and 5 at 224
 BLUR = {32: (5, 10 / 7), 64: (9, 20 / 7), 224: (31, 10.0)}  # 31 and 10 at 224
 
 
+_FUNCTIONS: dict[str, Callable[..., Masked]] = {}
+
+
 def scene(batch: int, side: int, grid: int, *, seed: int = 0, extra: int = 0) -> Pair:
-    """Views of noise with blobs of activation, other ones for the key than for the query."""
+    """Views of noise, with different activation maps for query and key."""
     generator = torch.Generator().manual_seed(seed)
     views = [torch.randn(batch, 3, side, side, generator=generator) for _ in range(2 + extra)]
     maps = [torch.rand(batch, grid, grid, generator=generator) ** 3 for _ in range(2)]
@@ -30,8 +34,8 @@ def scene(batch: int, side: int, grid: int, *, seed: int = 0, extra: int = 0) ->
 
 
 def checkered(batch: int, side: int, grid: int, *, extra: int = 0) -> Pair:
-    """Views of +-100 in turns, all foreground. No blur is left of them, so that a high-pass mask
-    shows its noise: what is far from +-100."""
+    """Views with a checkerboard of +-100, all foreground. Blurring removes it, so the noise of a
+    high-pass mask shows as values far from +-100."""
     pixel = torch.arange(side)
     board = 100.0 - 200.0 * ((pixel[:, None] + pixel) % 2)
     view, flat = board.expand(batch, 3, side, side).contiguous(), torch.ones(batch, grid, grid)
@@ -48,9 +52,11 @@ def draws_for(batch: int, seed: int = 0) -> Draws:
 
 
 def apply(name: str, pair: Pair, grid: int, seed: int = 0, **options: Any) -> Masked:
-    """The mask `name` with these options, on a batch whose samples are numbered from 0."""
-    mask = function_of(Choice(name, options))
-    return mask(pair, draws_for(len(pair.query), seed), grid)
+    """The mask `name` with these options, for samples 0, 1, ..."""
+    key = f"{name} {options}"  # options are checked once
+    if key not in _FUNCTIONS:
+        _FUNCTIONS[key] = function_of(Choice(name, options))
+    return _FUNCTIONS[key](pair, draws_for(len(pair.query), seed), grid)
 
 
 def part(pair: Pair, rows: list[int]) -> Pair:
@@ -60,32 +66,32 @@ def part(pair: Pair, rows: list[int]) -> Pair:
 
 
 def tensors(masked: Masked) -> list[Tensor]:
-    """Everything that a mask returned, in order."""
-    found = [masked.query, masked.key, *masked.negatives, *masked.extra]
+    """All tensors that a mask returned, in order."""
+    parts = [masked.query, masked.key, *masked.negatives, *masked.extra]
     for mixed in masked.mixed:
-        found += [mixed.images, *(t for pair in mixed.positives for t in pair)]
-    return found
+        parts += [mixed.images, *(t for pair in mixed.positives for t in pair)]
+    return parts
 
 
 def salient(activation: Tensor) -> Tensor:
     """Chin et al. 2024, Eq. 1, cell by cell: (B,U,V) -> (B,U,V) bool."""
-    found = []
+    parts = []
     for rows in activation.double().tolist():
         cells = [value for row in rows for value in row]
         bar = fmean(cells) - 0.6 * pstdev(cells)
-        found.append([[value >= bar for value in row] for row in rows])
-    return torch.tensor(found)
+        parts.append([[value >= bar for value in row] for row in rows])
+    return torch.tensor(parts)
 
 
 def rounded(count: Tensor | int, value: float) -> bool:
-    """Whether a count is this value rounded; at a half, to either side."""
+    """Whether a count is the rounded value; a half may be rounded up or down."""
     return abs(int(count) - value) <= 0.5 + 1e-5
 
 
 def cells_of(pixels: Tensor, grid: int) -> Tensor:
-    """(B,3,H,W) bool per patch, (B,3,U,V) bool. A patch is masked whole or not at all."""
+    """Pixels (B,3,H,W) bool as patches (B,3,U,V) bool. A patch must be masked completely or not."""
     share = pixels.float().unflatten(2, (grid, -1)).unflatten(4, (grid, -1)).mean((3, 5))
-    assert ((share == 0) | (share > 0.9)).all()  # noise may hit a pixel's own value
+    assert ((share == 0) | (share > 0.9)).all()  # noise can equal a pixel's value
     return share > 0
 
 
@@ -95,7 +101,7 @@ def masked_cells(before: Tensor, after: Tensor, grid: int, tolerance: float = 0.
 
 
 def shared_cells(before: Tensor, after: Tensor, grid: int, tolerance: float = 0.0) -> Tensor:
-    """Which patches differ, in all channels alike: (B,U,V) bool."""
+    """Which patches differ, equal in all channels: (B,U,V) bool."""
     cells = masked_cells(before, after, grid, tolerance)
     assert torch.equal(cells, cells[:, :1].expand_as(cells))
     return cells[:, 0]
@@ -116,7 +122,7 @@ def high_passed(images: Tensor) -> Tensor:
 
 
 def filling(name: str, images: Tensor) -> Tensor:
-    """What `blur` and `mean` show in masked patches."""
+    """The fill of the masks `blur` and `mean`."""
     if name == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
     return blurred(images, *BLUR[images.shape[-1]])
@@ -128,7 +134,7 @@ def correlation(first: Tensor, second: Tensor) -> float:
 
 
 def window_of(inside: Tensor) -> tuple[int, int, int]:
-    """Top, left and side of the one square of True in (H,W) bool; fails where there is none."""
+    """Top, left and side of the only square of True in (H,W) bool. Fails if there is none."""
     rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
     top, left = int(rows[0]), int(columns[0])
     side = int(rows[-1]) - top + 1

@@ -73,18 +73,18 @@ def test_all_n_maskings_of_the_query_meet_the_key(pair):
     masks = masker(pair.query).detach()
     for number, place in enumerate((0, 2, 3, 4)):
         for image in range(BATCH):
-            wanted = hide(pair.query[image], masks[image, number])
-            torch.testing.assert_close(views.images[place][image], wanted)
+            expected = hide(pair.query[image], masks[image, number])
+            torch.testing.assert_close(views.images[place][image], expected)
 
 
 def drawn_masks(hidden: Tensor, images: Tensor, masks: Tensor) -> list[int]:
     """Which of its own masks (B,N,H,W) hid each image (B,3,H,W)."""
-    found = []
-    for seen, image, several in zip(hidden, images, masks, strict=True):
-        same = [torch.allclose(seen, image * (1 - mask), atol=1e-6) for mask in several]
+    indices = []
+    for view, image, several in zip(hidden, images, masks, strict=True):
+        same = [torch.allclose(view, image * (1 - mask), atol=1e-6) for mask in several]
         assert sum(same) == 1
-        found.append(same.index(True))
-    return found
+        indices.append(same.index(True))
+    return indices
 
 
 def test_single_draws_one_of_the_masks_for_each_image_and_epoch():
@@ -142,10 +142,10 @@ def test_who_is_masked_and_who_meets_whom(name, single, pair):
 
     met = [(source(i), source(j)) for i, j, _ in views.pairs]
     forward, backward = [("masked query", "key")] * count, [("masked key", "query")] * count
-    wanted = forward + backward * both
+    expected = forward + backward * both
     if name == "byol":  # only view 2 is masked, as query and as target
-        wanted = [("query", "masked key")] * count + backward
-    assert sorted(met) == sorted(wanted)
+        expected = [("query", "masked key")] * count + backward
+    assert sorted(met) == sorted(expected)
     assert len({pair[:2] for pair in views.pairs}) == len(views.pairs)
     if name != "byol":
         assert views.images[1] is pair.key
@@ -180,7 +180,7 @@ def flat(*shares: float, batch: int = 2, side: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("shares", "wanted"),
+    ("shares", "expected"),
     [
         ((0.5, 0.5), 2.0),
         ((0.5,) * 4, 4.0),
@@ -190,8 +190,8 @@ def flat(*shares: float, batch: int = 2, side: int = 3) -> Tensor:
         ((0.99, 0.01), 2 / 0.0314107591),  # sin(0.01 pi)
     ],
 )
-def test_unevenness_by_hand(shares, wanted):
-    assert unevenness(flat(*shares)).item() == pytest.approx(wanted, rel=1e-5)
+def test_unevenness_by_hand(shares, expected):
+    assert unevenness(flat(*shares)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_unevenness_is_of_an_image_and_of_a_mask_not_of_their_averages():
@@ -329,16 +329,16 @@ def test_the_maskers_gradient_by_finite_differences(name, pair, monkeypatch):
 def test_the_maskers_loss_is_penalty_and_entropy_over_all_masks_less_the_task(name, single, pair):
     model = framework(name)
     masker = build(model.wiring, single=single, penalty=0.7, entropy=0.4)
-    seen = masker.loss(model.losses, pair, draws(), SHUFFLE)
+    metrics = masker.loss(model.losses, pair, draws(), SHUFFLE)
     with torch.no_grad():
         task = model.losses(masker.views(pair, draws(), SHUFFLE))["loss"]
         masks = masker(pair.query)  # all of them, whichever were drawn
         if name == "simsiam":
             masks = torch.cat([masks, masker(pair.key)])
-        wanted = 0.7 * unevenness(masks) + 0.4 * mean_entropy(masks) - task
-    torch.testing.assert_close(seen["masker_loss"].detach(), wanted, atol=1e-5, rtol=1e-5)
+        expected = 0.7 * unevenness(masks) + 0.4 * mean_entropy(masks) - task
+    torch.testing.assert_close(metrics["masker_loss"].detach(), expected, atol=1e-5, rtol=1e-5)
     largest = [max(mask.mean().item() for mask in image) for image in masks]
-    assert seen["mask_mean_max"].item() == pytest.approx(sum(largest) / len(masks), rel=1e-5)
+    assert metrics["mask_mean_max"].item() == pytest.approx(sum(largest) / len(masks), rel=1e-5)
 
 
 # ----------------------------------------------------------------------------------- refusals

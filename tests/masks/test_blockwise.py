@@ -20,22 +20,22 @@ def blocks(batch: int, grid: int, ratio: float, seed: int = 0) -> Tensor:
 
 def edges(mask: Tensor) -> int:
     """How many neighbours, side by side, differ in (U,V) bool."""
-    rows, found = mask.tolist(), 0
+    rows, count = mask.tolist(), 0
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
             if y + 1 < len(rows) and rows[y + 1][x] != cell:
-                found += 1
+                count += 1
             if x + 1 < len(row) and row[x + 1] != cell:
-                found += 1
-    return found
+                count += 1
+    return count
 
 
 def regions(mask: Tensor) -> int:
     """How many groups of neighbouring True there are in (U,V) bool."""
     left = {(int(y), int(x)) for y, x in mask.nonzero()}
-    found = 0
+    count = 0
     while left:
-        found += 1
+        count += 1
         reached = [left.pop()]
         while reached:
             y, x = reached.pop()
@@ -43,7 +43,7 @@ def regions(mask: Tensor) -> int:
                 if near in left:
                     left.remove(near)
                     reached.append(near)
-    return found
+    return count
 
 
 def discrete(grid: int, count: int, generator: torch.Generator) -> Tensor:
@@ -56,9 +56,9 @@ def discrete(grid: int, count: int, generator: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_ratio_is_met_exactly(grid: int, ratio: float) -> None:
-    found = blocks(64, grid, ratio)
-    assert found.shape == (64, grid, grid) and found.dtype == torch.bool
-    assert torch.equal(found.sum((1, 2)), torch.full((64,), round(ratio * grid**2)))
+    masks = blocks(64, grid, ratio)
+    assert masks.shape == (64, grid, grid) and masks.dtype == torch.bool
+    assert torch.equal(masks.sum((1, 2)), torch.full((64,), round(ratio * grid**2)))
 
 
 @given(
@@ -76,10 +76,10 @@ def test_any_ratio_is_met_within_half_a_cell(grid: int, ratios: list[float], see
 
 def test_two_by_two_is_never_empty() -> None:
     """The public sampler leaves 94% of these without a masked cell."""
-    found = blocks(2000, 2, 0.5)
-    assert torch.equal(found.sum((1, 2)), torch.full((2000,), 2))
+    masks = blocks(2000, 2, 0.5)
+    assert torch.equal(masks.sum((1, 2)), torch.full((2000,), 2))
     # each half is one rectangle, and as likely as the others; the diagonals take two
-    for half in (found[:, 0], found[:, 1], found[:, :, 0], found[:, :, 1]):
+    for half in (masks[:, 0], masks[:, 1], masks[:, :, 0], masks[:, :, 1]):
         assert 0.15 < half.all(1).float().mean() < 0.35
 
 
@@ -87,11 +87,11 @@ def test_two_by_two_is_never_empty() -> None:
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_cells_hang_together(generator: torch.Generator, grid: int, ratio: float) -> None:
     """Far fewer edges and regions than as many cells strewn about."""
-    found = blocks(100, grid, ratio)
+    masks = blocks(100, grid, ratio)
     strewn = [discrete(grid, round(ratio * grid**2), generator) for _ in range(100)]
-    assert sum(map(edges, found)) < 0.6 * sum(map(edges, strewn))
+    assert sum(map(edges, masks)) < 0.6 * sum(map(edges, strewn))
     if ratio < 0.6:  # beyond, strewn cells touch each other too
-        assert sum(map(regions, found)) < 0.6 * sum(map(regions, strewn))
+        assert sum(map(regions, masks)) < 0.6 * sum(map(regions, strewn))
 
 
 def test_rectangles_are_wide_and_tall() -> None:
@@ -99,7 +99,7 @@ def test_rectangles_are_wide_and_tall() -> None:
     boxes = []
     for mask in blocks(4000, 8, 4 / 64):
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-        height, width = (int(found[-1] - found[0]) + 1 for found in (rows, columns))
+        height, width = (int(edge[-1] - edge[0]) + 1 for edge in (rows, columns))
         if height * width == 4:
             boxes.append((height, width))
     square, row, column = (boxes.count(box) for box in ((2, 2), (1, 4), (4, 1)))
@@ -108,8 +108,8 @@ def test_rectangles_are_wide_and_tall() -> None:
 
 
 def test_masks_differ_between_samples_and_seeds() -> None:
-    found = torch.cat([blocks(50, 8, 0.5), blocks(50, 8, 0.5, seed=1)])
-    assert len({tuple(mask.flatten().tolist()) for mask in found}) > 90
+    masks = torch.cat([blocks(50, 8, 0.5), blocks(50, 8, 0.5, seed=1)])
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) > 90
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5])

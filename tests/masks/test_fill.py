@@ -13,8 +13,8 @@ def test_mean_fill_by_hand():
     # red: 1, 2, 3, 6 -> 3; green: 0, 0, 0, 2 -> 0.5; the other image: 4s and -1s
     first = torch.tensor([[[1.0, 2], [3, 6]], [[0, 0], [0, 2]]])
     images = torch.stack([first, torch.stack([torch.full((2, 2), 4.0), -torch.ones(2, 2)])])
-    wanted = torch.tensor([[3.0, 0.5], [4.0, -1.0]])[:, :, None, None].expand(2, 2, 2, 2)
-    torch.testing.assert_close(fill.mean_fill(images), wanted)
+    expected = torch.tensor([[3.0, 0.5], [4.0, -1.0]])[:, :, None, None].expand(2, 2, 2, 2)
+    torch.testing.assert_close(fill.mean_fill(images), expected)
 
 
 def test_strong_blur_of_an_impulse_is_the_separable_kernel():
@@ -32,8 +32,8 @@ def test_strong_blur_of_an_impulse_is_the_separable_kernel():
 
 def test_high_pass_is_the_view_minus_its_blur(generator):
     images = torch.randn(2, 3, 16, 16, generator=generator)
-    wanted = images - reference.gaussian_blur(images, [3, 3], [1.43, 1.43])
-    torch.testing.assert_close(fill.high_pass(images, 3, 1.43), wanted, atol=1e-6, rtol=1e-5)
+    expected = images - reference.gaussian_blur(images, [3, 3], [1.43, 1.43])
+    torch.testing.assert_close(fill.high_pass(images, 3, 1.43), expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("deviation", [0.14, 0.18])

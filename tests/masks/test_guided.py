@@ -114,8 +114,8 @@ def test_the_query_is_masked_where_asked_and_filled(
     for mask, foreground in zip(cells, salient(pair.query_activation), strict=True):
         assert obeys(mask, foreground, rule, ratio)
     pixels = as_pixels(cells, SIDE)[:, None]
-    wanted = torch.where(pixels, filling(name, pair.query), pair.query)
-    torch.testing.assert_close(made.query, wanted, atol=1e-5, rtol=1e-5)
+    expected = torch.where(pixels, filling(name, pair.query), pair.query)
+    torch.testing.assert_close(made.query, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_balanced_counts_by_hand() -> None:
@@ -129,9 +129,9 @@ def test_balanced_counts_by_hand() -> None:
     assert (mask & (maps == 0)).sum() == 7
 
 
-@pytest.mark.parametrize(("ratio", "wanted"), [(0.15, 10), (0.3, 19), (0.32, 20), (0.9, 20)])
+@pytest.mark.parametrize(("ratio", "expected"), [(0.15, 10), (0.3, 19), (0.32, 20), (0.9, 20)])
 def test_salient_takes_the_same_area_from_the_foreground_and_no_more(
-    ratio: float, wanted: int
+    ratio: float, expected: int
 ) -> None:
     # 20 cells of foreground as above: 9.6 -> 10, 19.2 -> 19, 20.5 and 57.6 are more than there are
     maps = (torch.arange(64) < 20).float().view(1, 8, 8)
@@ -139,7 +139,7 @@ def test_salient_takes_the_same_area_from_the_foreground_and_no_more(
     options: dict[str, Any] = {"where": "salient", "ratio": (ratio, ratio), "hard_negative": None}
     made = apply("blur", Pair(view, view, maps, maps), GRID, **options)
     mask = shared_cells(view, made.query, GRID)
-    assert mask.sum() == wanted
+    assert mask.sum() == expected
     assert not (mask & (maps == 0)).any()
 
 
@@ -188,8 +188,8 @@ def test_only_the_branches_asked_for_are_masked(pair: Pair, name: str, branch: s
     unmasked = apply(name, pair, GRID, ratio=(0, 0), **options)
     for view in ("query", "key"):
         cells = shared_cells(getattr(unmasked, view), getattr(made, view), GRID, 1e-4)
-        wanted = 16 if branch in (view, "both") else 0
-        assert torch.equal(cells.sum((1, 2)), torch.full((BATCH,), wanted))
+        expected = 16 if branch in (view, "both") else 0
+        assert torch.equal(cells.sum((1, 2)), torch.full((BATCH,), expected))
 
 
 def test_both_branches_are_drawn_apart() -> None:
@@ -222,8 +222,8 @@ def test_the_hard_negative_is_cut_from_the_unmasked_key(pair: Pair, name: str, b
             assert not (mask & ~foreground).any()
             assert rounded(mask.sum(), 0.5 * int(foreground.sum()))
         pixels = as_pixels(cells, SIDE)[:, None]
-        wanted = torch.where(pixels, filling(name, pair.key), pair.key)
-        torch.testing.assert_close(negative, wanted, atol=1e-5, rtol=1e-5)
+        expected = torch.where(pixels, filling(name, pair.key), pair.key)
+        torch.testing.assert_close(negative, expected, atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------- hard negatives
@@ -287,13 +287,13 @@ def test_ratios_are_drawn_evenly_between_their_bounds() -> None:
         (pair.query, made.query, 4, 12),
         (pair.key, made.negatives[0], 8, 16),
     ):
-        found = counts(before, after)
-        assert found.min() == low and found.max() == high
+        values = counts(before, after)
+        assert values.min() == low and values.max() == high
         # every count between the bounds is as likely, the bounds half as much
         even = 1000 / (high - low)
         for count in range(low, high + 1):
-            wanted = even / 2 if count in (low, high) else even
-            assert abs(int((found == count).sum()) - wanted) < 4 * wanted**0.5
+            expected = even / 2 if count in (low, high) else even
+            assert abs(int((values == count).sum()) - expected) < 4 * expected**0.5
 
 
 @pytest.mark.parametrize("name", FILLS)
@@ -319,8 +319,8 @@ def test_nothing_and_everything_can_be_masked(pair: Pair, rule: str) -> None:
     options: dict[str, Any] = {"where": rule, "hard_negative": None}
     assert torch.equal(apply("mean", pair, GRID, ratio=(0, 0), **options).query, pair.query)
     cells = shared_cells(pair.query, apply("mean", pair, GRID, ratio=(1, 1), **options).query, GRID)
-    wanted = salient(pair.query_activation) if rule == "salient" else torch.ones_like(cells)
-    assert torch.equal(cells, wanted)
+    expected = salient(pair.query_activation) if rule == "salient" else torch.ones_like(cells)
+    assert torch.equal(cells, expected)
 
 
 # --------------------------------------------------------------------------------- the rest
@@ -331,8 +331,8 @@ def test_nothing_and_everything_can_be_masked(pair: Pair, rule: str) -> None:
 def test_pixel_constants_scale_with_the_side(name: str, side: int, grid: int) -> None:
     pair = scene(2, side, grid)
     made = apply(name, pair, grid, ratio=(1, 1), hard_negative=None)
-    wanted = filling(name, pair.query)
-    torch.testing.assert_close(made.query, wanted, atol=1e-5, rtol=1e-4)
+    expected = filling(name, pair.query)
+    torch.testing.assert_close(made.query, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_blur_takes_a_kernel_and_sigma_at_224_px(pair: Pair) -> None:

@@ -47,8 +47,8 @@ def test_with_ratio_zero_and_no_focal_only_the_filter_is_left(
         "high_pass", pair, grid, ratio=(0, 0), focal=0.0, hard_negative=None, masked=branch
     )
     for view in ("query", "key"):
-        wanted = high_passed(getattr(pair, view))
-        torch.testing.assert_close(getattr(made, view), wanted, atol=1e-5, rtol=1e-4)
+        expected = high_passed(getattr(pair, view))
+        torch.testing.assert_close(getattr(made, view), expected, atol=1e-5, rtol=1e-4)
     assert made.negatives == ()
 
 
@@ -67,8 +67,8 @@ def test_all_views_are_filtered_where_they_are_not_masked(pair: Pair) -> None:
 def test_kernel_and_sigma_are_for_224_px(pair: Pair) -> None:
     # 52 and 7 at 224 px are 15 and 2 at 64
     made = apply("high_pass", pair, GRID, kernel=52, sigma=7.0)
-    wanted = pair.key - blurred(pair.key, 15, 2.0)
-    torch.testing.assert_close(made.key, wanted, atol=1e-5, rtol=1e-4)
+    expected = pair.key - blurred(pair.key, 15, 2.0)
+    torch.testing.assert_close(made.key, expected, atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------ noise
@@ -185,19 +185,19 @@ def test_focal_keeps_a_window_of_a_positive_and_drops_one_of_a_negative(
     grid, batch = {224: 7, 64: 8, 32: 4}[side], 4 if side == 224 else 24
     made = apply("high_pass", checkered(batch, side, grid), grid, focal=1.0, masked="both")
     places: dict[str, set[tuple[int, int]]] = {}
-    for name, area, wanted in (
+    for name, area, expected in (
         ("query", ~is_noise(made.query), kept),
         ("key", ~is_noise(made.key), kept),
         ("negative", is_noise(made.negatives[0]), dropped),
     ):
         assert torch.equal(area, area[:, :1].expand_as(area))  # all channels
-        found = [window_of(one[0]) for one in area]
-        assert {size for *_, size in found} == {wanted}
-        places[name] = {(top, left) for top, left, _ in found}
+        values = [window_of(one[0]) for one in area]
+        assert {size for *_, size in values} == {expected}
+        places[name] = {(top, left) for top, left, _ in values}
         assert len(places[name]) > batch // 3
         if batch > 4:  # anywhere: near to both borders
             starts = torch.tensor(sorted(places[name]))
-            room = side - wanted
+            room = side - expected
             assert (starts.amin(0) <= room * 0.3).all() and (starts.amax(0) >= room * 0.7).all()
     assert places["query"] != places["key"]
 
@@ -222,8 +222,8 @@ def test_kinds_come_as_often_as_asked() -> None:
         focal = drawn(share)
         apart = ~focal & (masked != masked[:, :1]).flatten(1).any(1)
         assert focal.float().mean().item() == pytest.approx(0.2, abs=4 * (0.16 / batch) ** 0.5)
-        found = apart.sum() / (~focal).sum()
-        assert found.item() == pytest.approx(0.7, abs=4 * (0.21 / 1600) ** 0.5)
+        values = apart.sum() / (~focal).sum()
+        assert values.item() == pytest.approx(0.7, abs=4 * (0.21 / 1600) ** 0.5)
         kinds += [focal, apart]
     # the query's kind says nothing of the hard negative's
     assert abs(correlation(kinds[0], kinds[2])) < 0.1

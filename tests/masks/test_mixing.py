@@ -24,16 +24,16 @@ def own_pixels(images: Tensor, mixed: Tensor, other: list[int]) -> Tensor:
     """Pixel by pixel: True where mixed[i] shows images[i], False where it shows images[other[i]]:
     (B,H,W) bool. Fails where a pixel is of neither, or its channels are of both."""
     mine, shown = images.tolist(), mixed.tolist()
-    found = torch.zeros(len(mine), *images.shape[2:], dtype=torch.bool)
+    own = torch.zeros(len(mine), *images.shape[2:], dtype=torch.bool)
     for i, image in enumerate(shown):
         for y in range(images.shape[2]):
             for x in range(images.shape[3]):
                 pixel = [channel[y][x] for channel in image]
                 if pixel == [channel[y][x] for channel in mine[i]]:
-                    found[i, y, x] = True
+                    own[i, y, x] = True
                 else:
                     assert pixel == [channel[y][x] for channel in mine[other[i]]]
-    return found
+    return own
 
 
 def share_of(mask: Tensor) -> float:
@@ -155,8 +155,8 @@ def test_a_drawn_ratio_is_even_between_its_bounds(mask_per: str) -> None:
     if mask_per == "image":
         shares = apply("mixmask", scene(400, 8, 8), 8, **options).mixed[0].positives[0][1]
     else:
-        found = [apply("mixmask", scene(2, 8, 8), 8, seed, **options) for seed in range(400)]
-        shares = torch.stack([made.mixed[0].positives[0][1][0] for made in found])
+        results = [apply("mixmask", scene(2, 8, 8), 8, seed, **options) for seed in range(400)]
+        shares = torch.stack([made.mixed[0].positives[0][1][0] for made in results])
     assert shares.min() >= 0.25 and shares.max() <= 0.75
     # uniform: deviation 1/sqrt(48); 400 draws
     assert shares.mean().item() == pytest.approx(0.5, abs=4 * 0.1443 / 20)
@@ -219,11 +219,11 @@ def test_stars_permutation_is_random() -> None:
     """Another one for every step, not the reversal but by chance, each image meeting each."""
     pair = scene(8, 8, 4)
     made = [mixmask_star(pair, draws_for(8, seed), 4) for seed in range(300)]
-    found = [tuple(one.mixed[1].positives[1][0].tolist()) for one in made]
-    assert len(set(found)) > 290
-    assert sum(other == tuple(backwards(8)) for other in found) <= 1
+    results = [tuple(one.mixed[1].positives[1][0].tolist()) for one in made]
+    assert len(set(results)) > 290
+    assert sum(other == tuple(backwards(8)) for other in results) <= 1
     meets = torch.zeros(8, 8)
-    for other in found:
+    for other in results:
         for i, partner in enumerate(other):
             meets[i, partner] += 1
     # 300 / 8 = 37.5 each, deviation 5.7
@@ -299,7 +299,7 @@ def test_erased_pixels_may_be_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("mixmask", {"shape": "round"}, r"shape: .*'round'"),
         ("mixmask", {"mask_per": "pixel"}, r"mask_per: .*'pixel'"),
@@ -312,9 +312,9 @@ def test_erased_pixels_may_be_noise() -> None:
     ],
 )
 def test_an_option_that_does_not_fit_is_named(
-    name: str, options: dict[str, Any], told: str
+    name: str, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         function_of(Choice(name, options))
 
 

@@ -49,9 +49,9 @@ def test_the_published_ratios_are_met_in_every_channel(
     channel: float, side: int, grid: int, query: int, key: int
 ) -> None:
     made = apply("mscn", checkered(4, side, grid, extra=2), grid, focal=0.0, channel=channel)
-    for view, wanted in zip(views(made), (query, key, query, query), strict=True):
+    for view, expected in zip(views(made), (query, key, query, query), strict=True):
         cells = cells_of(is_noise(view), grid)
-        assert torch.equal(cells.sum((2, 3)), torch.full((4, 3), wanted))
+        assert torch.equal(cells.sum((2, 3)), torch.full((4, 3), expected))
 
 
 @given(
@@ -92,8 +92,8 @@ def test_kinds_come_as_often_as_published() -> None:
         assert torch.equal(share[~focal], torch.full_like(share[~focal], 0.25))
         apart = ~focal & (noise != noise[:, :1]).flatten(1).any(1)
         assert focal.float().mean().item() == pytest.approx(0.4, abs=4 * (0.24 / batch) ** 0.5)
-        found = (apart.sum() / (~focal).sum()).item()
-        assert found == pytest.approx(0.7, abs=4 * (0.21 / 900) ** 0.5)
+        values = (apart.sum() / (~focal).sum()).item()
+        assert values == pytest.approx(0.7, abs=4 * (0.21 / 900) ** 0.5)
         kinds.append(focal)
     for n, one in enumerate(kinds):
         for other in kinds[:n]:
@@ -108,9 +108,9 @@ def test_focal_keeps_a_window_of_every_view(side: int, kept: int) -> None:
     for view in views(made):
         noise = is_noise(view)
         assert torch.equal(noise, noise[:, :1].expand_as(noise))
-        found = [window_of(~one[0]) for one in noise]
-        assert {size for *_, size in found} == {kept}
-        places.append(tuple(found))
+        values = [window_of(~one[0]) for one in noise]
+        assert {size for *_, size in values} == {kept}
+        places.append(tuple(values))
     assert len(set(places)) == 4
 
 
@@ -164,8 +164,8 @@ def test_every_view_is_filtered_and_masked_on_its_own_pixels(pair: Pair) -> None
     assert len(made.extra) == 2 and made.negatives == () and made.mixed == ()
     for view, source in zip(views(made), (pair.query, pair.key, *pair.extra), strict=True):
         cells = masked_cells(high_passed(source), view, GRID, NEAR)
-        wanted = 3 if source is pair.key else 10
-        assert torch.equal(cells.sum((2, 3)), torch.full((BATCH, 3), wanted))
+        expected = 3 if source is pair.key else 10
+        assert torch.equal(cells.sum((2, 3)), torch.full((BATCH, 3), expected))
 
 
 @pytest.mark.parametrize("extra_views", [0, 2])
@@ -194,18 +194,18 @@ def test_shared_views_are_maskings_of_the_querys_pixels(
     alone = Pair(pair.query, pair.key)
     made = apply("mscn", alone, GRID, share_view=True, focal=0.0, key_ratio=key_ratio)
     assert len(made.extra) == 2
-    source, found = high_passed(pair.query), []
-    for view, wanted in zip(views(made), (10, 3 if key_ratio else 0, 10, 10), strict=True):
-        found.append(masked_cells(source, view, GRID, NEAR))
-        assert torch.equal(found[-1].sum((2, 3)), torch.full((BATCH, 3), wanted))
-    assert not any(torch.equal(a, b) for n, a in enumerate(found) for b in found[:n])
+    source, values = high_passed(pair.query), []
+    for view, expected in zip(views(made), (10, 3 if key_ratio else 0, 10, 10), strict=True):
+        values.append(masked_cells(source, view, GRID, NEAR))
+        assert torch.equal(values[-1].sum((2, 3)), torch.full((BATCH, 3), expected))
+    assert not any(torch.equal(a, b) for n, a in enumerate(values) for b in values[:n])
 
 
 def test_kernel_and_sigma_are_for_224_px(pair: Pair) -> None:
     # 52 and 7 at 224 px are 15 and 2 at 64
     made = apply("mscn", pair, GRID, kernel=52, sigma=7.0, key_ratio=None)
-    wanted = pair.key - blurred(pair.key, 15, 2.0)
-    torch.testing.assert_close(made.key, wanted, atol=1e-5, rtol=1e-4)
+    expected = pair.key - blurred(pair.key, 15, 2.0)
+    torch.testing.assert_close(made.key, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_it_reads_no_saliency(pair: Pair) -> None:

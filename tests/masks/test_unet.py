@@ -36,15 +36,15 @@ def noise(count: int, side: int, seed: int = 1) -> Tensor:
 def test_masks_have_the_size_of_the_view_and_add_up_to_one(side, norm):
     unet = build(side, masks=4, norm=norm)
     assert len(unet.down) == len(unet.up) == SIDES[side] == math.floor(math.log2(side)) - 1
-    seen = {}
-    unet.middle.register_forward_hook(lambda _, inputs, __: seen.update(flat=inputs[0].shape))
+    values = {}
+    unet.middle.register_forward_hook(lambda _, inputs, __: values.update(flat=inputs[0].shape))
     with torch.no_grad():
         masks = unet(noise(2, side))
     assert masks.shape == (2, 4, side, side) and masks.dtype == torch.float32
     assert (masks > 0).all()
     torch.testing.assert_close(masks.sum(1), torch.ones(2, side, side))
     coarsest = side // 2 ** (SIDES[side] - 1)  # halved between blocks: once less than there are
-    assert seen["flat"] == (2, 2 * 4 * coarsest**2)
+    assert values["flat"] == (2, 2 * 4 * coarsest**2)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_it_follows_the_slow_reference(side, norm):
     unet = build(side, norm=norm).double()
     images = noise(2, side).double()
     with torch.no_grad():
-        wanted = reference(unet.state_dict(), images, len(unet.down), norm)
-        torch.testing.assert_close(unet(images), wanted.float(), atol=1e-6, rtol=1e-5)
+        expected = reference(unet.state_dict(), images, len(unet.down), norm)
+        torch.testing.assert_close(unet(images), expected.float(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -146,9 +146,9 @@ def test_details_pass_beside_the_perceptron():
     ("side", "advice"), [(100, "96 or 112"), (50, "48 or 56"), (33, "32 or 40")]
 )
 def test_a_side_that_cannot_be_halved_is_refused_with_sides_that_can(side, advice):
-    with pytest.raises(UserError, match=rf"view\.size: {side} px .*{advice}") as told:
+    with pytest.raises(UserError, match=rf"view\.size: {side} px .*{advice}") as message:
         ready.build(Choice("adios", {}), MOCO, ViewConfig(size=side, grid=1))
-    assert "adios" in str(told.value)
+    assert "adios" in str(message.value)
     for near in map(int, advice.split(" or ")):
         ready.build(Choice("adios", {}), MOCO, ViewConfig(size=near, grid=1))
 

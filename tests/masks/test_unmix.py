@@ -45,14 +45,14 @@ def box_of(share: float, y: float, x: float, side: int) -> set[tuple[int, int]]:
 def foreign(images: Tensor, mixed: Mixed) -> set[tuple[int, int]]:
     """The pixels that each image has from its partner, the same in all of them."""
     backwards, side = images.flip(0), images.shape[-1]
-    found = set()
+    values = set()
     for y in range(side):
         for x in range(side):
             pixel = mixed.images[:, :, y, x]
             if not torch.equal(pixel, images[:, :, y, x]):
                 assert torch.equal(pixel, backwards[:, :, y, x])
-                found.add((y, x))
-    return found
+                values.add((y, x))
+    return values
 
 
 @given(seed=st.integers(0, 10**6), side=st.sampled_from([8, 13, 32]), count=st.sampled_from([2, 4]))
@@ -66,9 +66,9 @@ def test_a_box_is_cut_where_the_uniforms_say(seed: int, side: int, count: int) -
     assert foreign(pair.query, mixed) == box
     (rows, own), (others, rest) = mixed.positives
     assert rows.tolist() == list(range(count)) and others.tolist() == rows.flip(0).tolist()
-    wanted = torch.full((count,), 1 - len(box) / side**2)
-    torch.testing.assert_close(own, wanted, atol=1e-6, rtol=0)
-    torch.testing.assert_close(rest, 1 - wanted, atol=1e-6, rtol=0)
+    expected = torch.full((count,), 1 - len(box) / side**2)
+    torch.testing.assert_close(own, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rest, 1 - expected, atol=1e-6, rtol=0)
 
 
 @given(seed=st.integers(0, 10**6), count=st.sampled_from([2, 3, 4]))
@@ -83,24 +83,26 @@ def test_a_blend_weighs_every_pixel_alike(seed: int, count: int) -> None:
         for y in range(8):
             for x in range(8):
                 for channel in range(3):
-                    here = pair.query[i, channel, y, x].item()
-                    there = pair.query[count - 1 - i, channel, y, x].item()
-                    wanted = share * here + (1 - share) * there
-                    assert mixed.images[i, channel, y, x].item() == pytest.approx(wanted, abs=1e-5)
+                    shown = pair.query[i, channel, y, x].item()
+                    other = pair.query[count - 1 - i, channel, y, x].item()
+                    expected = share * shown + (1 - share) * other
+                    assert mixed.images[i, channel, y, x].item() == pytest.approx(
+                        expected, abs=1e-5
+                    )
 
 
-@pytest.mark.parametrize("global_p", [0.0, 0.3, 0.5, 1.0])
-def test_blends_come_as_often_as_asked(global_p: float) -> None:
-    pair, blends = scene(2, 8, 4), 0
-    for seed in range(400):
+@pytest.mark.parametrize("global_p", [0.0, 0.3, 1.0])
+def test_the_share_of_blends(global_p: float) -> None:
+    pair, blends, count = scene(2, 8, 4), 0, 200
+    for seed in range(count):
         mixed = unmix(pair, seed, global_p)
         _, chance, _, _ = uniforms(2, seed)
         pure = (mixed.images == pair.query) | (mixed.images == pair.query.flip(0))
         blend = not pure.all()
         assert blend == (chance < global_p)
         blends += blend
-    assert blends / 400 == pytest.approx(
-        global_p, abs=4 * math.sqrt(global_p * (1 - global_p) / 400)
+    assert blends / count == pytest.approx(
+        global_p, abs=4 * math.sqrt(global_p * (1 - global_p) / count)
     )
 
 
@@ -109,18 +111,18 @@ def test_lambda_is_uniform_and_boxes_fall_anywhere() -> None:
     side, rng = 16, random.Random(0)
     pair = scene(2, side, 4)
     blends, boxes = (
-        [unmix(pair, seed, global_p).positives[0][1][0].item() for seed in range(800)]
+        [unmix(pair, seed, global_p).positives[0][1][0].item() for seed in range(400)]
         for global_p in (1.0, 0.0)
     )
     ordered = sorted(blends)
     # Kolmogorov-Smirnov: beyond 1.95 / sqrt(n) once in a thousand
-    assert max(abs(u - (n + 0.5) / 800) for n, u in enumerate(ordered)) < 1.95 / 800**0.5
+    assert max(abs(u - (n + 0.5) / 400) for n, u in enumerate(ordered)) < 1.95 / 400**0.5
     simulated = [
         1 - len(box_of(rng.random(), rng.random(), rng.random(), side)) / side**2
         for _ in range(4000)
     ]
     assert fmean(boxes) == pytest.approx(
-        fmean(simulated), abs=4 * 0.25 * (1 / 800 + 1 / 4000) ** 0.5
+        fmean(simulated), abs=4 * 0.25 * (1 / 400 + 1 / 4000) ** 0.5
     )
     covered = torch.zeros(side, side)
     for seed in range(200):

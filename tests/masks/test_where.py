@@ -67,21 +67,21 @@ def test_balanced_counts_by_hand(generator, foreground, ratio, inside, outside):
 def test_salient_counts_by_hand(generator, foreground, count, masked):
     where = _first(foreground, 4, 4)
     noise = torch.rand(1, 4, 4, generator=generator)
-    found = salient_patches(where, torch.tensor([count]), noise)
-    assert found.sum() == masked
-    assert not (found & ~where).any()
+    values = salient_patches(where, torch.tensor([count]), noise)
+    assert values.sum() == masked
+    assert not (values & ~where).any()
 
 
 def test_the_patches_of_smallest_noise_are_taken():
     noise = torch.tensor([[[0.9, 0.1, 0.5], [0.3, 0.2, 0.8]]])
     foreground = torch.tensor([[[True, True, True], [False, False, False]]])
     # 0.5 * 3 = 1.5 -> 2 in the foreground: 0.1 and 0.5; 0.5 * 6 - 2 = 1 outside: 0.2
-    wanted = torch.tensor([[[False, True, True], [False, True, False]]])
-    assert torch.equal(balanced_patches(foreground, torch.tensor([0.5]), noise), wanted)
-    wanted = torch.tensor([[[False, True, False], [False, False, False]]])
-    assert torch.equal(salient_patches(foreground, torch.tensor([1]), noise), wanted)
-    wanted = torch.tensor([[[False, True, False], [True, True, False]]])
-    assert torch.equal(random_patches(torch.tensor([0.5]), noise), wanted)
+    expected = torch.tensor([[[False, True, True], [False, True, False]]])
+    assert torch.equal(balanced_patches(foreground, torch.tensor([0.5]), noise), expected)
+    expected = torch.tensor([[[False, True, False], [False, False, False]]])
+    assert torch.equal(salient_patches(foreground, torch.tensor([1]), noise), expected)
+    expected = torch.tensor([[[False, True, False], [True, True, False]]])
+    assert torch.equal(random_patches(torch.tensor([0.5]), noise), expected)
 
 
 @given(scenes())
@@ -137,10 +137,10 @@ def test_every_patch_of_a_group_is_as_likely(generator):
 
 def test_patches_become_blocks_of_pixels():
     patches = torch.tensor([[[True, False], [False, True]]])
-    wanted = torch.tensor(
+    expected = torch.tensor(
         [[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]], dtype=torch.bool
     )
-    assert torch.equal(to_pixels(patches, 4), wanted)
+    assert torch.equal(to_pixels(patches, 4), expected)
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), data=st.data())
@@ -161,8 +161,8 @@ def test_a_pixel_belongs_to_the_patch_over_its_corner(rows: int, columns: int, d
 def test_seven_patches_on_sixteen_pixels_by_hand() -> None:
     # patches start at 0, 2.3, 4.6, 6.9, 9.1, 11.4, 13.7 px
     pixels = to_pixels(torch.arange(7)[None].expand(7, 7), 16)
-    wanted = [0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6]
-    assert torch.equal(pixels, torch.tensor([wanted] * 16))
+    expected = [0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6]
+    assert torch.equal(pixels, torch.tensor([expected] * 16))
 
 
 def test_a_grid_may_be_oblong():
@@ -177,9 +177,9 @@ def test_a_grid_may_be_oblong():
 def test_a_window_lies_where_its_noise_says(noise, top, left):
     # a window of 5 px in 8: four places, each a quarter of the noise
     inside = window(torch.tensor([noise]), 5, 8)
-    wanted = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-    wanted[..., top : top + 5, left : left + 5] = True
-    assert torch.equal(inside, wanted)
+    expected = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    expected[..., top : top + 5, left : left + 5] = True
+    assert torch.equal(inside, expected)
 
 
 @given(st.integers(1, 40), st.data())

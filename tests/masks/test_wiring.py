@@ -57,8 +57,8 @@ def test_without_a_mask_there_are_two_views_and_no_more(wiring: Wiring, pair: Pa
     views = wire("none", wiring, pair)
     assert views.images[0] is pair.query and views.images[1] is pair.key
     assert len(views.images) == 2
-    wanted = [(0, 1, wiring.weight), (1, 0, wiring.weight)]
-    assert list(views.pairs) == wanted[: 2 if wiring.roles == "both" else 1]
+    expected = [(0, 1, wiring.weight), (1, 0, wiring.weight)]
+    assert list(views.pairs) == expected[: 2 if wiring.roles == "both" else 1]
     assert views.negatives == {} and views.mixed == ()
 
 
@@ -73,8 +73,8 @@ def test_the_masked_query_meets_the_key_and_its_negatives(
     assert torch.equal(views.images[0], made.query)
     assert torch.equal(views.images[1], made.key)
     assert list(views.negatives) == [1] and len(views.negatives[1]) == 2
-    for negative, wanted in zip(views.negatives[1], made.negatives, strict=True):
-        assert torch.equal(negative, wanted)
+    for negative, expected in zip(views.negatives[1], made.negatives, strict=True):
+        assert torch.equal(negative, expected)
 
 
 @pytest.mark.parametrize("wiring", [BYOL, SIMSIAM, SYMMETRIC])
@@ -82,13 +82,13 @@ def test_each_direction_masks_its_own_online_view(wiring: Wiring, pair: Pair) ->
     """And the target sees the other view unmasked."""
     views = wire("mean", wiring, pair, ratio=(0.25, 0.25), hard_negative=None)
     assert len(views.images) == 4 and weights(views) == [wiring.weight] * 2
-    there, back = compared(views)
-    assert there[1] is pair.key and back[1] is pair.query
+    forward, backward = compared(views)
+    assert forward[1] is pair.key and backward[1] is pair.query
     assert views.images[1] is pair.key
     cells = []
     for (online, _), source, activation in (
-        (there, pair.query, pair.query_activation),
-        (back, pair.key, pair.key_activation),
+        (forward, pair.query, pair.query_activation),
+        (backward, pair.key, pair.key_activation),
     ):
         mask = shared_cells(source, online, GRID)
         assert torch.equal(mask.sum((1, 2)), torch.full((BATCH,), 16))
@@ -104,17 +104,17 @@ def test_the_two_directions_draw_apart() -> None:
     one = scene(BATCH, SIDE, GRID)
     same = Pair(one.query, one.query.clone(), one.query_activation, one.query_activation)
     views = wire("mean", BYOL, same, ratio=(0.25, 0.25), hard_negative=None)
-    (there, _), (back, _) = compared(views)
-    assert (there != back).flatten(1).any(1).all()
+    (forward, _), (backward, _) = compared(views)
+    assert (forward != backward).flatten(1).any(1).all()
 
 
 def test_a_masked_key_is_the_target_of_its_direction(pair: Pair) -> None:
     views = wire("mean", BYOL, pair, masked="key", hard_negative=None)
-    there, back = compared(views)
-    assert there[0] is pair.query and back[0] is pair.key
-    assert shared_cells(pair.key, there[1], GRID).any()
-    assert shared_cells(pair.query, back[1], GRID).any()
-    assert views.images[1] is there[1]
+    forward, backward = compared(views)
+    assert forward[0] is pair.query and backward[0] is pair.key
+    assert shared_cells(pair.key, forward[1], GRID).any()
+    assert shared_cells(pair.query, backward[1], GRID).any()
+    assert views.images[1] is forward[1]
 
 
 def test_both_branches_masked_in_both_directions_are_four_views(pair: Pair) -> None:
@@ -157,7 +157,7 @@ def test_a_masked_keys_negatives_stand_at_the_masked_key(pair: Pair) -> None:
 
 @pytest.mark.parametrize("share_view", [False, True])
 @pytest.mark.parametrize(
-    ("wiring", "wanted"),
+    ("wiring", "expected"),
     [
         (MOCO, [(0, 1), (2, 1), (3, 1)]),  # three queries against the one key
         (SIMCLR, list(combinations(range(4), 2))),  # 6 pairs of 4 views
@@ -165,7 +165,7 @@ def test_a_masked_keys_negatives_stand_at_the_masked_key(pair: Pair) -> None:
     ],
 )
 def test_mscns_views_are_compared_and_averaged(
-    wiring: Wiring, wanted: list[tuple[int, int]], share_view: bool
+    wiring: Wiring, expected: list[tuple[int, int]], share_view: bool
 ) -> None:
     pair = scene(BATCH, SIDE, GRID, extra=0 if share_view else 2)
     views = wire("mscn", wiring, pair, share_view=share_view)
@@ -173,9 +173,9 @@ def test_mscns_views_are_compared_and_averaged(
     assert len(views.images) == 4
     four = zip(views.images, (made.query, made.key, *made.extra), strict=True)
     assert all(torch.equal(image, view) for image, view in four)
-    found = [(online, target) for online, target, _ in views.pairs]
-    assert sorted(found) == sorted(wanted)
-    assert weights(views) == pytest.approx([1 / len(wanted)] * len(wanted))
+    comparisons = [(online, target) for online, target, _ in views.pairs]
+    assert sorted(comparisons) == sorted(expected)
+    assert weights(views) == pytest.approx([1 / len(expected)] * len(expected))
     assert views.negatives == {} and views.mixed == ()
 
 
@@ -192,12 +192,14 @@ def test_chins_variant_is_one_comparison(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "expected"),
     [({}, 2), ({"extra_views": 3}, 3), ({"extra_views": 0}, 0), ({"share_view": True}, 0)],
 )
-def test_a_strategy_says_how_many_more_views_it_needs(options: dict[str, Any], wanted: int) -> None:
+def test_a_strategy_says_how_many_more_views_it_needs(
+    options: dict[str, Any], expected: int
+) -> None:
     strategy = build(Choice("mscn", options), MOCO, VIEW)
-    assert strategy.extra_views == wanted and not strategy.reads_saliency
+    assert strategy.extra_views == expected and not strategy.reads_saliency
     assert build(Choice("blur", {}), MOCO, VIEW).extra_views == 0
 
 
@@ -216,8 +218,8 @@ def test_mixtures_stand_beside_the_clean_views_once(
     views = wire(name, wiring, pair)
     assert len(views.images) == 2
     assert views.images[0] is pair.query and views.images[1] is pair.key
-    wanted = [(0, 1, wiring.weight), (1, 0, wiring.weight)]
-    assert list(views.pairs) == wanted[: 2 if wiring.roles == "both" else 1]
+    expected = [(0, 1, wiring.weight), (1, 0, wiring.weight)]
+    assert list(views.pairs) == expected[: 2 if wiring.roles == "both" else 1]
     made = apply(name, pair, GRID)
     assert len(views.mixed) == terms
     for mixed, alone in zip(views.mixed, made.mixed, strict=True):
@@ -232,8 +234,8 @@ def test_mixtures_stand_beside_the_clean_views_once(
 @pytest.mark.parametrize("wiring", [BYOL, SIMSIAM])
 @pytest.mark.parametrize("name", ["blur", "mean", "high_pass"])
 def test_hard_negatives_need_a_framework_that_pushes_away(name: str, wiring: Wiring) -> None:
-    told = rf"runs\.a \(name: {name}\): {wiring.label} has no negatives.*hard_negative: null"
-    with pytest.raises(UserError, match=told):
+    message = rf"runs\.a \(name: {name}\): {wiring.label} has no negatives.*hard_negative: null"
+    with pytest.raises(UserError, match=message):
         build(Choice(name, {}), wiring, VIEW, "runs.a")
     build(Choice(name, {"hard_negative": None}), wiring, VIEW)
 
@@ -243,8 +245,10 @@ def test_hard_negatives_need_a_framework_that_pushes_away(name: str, wiring: Wir
 )
 def test_unpublished_combinations_are_refused(name: str, wiring: Wiring) -> None:
     published = "moco, simclr, byol" + (", simsiam" if name == "adios" else "")
-    told = rf"runs\.a \(name: {name}\): no paper .* {wiring.label};.*published form of {published}"
-    with pytest.raises(UserError, match=told):
+    message = (
+        rf"runs\.a \(name: {name}\): no paper .* {wiring.label};.*published form of {published}"
+    )
+    with pytest.raises(UserError, match=message):
         build(Choice(name, {}), wiring, VIEW, "runs.a")
 
 

@@ -142,15 +142,15 @@ def test_a_random_mask_is_built_without_saliency(name: str) -> None:
 
 
 def test_an_unknown_mask_lists_those_there_are() -> None:
-    told = r"runs\.a\.mask: no `bluur` here; choose from adios, blur, erase"
-    with pytest.raises(UserError, match=told):
+    message = r"runs\.a\.mask: no `bluur` here; choose from adios, blur, erase"
+    with pytest.raises(UserError, match=message):
         function_of(Choice("bluur", {}), "runs.a.mask")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         build(Choice("bluur", {}), MOCO, ViewConfig(), "runs.a.mask")
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("none", {"ratio": (0, 1)}, "ratio: no such key"),
         ("mean", {"sigma": 3}, "sigma: no such key"),
@@ -165,13 +165,13 @@ def test_an_unknown_mask_lists_those_there_are() -> None:
     ],
 )
 def test_an_option_that_does_not_fit_is_named(
-    name: str, options: dict[str, Any], told: str
+    name: str, options: dict[str, Any], message: str
 ) -> None:
     for refuse in (
         lambda choice: function_of(choice, "params.yaml: mask"),
         lambda choice: build(choice, MOCO, ViewConfig(), "params.yaml: mask"),
     ):
-        with pytest.raises(UserError, match=rf"params\.yaml: mask \(name: {name}\): .*{told}"):
+        with pytest.raises(UserError, match=rf"params\.yaml: mask \(name: {name}\): .*{message}"):
             refuse(Choice(name, options))
 
 
@@ -223,12 +223,12 @@ def test_published_numbers_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("name", ["high_pass", "mscn"])
 def test_the_filter_that_evaluations_apply_is_resolved_to_the_view(name: str) -> None:
-    wanted = {"name": "high_pass", "kernel": 3, "sigma": pytest.approx(5 * 64 / 224)}
-    assert input_filter(Choice(name, {}), 64) == wanted
-    wanted = {"name": "high_pass", "kernel": 11, "sigma": pytest.approx(5.0)}
-    assert input_filter(Choice(name, {}), 224) == wanted
-    wanted = {"name": "high_pass", "kernel": 9, "sigma": pytest.approx(6.0)}
-    assert input_filter(Choice(name, {"kernel": 9, "sigma": 6}), 224) == wanted
+    expected = {"name": "high_pass", "kernel": 3, "sigma": pytest.approx(5 * 64 / 224)}
+    assert input_filter(Choice(name, {}), 64) == expected
+    expected = {"name": "high_pass", "kernel": 11, "sigma": pytest.approx(5.0)}
+    assert input_filter(Choice(name, {}), 224) == expected
+    expected = {"name": "high_pass", "kernel": 9, "sigma": pytest.approx(6.0)}
+    assert input_filter(Choice(name, {"kernel": 9, "sigma": 6}), 224) == expected
 
 
 @pytest.mark.parametrize("name", [n for n in MASKS if n not in ("high_pass", "mscn")])
@@ -237,7 +237,7 @@ def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("mscn", {"ratio": 15}, "ratio: .*15"),
         ("mixmask", {"ratio": [1.5, 2]}, r"ratio: must be \[low, high\] from 0 to 1"),
@@ -248,6 +248,6 @@ def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
         ("unmix", {"global_p": -1}, "global_p: "),
     ],
 )
-def test_shares_lie_between_nothing_and_everything(name, options, told):
-    with pytest.raises(UserError, match=told):
+def test_shares_lie_between_nothing_and_everything(name, options, message):
+    with pytest.raises(UserError, match=message):
         options_of(Choice(name, options))
