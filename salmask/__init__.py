@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from salmask.masks import MASKS
     from salmask.saliency.store import SaliencyStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["MASKS", "SaliencyStore", "load_encoder"]
 _MODULES = {
     "MASKS": "salmask.masks",

@@ -11,6 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import salmask
 from salmask import frameworks
 from salmask.commands.cli import main
 from salmask.datasets import DATASETS
@@ -141,3 +142,10 @@ def test_locked_versions_are_those_of_packages_that_the_project_needs() -> None:
     for requirement in map(Requirement, project["dependencies"]):
         version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == citation["version"] == salmask.__version__
+    assert f"## {project['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
