@@ -35,7 +35,8 @@ class Installed:
 
     def __init__(self, wheel: Path, folder: Path) -> None:
         self.packages, self.project = folder / "packages", folder / "project"
-        zipfile.ZipFile(wheel).extractall(self.packages)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(self.packages)
         for name in ("stages", "slurm"):
             (self.packages / name).mkdir()
             (self.packages / name / "__init__.py").write_text("raise ImportError('the other one')")

@@ -88,7 +88,8 @@ class Workspace:
 
     def start_counts(self, name: str) -> list[int]:
         """The count from which each start of the counting stage continued."""
-        return [int(line) for line in (self.folder / "published" / name / "starts.txt").open()]
+        starts = self.folder / "published" / name / "starts.txt"
+        return [int(line) for line in starts.read_text().splitlines()]
 
     def first_task_pid(self, name: str) -> int:
         """The process id of the first task of a run's Slurm job."""

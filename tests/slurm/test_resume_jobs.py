@@ -68,7 +68,7 @@ class PausedWorkspace(Workspace):
 
     def start_steps(self) -> list[int]:
         """The step from which each start continued."""
-        return [int(step) for step in (self.folder / "starts").open()]
+        return [int(step) for step in (self.folder / "starts").read_text().splitlines()]
 
 
 def done(launcher: subprocess.Popen[str]) -> str:

@@ -139,7 +139,7 @@ def test_two_processes_learn_what_one_does(trained: Trained, case: str) -> None:
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
     histories = [
-        list(csv.DictReader((trained[case][name] / "history.csv").open()))
+        list(csv.DictReader((trained[case][name] / "history.csv").read_text().splitlines()))
         for name in ("one", "two")
     ]
     for theirs, ours in zip(*histories, strict=True):
