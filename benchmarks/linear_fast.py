@@ -1,10 +1,10 @@
-"""What linear_fast says against the linear protocol, of the same encoder and images, and how fast.
+"""Accuracy and duration of linear_fast and of the linear protocol, for the same encoder and images.
 
     python -m benchmarks.linear_fast artifacts/pretrain/mocov2 artifacts/data --each 100
 
-Both start from the images on disk. --each hides the labels of all but so many training images of
-every class; validation images all count. --epochs shortens the linear protocol and its milestones,
-which is then no longer the papers'. Of several --lr, linear itself chooses, on held-out images.
+Both read the images from disk. --each limits the number of labelled training images per class. All
+validation images count. --epochs shortens the linear protocol, which then differs from the papers.
+Of several --lr, the linear protocol chooses the best on held-out images.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ def subset(rows: Manifest, each: int) -> Manifest:
 
 
 def measured(protocol: Any, encoder: Path, rows: Manifest, **options: Any) -> tuple[float, float]:
-    """Top-1 in percent on `val`, and the seconds that it took."""
+    """Top-1 accuracy in percent on `val`, and the duration in seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         job = Job("benchmark", Path(scratch) / "work", Path(scratch), pick_device(), seed=0)
         encoders = {"trained": encoder_file.load(encoder, job.device)}
         start = time.perf_counter()
-        found = protocol.run(encoders, rows, job, **options)
-        (score,) = (value for name, value in found.items() if name.startswith("linear"))
+        result = protocol.run(encoders, rows, job, **options)
+        (score,) = (value for name, value in result.items() if name.startswith("linear"))
         return score, time.perf_counter() - start
 
 
@@ -71,8 +71,8 @@ def main(
     print(f"linear {slow:.2f} in {slow_seconds:.0f} s", flush=True)
     for views in (0, 2, 4):
         fast, seconds = measured(linear_fast, encoder, rows, views=views, images="resident")
-        told = f"{fast - slow:+.2f} points, {slow_seconds / seconds:.1f} x as fast"
-        print(f"linear_fast, views {views}: {fast:.2f} in {seconds:.0f} s: {told}", flush=True)
+        message = f"{fast - slow:+.2f} points, {slow_seconds / seconds:.1f} x as fast"
+        print(f"linear_fast, views {views}: {fast:.2f} in {seconds:.0f} s: {message}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""The device and the precision of computations."""
 
 import contextlib
 import os
@@ -16,21 +16,24 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def pick_device() -> torch.device:
     """The device named in SALMASK_DEVICE, else the first CUDA device, else the CPU.
 
-    Raises UserError for a name that means nothing here.
+    Raises UserError for an unknown or missing device.
     """
-    there = torch.cuda.is_available()
-    name = os.environ.get("SALMASK_DEVICE") or ("cuda" if there else "cpu")
+    has_gpu = torch.cuda.is_available()
+    name = os.environ.get("SALMASK_DEVICE") or ("cuda" if has_gpu else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"SALMASK_DEVICE: {name} is no device; `cpu` and `cuda` are") from None
-    if device.type == "cuda" and not there:
-        raise UserError(f"SALMASK_DEVICE: {name}: torch {torch.__version__} finds no GPU here")
+        raise UserError(f"SALMASK_DEVICE: {name} is not a device; use `cpu` or `cuda`") from None
+    if device.type == "cuda" and not has_gpu:
+        raise UserError(
+            f"SALMASK_DEVICE: {name}: torch {torch.__version__} finds no GPU on this machine; "
+            "use `cpu`"
+        )
     return device
 
 
 def place(module: Module, device: torch.device) -> Module:
-    """A module on a device, in the memory layout that convolutions are fastest in; in place."""
+    """Moves a module to a device, in place, with the memory layout of the fastest convolutions."""
     module.to(device)
     module.to(memory_format=torch.channels_last)
     return module
@@ -39,7 +42,7 @@ def place(module: Module, device: torch.device) -> Module:
 def autocast(
     device: torch.device, precision: Precision
 ) -> contextlib.AbstractContextManager[object]:
-    """The forward pass's precision: `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """A context for forward passes. `auto` is bfloat16 on CUDA and float32 elsewhere."""
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -1,14 +1,16 @@
-"""The errors that a stage turns into a message instead of a traceback."""
+"""Errors that a stage shows as a message, without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake in the input or the configuration, and how to fix it. Exit code 2."""
+    """The input or the configuration is wrong. The message says how to fix it. Exit code 2."""
 
 
 class InterruptedRunError(Exception):
-    """A signal asked for the end; everything up to here is in a checkpoint. Exit code 143.
+    """A run was stopped before its end, with a checkpoint saved. Exit code 143.
 
-    number: of the signal; 0 if there was none.
+    Args:
+        message: what happened.
+        number: the number of the signal; 0 without a signal.
     """
 
     def __init__(self, message: str, number: int = 0) -> None:
@@ -17,12 +19,12 @@ class InterruptedRunError(Exception):
 
 
 class DataGoneError(InterruptedRunError):
-    """The folder of images vanished (a disk unmounted) while a run was reading from it."""
+    """The folder of images vanished during a run, for instance because a disk was unmounted."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader hands on its worker's whole traceback as the message; this is its last line.
+        # A DataLoader passes the whole traceback of its worker as the message; keep its last line.
         super().__init__(message.rpartition("DataGoneError: ")[2].strip())
 
 
 class NonFiniteLossError(Exception):
-    """The loss left the numbers. Exit code 1."""
+    """The loss is not finite. Exit code 1."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, then renamed."""
+"""Atomic writing of files: each is written under another name, then renamed."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a closing newline; what JSON does not know is written as text."""
+    """Writes indented JSON with a final newline. Values of other types are written as text."""
     write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
@@ -30,10 +30,10 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
-    """A CSV file with a header line."""
+    """Writes a CSV file with a header line."""
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # file names need not be text: what is not goes out as the bytes that it is
+    # File names need not be valid UTF-8; such bytes are written unchanged.
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         table = csv.DictWriter(stream, list(columns), lineterminator="\n")
         table.writeheader()

@@ -19,7 +19,7 @@ def test_the_cpu_where_there_is_nothing_else(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("gpu", "gpu is no device"), ("cuda:1", "cuda:1: torch .* finds no GPU here")],
+    [("gpu", "gpu is not a device"), ("cuda:1", "cuda:1: torch .* finds no GPU")],
 )
 def test_what_is_not_there_is_refused(monkeypatch, name, told):
     monkeypatch.setenv("SALMASK_DEVICE", name)

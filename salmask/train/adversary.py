@@ -1,4 +1,4 @@
-"""The other player of a mask that learns: one step against the encoder that just made its own."""
+"""Adversarial training of a mask that learns: one step after each step of the encoder."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,23 +27,32 @@ class Adversary:
 
     def step(
         self,
-        framework: Any,  # see salmask.frameworks
+        framework: Any,
         batch: Batch,
         share: float,
         precision: AbstractContextManager[object] | None = None,
     ) -> dict[str, Tensor]:
-        """Moves the masker, and nothing of the framework. share: of the masker's rate, 0 to 1.
-        precision: the autocast to compute in."""
+        """One step of the masker; the framework stays as it is.
+
+        Args:
+            framework: see `salmask.frameworks`.
+            batch: the batch of the encoder's step.
+            share: of the masker's learning rate, 0 to 1.
+            precision: context for the forward pass.
+
+        Returns:
+            `masker_loss` and the masker's other metrics of this process, without gradients.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.masker.lr
         with frozen(framework):
             with precision or nullcontext():
-                seen = self.masker.loss(framework.losses, batch.pair, batch.draws, batch.shuffle)
+                metrics = self.masker.loss(framework.losses, batch.pair, batch.draws, batch.shuffle)
             self.optimizer.zero_grad(set_to_none=True)
-            seen["masker_loss"].backward()
+            metrics["masker_loss"].backward()
         all_reduce_mean([p.grad for p in self.masker.parameters() if p.grad is not None])
         self.optimizer.step()
-        return {name: value.detach() for name, value in seen.items()}
+        return {name: value.detach() for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"masker": self.masker.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -55,18 +64,18 @@ class Adversary:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """While this lasts no parameter of the module gets a gradient, and its batch norms use their
-    batch's statistics without remembering them; gradients pass through to its inputs."""
-    learning = [p for p in module.parameters() if p.requires_grad]
+    """A context in which the parameters of a module get no gradients, and its batch norms use the
+    statistics of the batch without updating the running ones. Gradients reach its inputs."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     try:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         for norm in norms:
             norm.track_running_stats = False
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         for norm in norms:
             norm.track_running_stats = True

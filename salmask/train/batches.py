@@ -1,4 +1,4 @@
-"""From crops to what a framework trains on: photometry, saliency crop, mask."""
+"""From crops to the batches of pretraining: photometry, crops of saliency maps, masks."""
 
 from dataclasses import dataclass
 
@@ -19,21 +19,28 @@ from salmask.shapes import Pair, Views
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's unmasked views, its random numbers, and how the key encoder's groups form."""
+    """The inputs of one step.
+
+    Args:
+        pair: unmasked views, with saliency maps if the mask reads them.
+        draws: random numbers of the samples.
+        shuffle: permutation of the global batch, which forms the batch norm groups of the key
+            encoder.
+    """
 
     pair: Pair
     draws: Draws
     shuffle: Tensor
 
     def views(self, mask: ReadyMask) -> Views:
-        """The masked views, in the memory layout that convolutions are fastest on."""
+        """The masked views, in the memory layout of the fastest convolutions."""
         return mask.views(self.pair, self.draws, self.shuffle).map(_fast)
 
 
 def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore | None) -> Batch:
-    """The views of this process's crops, on their device; with saliency where there is a store."""
+    """The batch of this process, on the device of its crops; saliency maps need a store."""
     draws = Draws.of(seed, crops.epoch, crops.ids)
-    seen = {
+    views_of = {
         branch: normalise(apply_photometry(pixels.float() / 255, draws, branch, config.view))
         for branch, pixels in crops.crops.items()
     }
@@ -43,8 +50,8 @@ def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore 
         for branch in BRANCHES:
             boxes, flips = crops.boxes[branch], crops.flips[branch]
             maps[branch] = store.crop(crops.ids, boxes, flips, grid)
-    extra = tuple(view for branch, view in seen.items() if branch not in BRANCHES)
-    pair = Pair(seen["query"], seen["key"], maps.get("query"), maps.get("key"), extra)
+    extra = tuple(view for branch, view in views_of.items() if branch not in BRANCHES)
+    pair = Pair(views_of["query"], views_of["key"], maps.get("query"), maps.get("key"), extra)
     shuffle = batch_shuffle(seed, crops.epoch, crops.step, world_size() * len(crops.ids))
     return Batch(pair, draws, shuffle.to(pair.query.device))
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive whatever kills the process while one is being written."""
+"""Checkpoints. A process that is killed while it writes one does not damage the others."""
 
 import logging
 import os
@@ -12,9 +12,9 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes `state` as the checkpoint of a global step; keeps the newest two.
+    """Writes `state` as the checkpoint of a global step, and removes all but the newest two.
 
-    To a temporary file, flushed to the disk, then renamed: a checkpoint is whole or not there.
+    The file is written under another name, flushed to the disk, then renamed. Returns its path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
@@ -26,21 +26,21 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             os.fsync(stream.fileno())
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)  # a full disk needs the room, if only to say so in a log
+        partial.unlink(missing_ok=True)  # on a full disk, logs need the space
     for old in saved(folder)[KEEP:]:
         old.unlink(missing_ok=True)
     return path
 
 
 def saved(folder: Path) -> list[Path]:
-    """The checkpoints there are, newest first."""
+    """The checkpoints in a folder, newest first."""
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
 def load_newest(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, or None. One that cannot is passed over, said so.
+    """The newest readable checkpoint, on the CPU, or None. Logs a warning for unreadable ones.
 
-    Raises ValueError for a checkpoint of another fingerprint: it belongs to another run.
+    Raises ValueError for a checkpoint of another fingerprint, which belongs to another run.
     """
     for path in saved(folder):
         try:

@@ -1,4 +1,4 @@
-"""LARS, the optimizer of large batches (You et al. 2017)."""
+"""LARS, an optimizer for large batches (You et al. 2017)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step follows each parameter's own size (You et al. 2017).
+    """SGD with momentum and a step size for each parameter, relative to its norm (You et al. 2017).
 
     With gradient g and decay wd, as in SimCLR, BYOL and Barlow Twins:
     g <- g + wd p; buffer <- momentum buffer + trust g; p <- p - lr buffer, where trust is
-    eta |p| / |g| (of the decayed g) if neither norm is 0, else 1.
+    eta |p| / |g| (g with decay) if both norms are positive, else 1.
 
-    A parameter group with `adapt: False` gets neither decay nor trust: biases and norm weights.
-    Everything stays on the device. Keeps one buffer per parameter, of its shape and dtype.
+    A parameter group with `adapt: False` (biases and norm weights) has neither decay nor trust.
+    The host never waits for the device. There is one buffer per parameter, of its shape and dtype.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step for the parameters that have a gradient; returns what `closure` gives."""
+        """One step for the parameters that have a gradient. Returns the value of `closure`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -61,11 +61,12 @@ class LARS(torch.optim.Optimizer):
 def _adapted(
     params: list[Tensor], grads: list[Tensor], weight_decay: float, eta: float
 ) -> list[Tensor]:
-    """Gradients with decay, times each parameter's trust; new tensors of the same shapes."""
+    """Gradients with decay, times the trust of each parameter; new tensors of the same shapes."""
     grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
-    sizes = torch.stack(list(torch._foreach_norm(params)))
-    slopes = torch.stack(list(torch._foreach_norm(grads)))
-    # where instead of if: asking for a norm would make the host wait for the device
-    trust = torch.where((sizes > 0) & (slopes > 0), eta * sizes / slopes, 1.0)
+    weight_norms = torch.stack(list(torch._foreach_norm(params)))
+    grad_norms = torch.stack(list(torch._foreach_norm(grads)))
+    # `if` would make the host wait for the device
+    positive = (weight_norms > 0) & (grad_norms > 0)
+    trust = torch.where(positive, eta * weight_norms / grad_norms, 1.0)
     torch._foreach_mul_(grads, list(trust.unbind()))
     return grads

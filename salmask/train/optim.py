@@ -12,12 +12,15 @@ from salmask.train.lars import LARS
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of a run over the parameters of `model` that learn.
+    """The optimizer of a run, for the parameters of `model` that require gradients.
 
-    Decay applies to all of them; under LARS to weights with two dimensions or more. What lies in
-    the submodules that `model.constant_rate` names (a tuple, optional) goes in groups marked
-    `constant` (SimSiam's predictor: Chen & He 2021). Raises AttributeError for a submodule that
-    is not there, ValueError when nothing learns.
+    Weight decay applies to all of them; with LARS, only to parameters of two or more dimensions.
+    Parameters of the submodules in `model.constant_rate` (an optional tuple of names) are in groups
+    marked `constant`, whose rate does not change (SimSiam's predictor: Chen & He 2021).
+
+    Raises:
+        AttributeError: for a submodule that does not exist.
+        ValueError: when no parameter requires a gradient.
     """
     groups = _groups(model, by_dimension=config.optimizer == "lars")
     if config.optimizer == "sgd":
@@ -32,14 +35,17 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def _groups(model: nn.Module, by_dimension: bool) -> list[dict[str, Any]]:
-    """Parameter groups in the model's order. by_dimension: biases and norm weights apart."""
+    """Parameter groups in the order of the model.
+
+    by_dimension: whether biases and norm weights have groups of their own, without decay.
+    """
     constant = {
         id(parameter)
         for name in getattr(model, "constant_rate", ())
         for parameter in model.get_submodule(name).parameters()
     }
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    for parameter in model.parameters():  # each once, even one with two names
+    for parameter in model.parameters():  # a parameter with two names occurs once
         if not parameter.requires_grad:
             continue
         fixed = id(parameter) in constant
@@ -58,7 +64,7 @@ def set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, rate: float
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate at a global step, as `rate_share` says."""
+    """The learning rate at a global step (see `rate_share`)."""
     return config.lr * rate_share(config, step, steps_per_epoch)
 
 

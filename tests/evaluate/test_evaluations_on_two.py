@@ -1,5 +1,5 @@
-"""Every protocol on two processes: features to the bit as one process finds them, scores equal,
-trainings equal to rounding; and one that both were torn out of ends in the same bytes."""
+"""Every protocol on two processes: features have the same bits as those of one process, scores are
+equal, trainings are equal up to rounding, and an interrupted training ends in the same bytes."""
 
 import csv
 import json
@@ -65,17 +65,19 @@ PROTOCOLS = TRAINED | CACHED
 
 
 def score(name: str, folder: Path) -> None:
-    """Leaves metrics in `folder`, as a stage does, and the features that they come from."""
+    """Writes the metrics and, for k-NN, the features to `folder`."""
     run, options = PROTOCOLS[name]
     job = Job("f" * 12, folder / "work", folder, torch.device("cpu"), 0, 0)
     rows = manifests.load(folder.parents[1] / "data")
     encoders = {"trained": encoder_file.load(folder.parents[1] / "encoder", job.device)}
     beside = [run_views(folder.parents[1])] if name == "variance" else []
-    found = run(encoders, rows, job, *beside, **options)
-    (folder / f"metrics-{distributed.rank()}.json").write_text(json.dumps(found))
+    result = run(encoders, rows, job, *beside, **options)
+    (folder / f"metrics-{distributed.rank()}.json").write_text(json.dumps(result))
     if name == "knn":
-        seen = {split: features.extract(encoders["trained"], rows, split, job) for split in COUNTS}
-        by_split = {split: found.features for split, found in seen.items()}
+        recorded = {
+            split: features.extract(encoders["trained"], rows, split, job) for split in COUNTS
+        }
+        by_split = {split: result.features for split, result in recorded.items()}
         torch.save(by_split, folder / f"features-{distributed.rank()}.pt")
 
 
@@ -128,7 +130,7 @@ def uneven(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the results of one process, of two, and of two that were torn out."""
+    """A folder with the results of one process, of two, and of two that were interrupted."""
     root = tmp_path_factory.mktemp("evaluations")
     made_of_colours(root / "data")
     saved(root / "encoder", CONFIG, InputSpec(SIZE, SIZE + 2, None))
@@ -153,7 +155,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made_of_colours(folder: Path) -> Manifest:
-    """Noise of two colours that a network tells apart only so well."""
+    """Noise in two colours, which a network classifies with errors."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     files = []
@@ -169,16 +171,16 @@ def made_of_colours(folder: Path) -> Manifest:
 
 
 def metrics(folder: Path) -> dict[str, float]:
-    """What every process found."""
+    """The metrics, which are the same in every process."""
     first, *others = [json.loads(path.read_text()) for path in sorted(folder.glob("metrics-*"))]
-    assert all(found == first for found in others)
+    assert all(result == first for result in others)
     return dict(first)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_two_processes_score_what_one_does(root: Path, name: str) -> None:
-    """A fit on features, whoever found them, is the same; a training is to rounding, and so counts
-    of images that it gets right are equal unless one lies on the very border."""
+    """Fits on features are equal. Trainings are equal up to rounding, so that numbers of correct
+    images are equal unless an image lies on the border between two classes."""
     one, two = metrics(root / "one" / name), metrics(root / "two" / name)
     assert one and two == pytest.approx(one, rel=1e-6)
     if name not in TRAINED:
@@ -195,8 +197,10 @@ def test_features_are_those_of_one_process_to_the_bit(root: Path) -> None:
 
 def states(folder: Path) -> list[dict[str, Any]]:
     """The last checkpoint of every training, as tensors."""
-    found = [checkpoint.load_newest(path, "f" * 12) for path in sorted((folder / "work").iterdir())]
-    return [state for state in found if state]
+    result = [
+        checkpoint.load_newest(path, "f" * 12) for path in sorted((folder / "work").iterdir())
+    ]
+    return [state for state in result if state]
 
 
 @pytest.mark.parametrize("name", TRAINED)

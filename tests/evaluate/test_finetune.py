@@ -61,15 +61,15 @@ def test_subsets_hold_as_many_of_every_class_and_grow(labels, each, seed):
     labels = torch.tensor(labels)
     ids = torch.arange(len(labels)) * 3 + 1
     order = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed))
-    found = balanced(ids, labels, each, order)
+    result = balanced(ids, labels, each, order)
     for label in labels.unique().tolist():
         of_class = set(ids[labels == label].tolist())
-        taken = of_class & set(found.tolist())
+        taken = of_class & set(result.tolist())
         assert len(taken) == min(each, len(of_class))
         left = [order[(i - 1) // 3] for i in of_class - taken]
         assert all(order[(i - 1) // 3] <= min(left, default=9) for i in taken)
-    assert found.tolist() == sorted(set(found.tolist()))
-    assert set(found.tolist()) <= set(balanced(ids, labels, each + 1, order).tolist())
+    assert result.tolist() == sorted(set(result.tolist()))
+    assert set(result.tolist()) <= set(balanced(ids, labels, each + 1, order).tolist())
 
 
 def test_a_share_is_of_every_class_at_least_one_image(make_manifest):
@@ -89,20 +89,22 @@ def listed(path, *names: str) -> PublishedList:
 
 
 def test_a_published_list_is_taken_by_path_or_name(rows, tmp_path):
-    found = finetune.rows_of_share(rows, 1, 0, listed(tmp_path / "1.txt", "003.png", "000.png", ""))
-    assert found.tolist() == [0, 3]
+    result = finetune.rows_of_share(
+        rows, 1, 0, listed(tmp_path / "1.txt", "003.png", "000.png", "")
+    )
+    assert result.tolist() == [0, 3]
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["003.png", "nowhere.png"], "1 of its 2 names are no labelled training image"),
         (["030.png", "001.png"], "such as 030.png"),  # of val
         (["000.png", "002.png"], "fewer than two classes"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(rows, tmp_path, names, told):
-    with pytest.raises(UserError, match=told):
+def test_a_list_that_does_not_fit_is_refused(rows, tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
         finetune.rows_of_share(rows, 1, 0, listed(tmp_path / "1.txt", *names))
 
 
@@ -116,10 +118,10 @@ def test_a_list_that_changed_or_is_missing_is_refused(rows, tmp_path):
 
 
 def test_presets_say_rates_by_share():
-    found = [
+    result = [
         (p.share, p.lr, p.head_lr) for p in finetune.rates_of_shares("mixmask", None, None, None)
     ]
-    assert found == [(1, 0.001, 1.0), (10, 0.001, 0.1), (100, 0.001, 0.01)]
+    assert result == [(1, 0.001, 1.0), (10, 0.001, 0.1), (100, 0.001, 0.01)]
     (mscn,) = finetune.rates_of_shares("mscn", None, None, None)
     assert (mscn.share, mscn.lr, mscn.head_lr) == (1, 0.002, 0.5)
     (mine,) = finetune.rates_of_shares("mscn", (1,), None, 3.0)
@@ -134,20 +136,20 @@ def test_presets_say_rates_by_share():
 @pytest.mark.parametrize("images", ["stream", "resident"])
 def test_separable_colours_are_told_apart_in_every_split(rows, job, images):
     options = OPTIONS | {"images": images, "epochs": 15, "milestones": (12,)}
-    found = finetune.run(encoders(), rows, job, **options)
-    assert found == {"finetune100_top1": 100.0, "other_finetune100_top1": 100.0}
+    result = finetune.run(encoders(), rows, job, **options)
+    assert result == {"finetune100_top1": 100.0, "other_finetune100_top1": 100.0}
 
 
 def test_top5_stands_beside_top1_where_there_are_more_classes(make_manifest, job):
     rows = make_manifest(coloured(6, 4), tuple("abcdef"))
-    found = finetune.run(encoders(), rows, job, **(OPTIONS | {"shares": (50, 100)}))
-    assert set(found) == {
+    result = finetune.run(encoders(), rows, job, **(OPTIONS | {"shares": (50, 100)}))
+    assert set(result) == {
         f"{prefix}finetune{share}_{metric}"
         for prefix in ("", "other_")
         for share in (50, 100)
         for metric in ("top1", "top5")
     }
-    assert all(found[name.replace("top1", "top5")] >= found[name] for name in found)
+    assert all(result[name.replace("top1", "top5")] >= result[name] for name in result)
 
 
 def test_top_k_by_hand():
@@ -183,8 +185,8 @@ def test_trunk_and_head_have_rates_of_their_own(rows, job, monkeypatch):
     )
     finetune.run(encoders(), rows, job, **OPTIONS)
     # 0.05 and 2.0, times 8 / 256; a fifth from epoch 2, a 25th from epoch 3
-    wanted = [[0.0015625 * s, 0.0625 * s] for s in (1, 1, 0.2, 0.04)]
-    assert rates == [pytest.approx(pair) for pair in wanted]
+    expected = [[0.0015625 * s, 0.0625 * s] for s in (1, 1, 0.2, 0.04)]
+    assert rates == [pytest.approx(pair) for pair in expected]
 
 
 def test_a_trunk_at_rate_zero_stays_and_the_head_learns(rows, job):
@@ -198,7 +200,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(rows, job, tmp_path, mon
     options = OPTIONS | {"shares": (50, 100)}
     whole = dataclasses.replace(job, work=tmp_path / "whole")
     broken = dataclasses.replace(job, work=tmp_path / "broken", checkpoint_minutes=0)
-    wanted = finetune.run(encoders(), rows, whole, **options)
+    expected = finetune.run(encoders(), rows, whole, **options)
     save = checkpoint.save
 
     def dies_late(folder, step, state):
@@ -212,7 +214,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(rows, job, tmp_path, mon
             finetune.run(encoders(), rows, broken, **options)
     assert (_state(broken, 50)["step"], _state(broken)["step"]) == (4, 8)
     torch.manual_seed(99)
-    assert finetune.run(encoders(), rows, broken, **options) == wanted
+    assert finetune.run(encoders(), rows, broken, **options) == expected
     for share in (50, 100):
         a, b = _state(whole, share), _state(broken, share)
         assert differences(a, b) == []
@@ -222,15 +224,15 @@ def test_the_encoders_filter_applies_to_what_it_learns_from(rows, job, tmp_path)
     filtered = encoders({"name": "high_pass", "kernel": 5, "sigma": 1.0})
     plain = finetune.run(encoders(), rows, job, **OPTIONS)
     other = dataclasses.replace(job, work=tmp_path / "filtered")
-    found = finetune.run(filtered, rows, other, **OPTIONS)
+    result = finetune.run(filtered, rows, other, **OPTIONS)
     # without its filter an encoder would tell even colours apart; all that is left is zero
-    assert plain["finetune100_top1"] > 75 and found["finetune100_top1"] == pytest.approx(50)
+    assert plain["finetune100_top1"] > 75 and result["finetune100_top1"] == pytest.approx(50)
 
 
 def test_scores_do_not_depend_on_the_batch_that_they_are_counted_in(rows, job, monkeypatch):
-    wanted = finetune.run(encoders(), rows, job, **OPTIONS)
+    expected = finetune.run(encoders(), rows, job, **OPTIONS)
     monkeypatch.setattr(features, "BATCH", 5)
-    assert finetune.run(encoders(), rows, job, **OPTIONS) == wanted
+    assert finetune.run(encoders(), rows, job, **OPTIONS) == expected
 
 
 def test_without_labels_there_is_nothing_to_score(make_manifest, job):

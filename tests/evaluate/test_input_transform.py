@@ -54,11 +54,11 @@ def rows(make_manifest):
 
 def largest_input(protocol, folder, rows, job) -> float:
     """The largest absolute value that any network saw when a protocol scored the encoder."""
-    seen: list[float] = []
+    recorded: list[float] = []
 
     def look(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
-            seen.append(float(given[0].detach().abs().max()))
+            recorded.append(float(given[0].detach().abs().max()))
 
     known = inspect.signature(protocol.run).parameters
     options = {name: value for name, value in SHORT.items() if name in known}
@@ -69,8 +69,8 @@ def largest_input(protocol, folder, rows, job) -> float:
         protocol.run(encoders, rows, job, **options)
     finally:
         hook.remove()
-    assert len(seen) > 1, "the network was never used"
-    return max(seen)
+    assert len(recorded) > 1, "the network was never used"
+    return max(recorded)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda module: module.__name__.split(".")[-1])

@@ -49,8 +49,8 @@ def _naive_votes(train: Labelled, query, k: int, temperature: float) -> dict[int
 )
 def test_predictions_agree_with_loops(seed, k, temperature, labels):
     train, queries = _scene(seed, 15, 4, labels)
-    found = knn.predict(train, queries, k, temperature).tolist()
-    for query, label in zip(queries, found, strict=True):
+    result = knn.predict(train, queries, k, temperature).tolist()
+    for query, label in zip(queries, result, strict=True):
         votes = _naive_votes(train, query, k, temperature)
         assert votes[label] >= max(votes.values()) * (1 - 1e-4)
 
@@ -67,8 +67,8 @@ def test_predictions_agree_with_scikit_learn(k, temperature):
     reference = KNeighborsClassifier(
         k, weights=lambda distance: np.exp((1 - distance**2 / 2) / temperature)
     ).fit(unit(train.features), train.labels.numpy())
-    found = knn.predict(train, queries, k, temperature)
-    assert found.tolist() == reference.predict(unit(queries)).tolist()
+    result = knn.predict(train, queries, k, temperature)
+    assert result.tolist() == reference.predict(unit(queries)).tolist()
 
 
 def test_one_close_neighbour_outweighs_two_far_ones():
@@ -118,8 +118,8 @@ class MeanColour(nn.Module):
         self.blind = blind
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        found = images.mean((2, 3))
-        return found.abs() * 0 + 1 if self.blind else found
+        result = images.mean((2, 3))
+        return result.abs() * 0 + 1 if self.blind else result
 
 
 def encoder(blind: bool = False) -> Encoder:
@@ -141,16 +141,16 @@ def colours(*splits: str) -> list:
 def test_metrics_are_named_by_split_k_and_encoder(make_manifest, job):
     rows = make_manifest(colours("train", "val", "decorrelated"))
     encoders = {"trained": encoder(), "random-0": encoder(), "random-1": encoder(blind=True)}
-    found = knn.run(encoders, rows, job, k=(1, 200))
-    assert set(found) == {
+    result = knn.run(encoders, rows, job, k=(1, 200))
+    assert set(result) == {
         f"{prefix}{kind}knn{k}_top1"
         for prefix in ("", "decorrelated_")
         for kind in ("", "random_")
         for k in (1, 200)
     }
-    assert found["knn1_top1"] == found["decorrelated_knn1_top1"] == pytest.approx(100)
+    assert result["knn1_top1"] == result["decorrelated_knn1_top1"] == pytest.approx(100)
     # one untrained encoder is right on all, the blind one on half: their mean
-    assert found["random_knn1_top1"] == pytest.approx(75)
+    assert result["random_knn1_top1"] == pytest.approx(75)
 
 
 def test_without_labels_there_is_nothing_to_score(make_manifest, job):

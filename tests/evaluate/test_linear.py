@@ -40,8 +40,8 @@ def rows(make_manifest):
 
 @pytest.mark.parametrize("images", ["stream", "resident"])
 def test_separable_colours_are_told_apart_in_every_split(rows, job, images):
-    found = linear.run(ENCODERS, rows, job, **(OPTIONS | {"images": images, "epochs": 12}))
-    assert found == {"linear_top1": 100.0, "other_linear_top1": 100.0}
+    result = linear.run(ENCODERS, rows, job, **(OPTIONS | {"images": images, "epochs": 12}))
+    assert result == {"linear_top1": 100.0, "other_linear_top1": 100.0}
 
 
 def _states(folder) -> dict:
@@ -51,7 +51,7 @@ def _states(folder) -> dict:
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(rows, job, tmp_path, monkeypatch):
     whole = dataclasses.replace(job, work=tmp_path / "whole")
     broken = dataclasses.replace(job, work=tmp_path / "broken", checkpoint_minutes=0)
-    wanted = linear.run(ENCODERS, rows, whole, **OPTIONS)
+    expected = linear.run(ENCODERS, rows, whole, **OPTIONS)
     save = checkpoint.save
 
     def dies_in_mid_epoch(folder, step, state):
@@ -64,15 +64,15 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(rows, job, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             linear.run(ENCODERS, rows, broken, **OPTIONS)
     assert _states(broken.work)["step"] == 7
-    assert linear.run(ENCODERS, rows, broken, **OPTIONS) == wanted
+    assert linear.run(ENCODERS, rows, broken, **OPTIONS) == expected
     a, b = _states(whole.work), _states(broken.work)
     assert a["step"] == 12 and differences(a, b) == []
 
 
 def test_a_finished_training_only_scores_again(rows, job, monkeypatch):
-    wanted = linear.run(ENCODERS, rows, job, **OPTIONS)
+    expected = linear.run(ENCODERS, rows, job, **OPTIONS)
     monkeypatch.setattr(checkpoint, "save", lambda *a: pytest.fail("trained again"))
-    assert linear.run(ENCODERS, rows, job, **OPTIONS) == wanted
+    assert linear.run(ENCODERS, rows, job, **OPTIONS) == expected
 
 
 def test_the_rate_scales_with_the_batch_and_falls_at_milestones(rows, job, monkeypatch):
@@ -132,8 +132,13 @@ def test_without_labels_there_is_nothing_to_score(make_manifest, job):
 
 
 def test_what_is_given_wins_over_the_preset():
-    found = linear.settings("byol", epochs=3, lr=0.5, batch=None)
-    assert (found["epochs"], found["lr"], found["batch"], found["nesterov"]) == (3, 0.5, 1024, True)
+    result = linear.settings("byol", epochs=3, lr=0.5, batch=None)
+    assert (result["epochs"], result["lr"], result["batch"], result["nesterov"]) == (
+        3,
+        0.5,
+        1024,
+        True,
+    )
     moco = linear.settings("moco")
     assert (moco["lr"], moco["epochs"], moco["milestones"]) == (30.0, 100, (60, 80))
     assert (moco["schedule"], moco["weight_decay"], moco["nesterov"]) == ("step", 0.0, False)
@@ -150,8 +155,8 @@ def test_a_cosine_falls_from_the_rate_to_zero():
 
 @pytest.mark.parametrize("preset", ["mscn", "simclr"])
 def test_another_preset_has_a_metric_of_its_own(rows, job, preset):
-    found = linear.run(ENCODERS, rows, job, preset=preset, images="resident", epochs=2)
-    assert set(found) == {f"linear_{preset}_top1", f"other_linear_{preset}_top1"}
+    result = linear.run(ENCODERS, rows, job, preset=preset, images="resident", epochs=2)
+    assert set(result) == {f"linear_{preset}_top1", f"other_linear_{preset}_top1"}
 
 
 def test_of_several_rates_the_best_on_held_out_images_trains_on_all(rows, job, monkeypatch):
@@ -165,10 +170,10 @@ def test_of_several_rates_the_best_on_held_out_images_trains_on_all(rows, job, m
 
     monkeypatch.setattr(linear, "train", watched)
     options = OPTIONS | {"preset": "byol", "lr": (1e-9, 50.0, 1e-8), "epochs": 12}
-    found = linear.run(ENCODERS, rows, job, **options)
+    result = linear.run(ENCODERS, rows, job, **options)
     # 24 labelled images of two classes: one tenth of twelve is one held out of each
     assert trained == [(22, pytest.approx([1e-9, 50.0, 1e-8])), (24, pytest.approx([50.0]))]
-    assert found == {"linear_byol_top1": 100.0, "other_linear_byol_top1": 100.0}
+    assert result == {"linear_byol_top1": 100.0, "other_linear_byol_top1": 100.0}
 
 
 def test_classifiers_side_by_side_learn_as_they_would_alone(rows, job, tmp_path):

@@ -25,13 +25,13 @@ def test_the_fit_is_that_of_scikit_learn(classes, l2):
     # theirs: C * sum of losses + |W|^2 / 2; ours: mean of losses + l2/2 |W|^2, so C = 1/(n*l2)
     reference = LogisticRegression(C=1 / (120 * l2), max_iter=5000, tol=1e-8)
     features = train.features.numpy().astype(np.float64)
-    wanted = reference.fit(features, train.labels.numpy()).predict_proba(features)
-    found = model(train.features).softmax(dim=1).detach().numpy()
+    expected = reference.fit(features, train.labels.numpy()).predict_proba(features)
+    result = model(train.features).softmax(dim=1).detach().numpy()
     if classes == 2:
         # for two classes they penalise one vector w, ours two of w/2 each: |W|^2 is half
         reference = LogisticRegression(C=1 / (120 * l2 / 2), max_iter=5000, tol=1e-8)
-        wanted = reference.fit(features, train.labels.numpy()).predict_proba(features)
-    np.testing.assert_allclose(found, wanted, atol=2e-3)
+        expected = reference.fit(features, train.labels.numpy()).predict_proba(features)
+    np.testing.assert_allclose(result, expected, atol=2e-3)
 
 
 def test_at_the_minimum_the_gradient_vanishes():
@@ -77,8 +77,8 @@ ENCODERS = {"trained": Encoder(MeanColour(), EncoderConfig(), InputSpec(8, 8, No
     ],
 )
 def test_separable_colours_are_told_apart_in_every_split(rows, job, name, options, l2):
-    found = linear_fast.run(ENCODERS, rows, job, l2=l2, **options)
-    assert found == {f"{name}_top1": 100.0, f"other_{name}_top1": 100.0}
+    result = linear_fast.run(ENCODERS, rows, job, l2=l2, **options)
+    assert result == {f"{name}_top1": 100.0, f"other_{name}_top1": 100.0}
 
 
 def test_the_penalty_is_the_one_under_which_held_out_labels_are_likeliest():

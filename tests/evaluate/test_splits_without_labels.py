@@ -36,5 +36,5 @@ def test_only_splits_with_labels_have_scores(
         + [(shown[i % 2], i % 2, "val") for i in range(4)]
         + [(shown[i % 2], -1, "unknown") for i in range(4)]
     )
-    found = protocol.run({"trained": TRAINED}, rows, job, **options)
-    assert metric in found and not any(name.startswith("unknown") for name in found)
+    result = protocol.run({"trained": TRAINED}, rows, job, **options)
+    assert metric in result and not any(name.startswith("unknown") for name in result)

@@ -50,19 +50,19 @@ def make(make_manifest):
 
 def test_mean_per_class_by_hand():
     labels = torch.tensor([7, 7, 7, 7, 2, 2, 9])
-    found = torch.tensor([7, 7, 7, 2, 2, 7, 2])
+    result = torch.tensor([7, 7, 7, 2, 2, 7, 2])
     # 3 of 4 of class 7, 1 of 2 of class 2, 0 of 1 of class 9; classes that do not occur count not
-    assert mean_per_class(found, labels) == pytest.approx(100 * (0.75 + 0.5 + 0) / 3)
-    assert accuracy(found, labels) == pytest.approx(100 * 4 / 7)
+    assert mean_per_class(result, labels) == pytest.approx(100 * (0.75 + 0.5 + 0) / 3)
+    assert accuracy(result, labels) == pytest.approx(100 * 4 / 7)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 9), st.integers(2, 5))
 def test_mean_per_class_ignores_how_often_a_class_is_tested(labels, seed, times):
     labels = torch.tensor(labels)
-    found = torch.randint(4, labels.shape, generator=torch.Generator().manual_seed(seed))
+    result = torch.randint(4, labels.shape, generator=torch.Generator().manual_seed(seed))
     repeat = torch.where(labels == labels[0], times, 1)
-    again = mean_per_class(found.repeat_interleave(repeat), labels.repeat_interleave(repeat))
-    assert again == pytest.approx(mean_per_class(found, labels))
+    again = mean_per_class(result.repeat_interleave(repeat), labels.repeat_interleave(repeat))
+    assert again == pytest.approx(mean_per_class(result, labels))
 
 
 # --------------------------------------------------------------------------------------- roles
@@ -133,20 +133,20 @@ def test_the_choice_and_the_last_fit_are_those_of_scikit_learn():
         torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
     )
     test = scene(40, 2).features
-    wanted = reference(both, best).predict_proba(test.double().numpy())
-    np.testing.assert_allclose(model(test).softmax(dim=1).detach().numpy(), wanted, atol=2e-3)
+    expected = reference(both, best).predict_proba(test.double().numpy())
+    np.testing.assert_allclose(model(test).softmax(dim=1).detach().numpy(), expected, atol=2e-3)
 
 
 def test_colours_are_told_apart_and_scores_do_not_depend_on_the_batch(make, job, monkeypatch):
     rows = make("train", "val", "test")
-    found = transfer.run(ENCODERS, rows, job, l2_steps=7)
-    assert found == {"transfer_toy_top1": 100.0, "transfer_toy_mean_per_class": 100.0}
-    seen = []
-    monkeypatch.setattr(transfer, "by_validation", lambda *a: seen.append(a) or original(*a))
+    result = transfer.run(ENCODERS, rows, job, l2_steps=7)
+    assert result == {"transfer_toy_top1": 100.0, "transfer_toy_mean_per_class": 100.0}
+    recorded = []
+    monkeypatch.setattr(transfer, "by_validation", lambda *a: recorded.append(a) or original(*a))
     monkeypatch.setattr(features, "BATCH", 4)
-    assert transfer.run(ENCODERS, rows, job) == found
-    assert len(seen[0][3]) == 45
-    assert (min(seen[0][3]), max(seen[0][3])) == pytest.approx((1e-6, 1e5))
+    assert transfer.run(ENCODERS, rows, job) == result
+    assert len(recorded[0][3]) == 45
+    assert (min(recorded[0][3]), max(recorded[0][3])) == pytest.approx((1e-6, 1e5))
 
 
 original = transfer.by_validation
@@ -155,8 +155,8 @@ original = transfer.by_validation
 def test_sgd_learns_from_both_splits_under_a_name_of_its_own(make, job):
     rows = make("train", "val", "test")
     some = transfer.SgdOptions(lr=3.0, batch=20, epochs=6, milestones=(5,))
-    found = transfer.run(ENCODERS, rows, job, sgd={"toy": some, "other": transfer.SgdOptions()})
-    assert found == {"transfer_toy_sgd_top1": 100.0, "transfer_toy_sgd_mean_per_class": 100.0}
+    result = transfer.run(ENCODERS, rows, job, sgd={"toy": some, "other": transfer.SgdOptions()})
+    assert result == {"transfer_toy_sgd_top1": 100.0, "transfer_toy_sgd_mean_per_class": 100.0}
     state = torch.load(next(job.work.glob("transfer-toy/step-*18.pt")), weights_only=True)
     # 60 labelled images of train and val: the last step is the 18th, at a tenth of 3 * 20 / 256
     assert state["state"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.3 * 20 / 256)

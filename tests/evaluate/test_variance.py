@@ -84,8 +84,8 @@ def test_the_spread_by_hand():
 def test_uniformity_by_hand():
     # squared distances: 2 between the axes, 4 and 2 to the opposite of the first
     unit = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
-    wanted = math.log((math.exp(-4) + math.exp(-8) + math.exp(-4)) / 3)
-    assert variance.uniformity(unit) == pytest.approx(wanted)
+    expected = math.log((math.exp(-4) + math.exp(-8) + math.exp(-4)) / 3)
+    assert variance.uniformity(unit) == pytest.approx(expected)
 
 
 @given(st.integers(2, 40), st.integers(1, 6), st.integers(0, 99))
@@ -94,10 +94,10 @@ def test_uniformity_is_that_of_all_pairs_in_any_chunks(count, width, seed):
     unit = nn.functional.normalize(
         torch.randn(count, width, generator=generator, dtype=torch.float64), dim=1
     )
-    wanted = torch.pdist(unit).square().mul(-2).exp().mean().log().item()
+    expected = torch.pdist(unit).square().mul(-2).exp().mean().log().item()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(variance, "_CHUNK", 7)
-        assert variance.uniformity(unit) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+        assert variance.uniformity(unit) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @given(st.integers(0, 99))
@@ -123,36 +123,36 @@ NAMES = (*POOLED, "projected", "projected_total", *(f"projected_{name}" for name
 
 
 def test_every_split_is_measured_without_labels(rows, job):
-    found = measured(rows, job)
-    assert set(found) == {f"{p}variance_{name}" for p in ("", "other_") for name in NAMES}
-    assert found["variance_pooled_total"] == pytest.approx(3 * found["variance_pooled"])
-    assert found["variance_alignment"] == pytest.approx(2 * found["variance_unit_total"])
-    assert found["variance_pooled"] > 0.001
+    result = measured(rows, job)
+    assert set(result) == {f"{p}variance_{name}" for p in ("", "other_") for name in NAMES}
+    assert result["variance_pooled_total"] == pytest.approx(3 * result["variance_pooled"])
+    assert result["variance_alignment"] == pytest.approx(2 * result["variance_unit_total"])
+    assert result["variance_pooled"] > 0.001
 
 
 def test_views_that_do_not_differ_have_no_spread(rows, job):
-    found = measured(rows, job, config(view=STILL))
+    result = measured(rows, job, config(view=STILL))
     still = [n for n in NAMES if "uniformity" not in n]
-    assert all(found[f"variance_{n}"] == pytest.approx(0, abs=1e-9) for n in still)
+    assert all(result[f"variance_{n}"] == pytest.approx(0, abs=1e-9) for n in still)
 
 
 def test_projected_features_are_those_behind_the_head(rows, job):
-    found = measured(rows, job)
+    result = measured(rows, job)
     direct = {"trained": Encoder(nn.Sequential(MeanColour(), Framework().projector),
                                  EncoderConfig(), InputSpec(8, 9, None)).eval()}  # fmt: skip
-    wanted = measured(rows, job, given_encoders=direct)
+    expected = measured(rows, job, given_encoders=direct)
     for name in POOLED:
         projected = name.replace("pooled", "projected")
         projected = projected if "projected" in projected else f"projected_{name}"
-        assert found[f"variance_{projected}"] == pytest.approx(wanted[f"variance_{name}"]), name
-    assert found["variance_projected"] != pytest.approx(found["variance_pooled"], rel=0.1)
+        assert result[f"variance_{projected}"] == pytest.approx(expected[f"variance_{name}"]), name
+    assert result["variance_projected"] != pytest.approx(result["variance_pooled"], rel=0.1)
 
 
 def test_without_a_head_projected_features_are_the_pooled_ones(rows, job):
     encoder_file.save_projector(nn.Identity(), job.out)
     beside = replace(config(), encoder=job.out)
-    found = variance.run(encoders(), rows, job, beside, views=3, images="resident")
-    assert found["variance_projected"] == found["variance_pooled"]
+    result = variance.run(encoders(), rows, job, beside, views=3, images="resident")
+    assert result["variance_projected"] == result["variance_pooled"]
 
 
 def test_a_head_that_is_not_there_is_named(rows, job):
@@ -167,23 +167,23 @@ def test_through_another_encoder_views_are_filtered_as_their_run_does(rows, job,
     store = saliency(rows, tmp_path)
     options = {"views": 4, "masked": masked}
     own = encoders(input_filter(made.mask, 8))  # whose weights are the plain one's, too
-    found = variance.run(own, rows, job, run_views(job, made, store), **options)
+    result = variance.run(own, rows, job, run_views(job, made, store), **options)
     plain = run_views(job, made, store, through="mocov2")
     through = variance.run(encoders(), rows, job, plain, **options)
     name = "variance" if masked else "variance_unmasked"
-    assert through == {k.replace(name, f"{name}_through_mocov2"): v for k, v in found.items()}
+    assert through == {k.replace(name, f"{name}_through_mocov2"): v for k, v in result.items()}
 
 
 @pytest.mark.parametrize("images", ["stream", "resident"])
 @pytest.mark.parametrize("mask", ["none", "mean"])
 def test_numbers_do_not_depend_on_the_batch(rows, job, tmp_path, images, mask):
     beside = run_views(job, config(mask), saliency(rows, tmp_path))
-    found = [
+    result = [
         variance.run(encoders(), rows, job, beside, views=5, batch=size, images=images)
         for size in (1, 4, 100)
     ]
-    for other in found[1:]:
-        assert other == pytest.approx(found[0], rel=1e-5)
+    for other in result[1:]:
+        assert other == pytest.approx(result[0], rel=1e-5)
 
 
 def saliency(rows, tmp_path) -> Path:
@@ -191,8 +191,8 @@ def saliency(rows, tmp_path) -> Path:
     path = tmp_path / "saliency.zarr"
     plan = stores.StorePlan(len(rows), 100, {16: (4, 4)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 4, 4, generator=torch.Generator().manual_seed(0))
-    seen = stores.scaled({16: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
-    stores.fill(path, plan, lambda _: iter([seen]))
+    recorded = stores.scaled({16: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
+    stores.fill(path, plan, lambda _: iter([recorded]))
     return path
 
 
@@ -208,12 +208,12 @@ def test_a_runs_mask_is_part_of_its_views_and_drawn_for_each(rows, job, tmp_path
     beside = run_views(job, made, saliency(rows, tmp_path))
     given = {"trained": Encoder(Contrast(), EncoderConfig(), InputSpec(8, 9, None))}
     options = {"views": 6, "images": "resident"}
-    found = variance.run(given, rows, job, beside, **options)
+    result = variance.run(given, rows, job, beside, **options)
     without = variance.run(given, rows, job, beside, masked=False, **options)
-    assert set(without) == {n.replace("variance", "variance_unmasked") for n in found}
+    assert set(without) == {n.replace("variance", "variance_unmasked") for n in result}
     # nothing but the patches differs between views
     assert without["variance_unmasked_pooled"] == pytest.approx(0, abs=1e-9)
-    assert found["variance_pooled"] > 1e-4
+    assert result["variance_pooled"] > 1e-4
 
 
 def test_a_filtered_view_is_filtered_once(rows, job, tmp_path):
@@ -221,9 +221,9 @@ def test_a_filtered_view_is_filtered_once(rows, job, tmp_path):
     made = config("high_pass", ratio=(0.0, 0.0), focal=0.0, hard_negative=None)
     given = encoders(input_filter(made.mask, 8))
     beside = run_views(job, made, saliency(rows, tmp_path))
-    found = variance.run(given, rows, job, beside, views=4)
+    result = variance.run(given, rows, job, beside, views=4)
     same = variance.run(given, rows, job, beside, views=4, masked=False)
-    assert found["variance_pooled"] == pytest.approx(same["variance_unmasked_pooled"], rel=1e-4)
+    assert result["variance_pooled"] == pytest.approx(same["variance_unmasked_pooled"], rel=1e-4)
 
 
 def test_a_mask_that_learns_and_a_single_view_are_refused(rows, job):

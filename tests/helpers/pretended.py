@@ -1,10 +1,10 @@
-"""A device that is not there: `pretended`. Its tensors lie in ordinary memory and the CPU computes
-on them, but they say that they are elsewhere, and refuse what a GPU's tensors refuse: to meet the
-CPU's in one operation, and to become NumPy arrays.
+"""A simulated device, `pretended`. Its tensors are in main memory and the CPU computes with them, but
+they refuse the operations that tensors on a GPU refuse: operations with tensors on the CPU, and
+conversion to NumPy arrays.
 
-    python tests/pretended.py "pretrain --run blur" "knn --run blur"
+    python tests/helpers/pretended.py "pretrain --run blur" "evaluate --protocol knn --run blur"
 
-runs stages on it, in one process and the current folder; or on the device in SALMASK_DEVICE.
+runs stages on it in one process, in the current folder. SALMASK_DEVICE may name another device.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 
 class Away(Tensor):
-    """A tensor that says that it is on the pretended device; `here` is the CPU's that it wraps."""
+    """A tensor on the simulated device; `here` is the tensor on the CPU that it wraps."""
 
     here: Tensor
 
@@ -98,14 +98,14 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         away = torch.device(kwargs["device"]).type == NAME
         kwargs = kwargs | ({"device": torch.device("cpu")} if away else {})
     mine = {id(_here(t)): t for t in tensors}
-    found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+    result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
 
     def place(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         return mine.get(id(leaf)) if id(leaf) in mine else Away(leaf) if away else leaf
 
-    return tree_map(place, found)
+    return tree_map(place, result)
 
 
 def _here(leaf: Any) -> Any:
@@ -125,7 +125,7 @@ class Pretence(TorchDispatchMode):
 
 
 class Backend(_DummyBackendModule):
-    """What torch asks of a device's module."""
+    """The module that torch requires for a device."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
@@ -156,7 +156,7 @@ def _swapping(apply: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 @contextlib.contextmanager
 def pretence() -> Iterator[None]:
-    """Registers the device, for good, and computes on it."""
+    """Registers the device, which is permanent, and computes on it."""
     _setup_privateuseone_for_python_backend(NAME, Backend())
     nn.Module._apply = _swapping(nn.Module._apply)  # type: ignore[method-assign]
     torch.tensor, torch.as_tensor = _moving(torch.tensor), _moving(torch.as_tensor)

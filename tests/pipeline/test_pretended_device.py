@@ -1,5 +1,5 @@
-"""Every stage on a device that is not the CPU. No GPU is needed: the device is a pretended one that
-refuses to compute with what was left on the CPU, and all stages make the CPU's bytes on it."""
+"""Every stage on a device that is not the CPU, without a GPU: the simulated device refuses to compute
+with tensors on the CPU. All stages give the same bytes as on the CPU."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ TESTED = (
 
 
 def tiny_runs() -> dict[str, Any]:
-    """Of each framework, and each kind of mask, a training of two steps."""
+    """Trainings of two steps for each framework and each kind of mask."""
     runs = {name: copy.deepcopy(METHODS[name]) for name in RUNS}
     for run in runs.values():
         run.get("train", {}).pop("epochs", None)
@@ -51,7 +51,7 @@ def tiny_runs() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What all stages leave, by device."""
+    """The results of all stages, by device."""
     params = copy.deepcopy(TINY)
     params |= {"runs": tiny_runs(), "transfer": {"shapes": SHAPES}, "detect": {"scenes": SCENES}}
     params["data"]["images"] = {"train": 64, "val": 32, "decorrelated": 32}
@@ -97,7 +97,7 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
 
 
 def refusals(_: int) -> None:
-    """In a process of its own, for which the device stays registered."""
+    """Runs in a separate process, because the device stays registered."""
     with pretence():
         here, there = torch.arange(3.0), torch.arange(3.0, device="pretended")
         assert there.device.type == "pretended" and there.cpu().device.type == "cpu"

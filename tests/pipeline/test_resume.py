@@ -1,4 +1,4 @@
-"""What is killed goes on, and ends in the bytes of what was left alone."""
+"""Killed stages resume and end in the same bytes as undisturbed ones."""
 
 import copy
 import os
@@ -83,29 +83,29 @@ def test_a_killed_pretraining_ends_in_the_same_bytes(
 
 
 def reached(runs: Path) -> int:
-    found = checkpoints(runs)
-    return int(found[-1].removeprefix("step-").removesuffix(".pt")) if found else 0
+    result = checkpoints(runs)
+    return int(result[-1].removeprefix("step-").removesuffix(".pt")) if result else 0
 
 
 def test_a_stop_signal_saves_and_says_so(project: Project, tmp_path: Path) -> None:
     process = start(project, "pretrain", "--run", "blur", SALMASK_RUNS=str(tmp_path))
     wait_for(lambda: reached(tmp_path) >= 1, process)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate()[0]
-    assert process.returncode == 143, said
-    assert "run the same command again to continue" in said and "Traceback" not in said
+    output = process.communicate()[0]
+    assert process.returncode == 143, output
+    assert "run the same command again to continue" in output and "Traceback" not in output
 
 
 def test_a_stop_that_reaches_the_workers_too_saves_and_says_so(
     project: Project, tmp_path: Path
 ) -> None:
-    """As scancel's does, or that of whoever stops the whole group: workers decode for this run."""
+    """As with scancel, which signals the whole process group, decoding workers included."""
     process = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
     wait_for(lambda: reached(tmp_path) >= 1, process)
     os.killpg(process.pid, signal.SIGTERM)
-    said = process.communicate()[0]
-    assert process.returncode == 143, said
-    assert "run the same command again to continue" in said and "Traceback" not in said
+    output = process.communicate()[0]
+    assert process.returncode == 143, output
+    assert "run the same command again to continue" in output and "Traceback" not in output
 
 
 def test_a_killed_saliency_stage_ends_in_the_same_bytes(project: Project, tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_two_processes_never_work_on_one_run(project: Project, tmp_path: Path) -
     first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second one comes
     second = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
     assert second.stdout is not None
-    said = second.stdout.readline()
+    output = second.stdout.readline()
     first.send_signal(signal.SIGCONT)
-    assert "another process works in" in said
+    assert "another process works in" in output
     said_first, said_second = first.communicate()[0], second.communicate()[0]
     assert (first.returncode, second.returncode) == (0, 0), said_first + said_second
     assert "finished earlier" in said_second

@@ -22,7 +22,7 @@ SHUFFLE = torch.tensor([5, 2, 0, 7, 3, 1, 6, 4])
 
 
 def framework(name: str, group: int = 4):
-    """A tiny framework, one step old: its followers differ, its norms and queue have seen data."""
+    """A tiny framework, one step old: its followers differ, its norms and queue hold data."""
     torch.manual_seed(3)
     options = {"dim": 6, "hidden": 10, "bn_group": group}
     options |= {"queue": QUEUE} if name == "moco" else {}
@@ -148,9 +148,9 @@ def test_frozen_norms_use_the_batch_and_forget_it(norm):
     x = 3 * images(0) + 2
     before = state(norm)
     with frozen(norm):
-        found = norm(x)
+        result = norm(x)
     assert same(state(norm), before)
-    torch.testing.assert_close(norm(x), found)  # the same numbers, but these are remembered
+    torch.testing.assert_close(norm(x), result)  # the same numbers, but these are remembered
     assert norm.num_batches_tracked == 1 and not same(state(norm), before)
     norm.eval()
     with frozen(norm):
@@ -163,7 +163,7 @@ def test_frozen_norms_use_the_batch_and_forget_it(norm):
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_gradients_pass_through_what_is_frozen(name):
     model = framework(name)
-    found = []
+    result = []
     for hold in (True, False):
         query = images(0).requires_grad_()
         views = Views((query, images(1)), ((0, 1, 1.0),), SHUFFLE)
@@ -173,9 +173,9 @@ def test_gradients_pass_through_what_is_frozen(name):
             assert all(parameter.grad is None for parameter in model.parameters())
         else:
             model.losses(views)["loss"].backward()
-        found.append(query.grad)
-    assert found[0].abs().sum() > 0
-    torch.testing.assert_close(*found)
+        result.append(query.grad)
+    assert result[0].abs().sum() > 0
+    torch.testing.assert_close(*result)
 
 
 def test_what_learned_nothing_before_learns_nothing_after():
@@ -226,10 +226,10 @@ def test_the_masker_climbs_what_the_encoder_descends(name):
 def test_both_play_for_the_same_number(name, single):
     model, at = framework(name), batch()
     player = masker(model, single=single, penalty=0.0)
-    wanted = total(model, player, at)
-    seen = Adversary(player).step(model, at, 1.0)
-    torch.testing.assert_close(-seen["masker_loss"], wanted.detach())
-    assert not any(value.requires_grad for value in seen.values())
+    expected = total(model, player, at)
+    recorded = Adversary(player).step(model, at, 1.0)
+    torch.testing.assert_close(-recorded["masker_loss"], expected.detach())
+    assert not any(value.requires_grad for value in recorded.values())
 
 
 def test_a_mask_that_covers_everything_is_pushed_back():
@@ -261,14 +261,14 @@ def test_it_descends_by_sgd_at_the_share_of_its_rate():
     adversary = Adversary(player)
     buffers = [torch.zeros_like(p) for p in player.parameters()]
     for step, share in enumerate((0.25, 1.0, 0.0)):
-        wanted = []
+        expected = []
         for i, gradient in enumerate(gradients(model, player, batch(step))):
             old = list(player.parameters())[i].detach()
             buffers[i] = 0.5 * buffers[i] + gradient + 0.1 * old
-            wanted.append(old - share * 0.4 * buffers[i])
+            expected.append(old - share * 0.4 * buffers[i])
         adversary.step(model, batch(step), share)
         assert [group["lr"] for group in adversary.optimizer.param_groups] == [share * 0.4]
-        for parameter, target in zip(player.parameters(), wanted, strict=True):
+        for parameter, target in zip(player.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.detach(), target, atol=1e-5, rtol=1e-4)
 
 
@@ -296,8 +296,8 @@ def test_its_state_goes_on_bit_for_bit():
     amnesic = Adversary(masker(model, seed=1, single=True))
     amnesic.masker.load_state_dict(saved["masker"])
     for step in range(2, 4):
-        seen = [a.step(model, batch(step), 0.25) for a in (alone, resumed, amnesic)]
-        assert same(seen[0], seen[1])
+        recorded = [a.step(model, batch(step), 0.25) for a in (alone, resumed, amnesic)]
+        assert same(recorded[0], recorded[1])
     assert same(alone.masker.state_dict(), resumed.masker.state_dict())
     assert not same(alone.masker.state_dict(), amnesic.masker.state_dict())  # it lost its momentum
 
@@ -306,7 +306,7 @@ def test_it_computes_in_the_precision_of_the_run():
     model = framework("simclr")
     exact = Adversary(masker(model)).step(model, batch(), 1.0)
     rounded = Adversary(masker(model))
-    seen = rounded.step(model, batch(), 1.0, torch.autocast("cpu", torch.bfloat16))
-    assert seen["masker_loss"].item() == pytest.approx(exact["masker_loss"].item(), rel=0.05)
-    assert seen["masker_loss"] != exact["masker_loss"]
+    recorded = rounded.step(model, batch(), 1.0, torch.autocast("cpu", torch.bfloat16))
+    assert recorded["masker_loss"].item() == pytest.approx(exact["masker_loss"].item(), rel=0.05)
+    assert recorded["masker_loss"] != exact["masker_loss"]
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in rounded.masker.parameters())

@@ -20,10 +20,10 @@ def save(folder, *steps: int) -> None:
 
 def test_what_is_saved_is_loaded(tmp_path):
     save(tmp_path / "new" / "folder", 7)
-    found = checkpoint.load_newest(tmp_path / "new" / "folder", "f")
-    assert found["step"] == 7
-    assert found["history"] == [{"epoch": 1, "loss": 0.5}]
-    assert torch.equal(found["model"]["w"], torch.full((100,), 7.0))
+    result = checkpoint.load_newest(tmp_path / "new" / "folder", "f")
+    assert result["step"] == 7
+    assert result["history"] == [{"epoch": 1, "loss": 0.5}]
+    assert torch.equal(result["model"]["w"], torch.full((100,), 7.0))
 
 
 def test_nothing_saved_is_none(tmp_path):

@@ -157,8 +157,10 @@ def test_a_loss_that_is_not_finite_ends_the_training(new, job, value):
     loop = make_loop(regression, step=step, unit="iteration", advice="try `lr: 1`")
     # Tensors are read at checkpoints only: at the end of the second epoch.
     where = 6 if regression.on_host else 8
-    told = rf"the loss of toy is not finite at iteration {where} \(loss .*, mean .*\): try `lr: 1`"
-    with pytest.raises(NonFiniteLossError, match=told + ".*step-000000004"):
+    expected = (
+        rf"the loss of toy is not finite at iteration {where} \(loss .*, mean .*\): try `lr: 1`"
+    )
+    with pytest.raises(NonFiniteLossError, match=expected + ".*step-000000004"):
         engine.train(loop, job, job.work)
     assert newest(job.work)["step"] == 4
     again = make_loop(new(), step=step, may_diverge=True)

@@ -68,8 +68,8 @@ def test_it_follows_the_slow_reference(seed, shapes, steps, weight_decay, moment
         step(optimizer, *((p, g[index]) for p, g in zip(parameters, grads, strict=True)))
     for p, start, grad, adapt in zip(parameters, before, grads, adapted, strict=True):
         flat = [g.flatten().tolist() for g in grad]
-        wanted = reference(start, flat, **options, adapt=adapt)
-        assert p.flatten().tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+        expected = reference(start, flat, **options, adapt=adapt)
+        assert p.flatten().tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_without_adaptation_it_is_plain_sgd_with_momentum(generator):
@@ -97,7 +97,7 @@ def test_the_step_does_not_depend_on_the_gradients_size(seed, scale):
 
 
 @pytest.mark.parametrize(
-    ("start", "grad", "weight_decay", "wanted"),
+    ("start", "grad", "weight_decay", "expected"),
     [
         ([[3.0, 4.0]], [[0.0, 0.0]], 0.0, [3.0, 4.0]),  # nothing to follow
         ([[0.0, 0.0]], [[0.0, 0.0]], 0.5, [0.0, 0.0]),
@@ -106,11 +106,11 @@ def test_the_step_does_not_depend_on_the_gradients_size(seed, scale):
         ([[3.0, 4.0]], [[0.0, 0.0]], 0.5, [2.4, 3.2]),
     ],
 )
-def test_zero_parameters_and_zero_gradients(start, grad, weight_decay, wanted):
+def test_zero_parameters_and_zero_gradients(start, grad, weight_decay, expected):
     weight, other = nn.Parameter(torch.tensor(start)), nn.Parameter(torch.ones(2, 2))
     optimizer = LARS([weight, other], lr=2.0, weight_decay=weight_decay, eta=0.1)
     step(optimizer, (weight, grad), (other, torch.ones(2, 2)))
-    assert weight.flatten().tolist() == pytest.approx(wanted)
+    assert weight.flatten().tolist() == pytest.approx(expected)
     assert other.isfinite().all() and (other < 1).all()
 
 

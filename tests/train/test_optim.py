@@ -141,10 +141,10 @@ def test_groups_of_lars_leave_biases_and_norms_alone():
     model = Toy()
     built = build_optimizer(model, TrainConfig(optimizer="lars", weight_decay=0.3, momentum=0.7))
     assert isinstance(built, LARS)
-    seen = [
+    recorded = [
         (names(model, g), g["adapt"], g["weight_decay"], g["constant"]) for g in built.param_groups
     ]
-    assert seen == [
+    assert recorded == [
         (["encoder.0.weight", "predictors.weight"], True, 0.3, False),
         (["encoder.1.weight", "encoder.1.bias"], False, 0.0, False),
         (["predictor.0.weight"], True, 0.3, True),
@@ -181,8 +181,12 @@ def test_rates_are_set_but_where_they_are_constant_also_after_a_resume(optimizer
     resumed.load_state_dict(first.state_dict())
     for built, rate in ((first, 0.125), (resumed, 0.125), (resumed, 0.25)):
         set_rates(built, config, rate)
-        wanted = [0.5 if g["constant"] else rate for g in built.param_groups]
-        assert [g["lr"] for g in built.param_groups] == wanted and rate in wanted and 0.5 in wanted
+        expected = [0.5 if g["constant"] else rate for g in built.param_groups]
+        assert (
+            [g["lr"] for g in built.param_groups] == expected
+            and rate in expected
+            and 0.5 in expected
+        )
 
 
 def test_sgd_follows_its_formula_on_what_learns():
@@ -191,15 +195,15 @@ def test_sgd_follows_its_formula_on_what_learns():
     optimizer = build_optimizer(model, config)
     # gradient 1, decay 0.1 * 1: v = 1.1, p = 1 - 0.5 * 1.1 = 0.45
     # then gradient 1, decay 0.045: v = 0.9 * 1.1 + 1.045 = 2.035, p = 0.45 - 1.0175
-    for wanted in (0.45, -0.5675):
+    for expected in (0.45, -0.5675):
         model.learning.grad = torch.ones(2)
         optimizer.step()
-        torch.testing.assert_close(model.learning.data, torch.full((2,), wanted))
+        torch.testing.assert_close(model.learning.data, torch.full((2,), expected))
     assert torch.equal(model.frozen.data, torch.ones(2))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "gradient", "wanted"),
+    ("optimizer", "gradient", "expected"),
     [
         # decay 1 - 0.1 * 0.5 = 0.95, then a first step of lr whatever the gradient's size
         ("adamw", 7.0, 0.85),
@@ -211,12 +215,12 @@ def test_sgd_follows_its_formula_on_what_learns():
         ("adam", -0.5, 1.0),
     ],
 )
-def test_decay_is_l2_in_adam_and_apart_in_adamw(optimizer, gradient, wanted):
+def test_decay_is_l2_in_adam_and_apart_in_adamw(optimizer, gradient, expected):
     model = Single(2)
     built = build_optimizer(model, TrainConfig(optimizer=optimizer, lr=0.1, weight_decay=0.5))
     model.learning.grad = torch.full((2,), gradient)
     built.step()
-    torch.testing.assert_close(model.learning.data, torch.full((2,), wanted))
+    torch.testing.assert_close(model.learning.data, torch.full((2,), expected))
 
 
 def test_lars_of_a_run_by_hand():

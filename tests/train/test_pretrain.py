@@ -48,21 +48,21 @@ def test_networks_alone_compute_in_half_precision(precision: str) -> None:
     run = config("mscn", precision=precision)
     learner = Learner(run, 0, 4, torch.device("cpu"))
     batch = make_batch(crops(learner.mask.extra_views), run, 0, None)
-    seen: list[Views] = []
-    learner.framework.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    recorded: list[Views] = []
+    learner.framework.register_forward_pre_hook(lambda _, inputs: recorded.append(inputs[0]))
     dtypes = set()
     first = learner.framework.get_submodule("encoder.layer1")
     first.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
     metrics = learner.step(batch, 1)
     assert dtypes == {getattr(torch, precision)}
     assert metrics["loss"] > 0
-    wanted = batch.views(learner.mask)  # high-pass filtered, far from any autocast
-    for made, outside in zip(seen[0].images, wanted.images, strict=True):
+    expected = batch.views(learner.mask)  # high-pass filtered, far from any autocast
+    for made, outside in zip(recorded[0].images, expected.images, strict=True):
         assert torch.equal(made, outside)
 
 
 @pytest.mark.parametrize(
-    ("options", "batch", "count", "told"),
+    ("options", "batch", "count", "message"),
     [
         ({"bn_group": 4}, 8, 3, r"train\.batch: 8 cannot be shared evenly by 3 processes"),
         (
@@ -77,11 +77,11 @@ def test_networks_alone_compute_in_half_precision(precision: str) -> None:
     ],
 )
 def test_shares_that_do_not_fit_are_refused(
-    options: dict[str, Any], batch: int, count: int, told: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], batch: int, count: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config("none", batch=batch)
     given = {"dim": 8, "hidden": 8, "queue": 8 * batch} | options
     for place in (module, frameworks):
         monkeypatch.setattr(place, "world_size", lambda: count)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         Learner(replace(run, framework=Choice("moco", given)), 0, 4, torch.device("cpu"))

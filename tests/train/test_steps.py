@@ -1,4 +1,4 @@
-"""Every framework with every mask that METHOD names: a few real steps on a tiny batch."""
+"""Every framework with every mask of docs/method.md: a few real steps on a tiny batch."""
 
 import copy
 import csv
@@ -48,7 +48,7 @@ FRAMEWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OPTIMIZERS = {"simclr": ("adam", 3e-3), "byol": ("lars", 20.0), "simsiam": ("sgd", 0.1)}
 
-# METHOD, section 4.
+# See docs/method.md.
 EVERYWHERE = ("none", "mixmask", "unmix", "mixmask_star", "erase")
 GUIDED = ("high_pass", "blur", "mean")
 PUSHING = ("moco v1", "moco v2", "symmetric moco", "simclr")  # which have hard negatives
@@ -98,7 +98,7 @@ def build(case: Case) -> tuple[Any, ReadyMask]:
 
 @functools.cache
 def pair(extra_views: int) -> Pair:
-    """Two crops of each image, which share what they show, and maps with a blob of foreground."""
+    """Two noisy versions of each image, and random saliency maps."""
     generator = torch.Generator().manual_seed(7)
 
     def noise(*shape: int) -> Tensor:
@@ -111,7 +111,7 @@ def pair(extra_views: int) -> Pair:
 
 @dataclass
 class Training:
-    """What the loop holds, and one step of it (salmask/train/pretrain.py)."""
+    """The state of a pretraining, and one step of it (salmask/train/pretrain.py)."""
 
     model: Any
     optimizer: torch.optim.Optimizer
@@ -130,7 +130,7 @@ class Training:
         return cls(model.train(), build_optimizer(model, config), strategy, adversary, config)
 
     def batch(self, step: int) -> Batch:
-        """The same crops in every step, under other masks and in other groups."""
+        """The same crops in every step, with other masks and other groups."""
         draws = Draws.of(0, step, torch.arange(BATCH))
         shuffle = batch_shuffle(0, 0, step, BATCH)
         return Batch(pair(self.strategy.extra_views), draws, shuffle)
@@ -138,13 +138,13 @@ class Training:
     def step(self, number: int) -> dict[str, Tensor]:
         set_rates(self.optimizer, self.config, self.config.lr)
         batch = self.batch(number)
-        seen = self.model(batch.views(self.strategy), number / STEPS)
+        recorded = self.model(batch.views(self.strategy), number / STEPS)
         self.optimizer.zero_grad(set_to_none=True)
-        seen["loss"].backward()
+        recorded["loss"].backward()
         self.optimizer.step()
         if self.adversary:
-            seen = seen | self.adversary.step(self.model, batch, 1.0)
-        return seen
+            recorded = recorded | self.adversary.step(self.model, batch, 1.0)
+        return recorded
 
     def state(self) -> dict[str, Any]:
         adversary = self.adversary.state_dict() if self.adversary else None
@@ -163,14 +163,14 @@ class Training:
 
 @dataclass
 class Trained:
-    """An uninterrupted training: its end, its beginning, and what was saved on the way."""
+    """An undisturbed training: its end, its start, and a checkpoint in between."""
 
     training: Training
     start: nn.Module
     views: Views  # the first step's
     saved: bytes  # after HALF steps
     before_last: nn.Module
-    seen: list[dict[str, float]]
+    recorded: list[dict[str, float]]
 
 
 @functools.cache
@@ -178,14 +178,14 @@ def trained(case: Case) -> Trained:
     training = Training.of(case)
     start = copy.deepcopy(training.model)
     views = training.batch(0).views(training.strategy)
-    stream, seen = io.BytesIO(), []
+    stream, recorded = io.BytesIO(), []
     for number in range(STEPS):
         if number == HALF:
             torch.save(training.state(), stream)
         if number == STEPS - 1:
             before_last = copy.deepcopy(training.model)
-        seen.append({name: value.item() for name, value in training.step(number).items()})
-    return Trained(training, start, views, stream.getvalue(), before_last, seen)
+        recorded.append({name: value.item() for name, value in training.step(number).items()})
+    return Trained(training, start, views, stream.getvalue(), before_last, recorded)
 
 
 def loss_on(model: Any, views: Views) -> float:
@@ -202,11 +202,11 @@ def test_every_mask_and_framework_is_in_the_table():
     assert refused | allowed == {(f, m) for f in FRAMEWORKS for m in MASKS}
 
 
-@pytest.mark.parametrize(("framework", "mask", "options", "told"), REFUSED)
-def test_other_pairs_are_refused_with_the_reason(framework, mask, options, told):
+@pytest.mark.parametrize(("framework", "mask", "options", "message"), REFUSED)
+def test_other_pairs_are_refused_with_the_reason(framework, mask, options, message):
     name, given = FRAMEWORKS[framework]
     wiring = frameworks.build(Choice(name, given), ENCODER, BATCH).wiring
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         build_mask(Choice(mask, options), wiring, VIEW)
 
 
@@ -214,7 +214,7 @@ def test_other_pairs_are_refused_with_the_reason(framework, mask, options, told)
 def test_it_learns(case):
     run = trained(case)
     model = run.training.model
-    assert all(math.isfinite(value) for seen in run.seen for value in seen.values())
+    assert all(math.isfinite(value) for recorded in run.recorded for value in recorded.values())
     after = copy.deepcopy(model)
     if case[0] in MOMENTUM_CONTRAST:
         after.queue.copy_(run.start.queue)  # later queues hold these very images, which is harder
@@ -227,7 +227,7 @@ def test_it_learns(case):
 
 
 def followed(run: Trained, theirs: str, ours: str, momentum: float) -> list[Tensor]:
-    """Parameters of a follower after the last step, by the formula."""
+    """The parameters of a momentum encoder after the last step, by the formula."""
     sides = (run.before_last.get_submodule(name).parameters() for name in (theirs, ours))
     return [
         momentum * a.detach() + (1 - momentum) * b.detach() for a, b in zip(*sides, strict=True)
@@ -244,9 +244,9 @@ def test_followers_follow_by_the_momentum_formula(case):
         prefix = "target"
         momentum = 1 - 0.1 * (math.cos(math.pi * (STEPS - 1) / STEPS) + 1) / 2
     for part in ("encoder", "projector"):
-        wanted = followed(run, f"{prefix}_{part}", part, momentum)
-        found = list(run.training.model.get_submodule(f"{prefix}_{part}").parameters())
-        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+        expected = followed(run, f"{prefix}_{part}", part, momentum)
+        result = list(run.training.model.get_submodule(f"{prefix}_{part}").parameters())
+        torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] in MOMENTUM_CONTRAST], ids=label)
@@ -259,14 +259,14 @@ def test_the_queue_holds_the_newest_keys_in_their_place(case):
     batch = run.training.batch(STEPS - 1)
     last = batch.views(run.training.strategy)
     keyed = nn.Sequential(model.key_encoder, model.key_projector)  # it moved before they were made
-    wanted = []
+    expected = []
     for view in last.targets[: count // BATCH]:
         with frozen(keyed), torch.no_grad():
             shuffled = nn.functional.normalize(keyed(last.images[view][batch.shuffle]), dim=1)
-        wanted.append(torch.empty_like(shuffled))
-        wanted[-1][batch.shuffle] = shuffled
+        expected.append(torch.empty_like(shuffled))
+        expected[-1][batch.shuffle] = shuffled
     newest = model.queue[:, (STEPS - 1) * count : STEPS * count]
-    torch.testing.assert_close(newest.T, torch.cat(wanted), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(newest.T, torch.cat(expected), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
@@ -277,11 +277,11 @@ def test_it_resumes_bit_for_bit(case):
     halfway = resumed.state()
     assert differences(halfway, torch.load(io.BytesIO(run.saved), weights_only=True)) == []
     halfway = copy.deepcopy(halfway)
-    seen = [
+    recorded = [
         {name: value.item() for name, value in resumed.step(number).items()}
         for number in range(HALF, STEPS)
     ]
-    assert seen == run.seen[HALF:]
+    assert recorded == run.recorded[HALF:]
     assert differences(resumed.state(), run.training.state()) == []
     assert differences(resumed.state(), halfway) != []
 

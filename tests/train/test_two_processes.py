@@ -1,5 +1,5 @@
-"""The real loop on two processes that share each batch: the same numbers as one, to rounding; the
-same bytes as another two; and a stop that only one of them hears of stops both, losing nothing."""
+"""Pretraining on two processes that share each batch: equal to one process up to rounding, equal to
+another two to the bit. A stop signal to one of them stops both, without losing a step."""
 
 import csv
 import os
@@ -44,7 +44,7 @@ def config(case: str) -> RunConfig:
 
 
 def one_of_two(rank: int, port: int, runs: list[tuple[str, loop.Inputs, Job]]) -> None:
-    """What each process does: train; in a folder `stopped`, be stopped on the way and go on."""
+    """One of two processes: trains each run; those in `stopped` folders are interrupted and resumed."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", rank=rank, world_size=2)
@@ -75,7 +75,7 @@ def stopped(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
 
 
 def stopped_late(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
-    """The signal comes when both have just agreed to go on."""
+    """The signal arrives just after both have agreed to continue."""
     steps, honest = 0, engine.all_reduce_max
 
     def agree(number: int) -> int:
