@@ -1,5 +1,5 @@
-"""A simulated device, `pretended`. Its tensors are in main memory and the CPU computes with them, but
-they refuse the operations that tensors on a GPU refuse: operations with tensors on the CPU, and
+"""A simulated device, `pretended`. Its tensors are in main memory and the CPU computes with them,
+but they refuse the operations that tensors on a GPU refuse: operations with tensors on the CPU, and
 conversion to NumPy arrays.
 
     python tests/helpers/pretended.py "pretrain --run blur" "evaluate --protocol knn --run blur"
@@ -79,8 +79,10 @@ class Away(Tensor):
 
 
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """An operation on the CPU, whose results are where a GPU's would be. Raises RuntimeError when
-    its tensors are apart."""
+    """Computes an operation on the CPU and puts the results on the device of its tensors.
+
+    Raises RuntimeError when its tensors are on different devices.
+    """
     if func is torch.ops.prim.device.default:
         return torch.device(NAME, 0)
     if _is_composite(func):  # in inference mode they arrive whole

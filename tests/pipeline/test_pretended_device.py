@@ -1,5 +1,5 @@
-"""Every stage on a device that is not the CPU, without a GPU: the simulated device refuses to compute
-with tensors on the CPU. All stages give the same bytes as on the CPU."""
+"""Every stage on a device that is not the CPU, without a GPU: the simulated device refuses to
+compute with tensors on the CPU. All stages give the same bytes as on the CPU."""
 
 import copy
 import json

@@ -234,8 +234,11 @@ def followed(run: Trained, theirs: str, ours: str, momentum: float) -> list[Tens
     ]
 
 
+# What these three tests prove does not depend on most masks: masks that do not learn have no state.
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if c[0] in (*MOMENTUM_CONTRAST, "byol")], ids=label
+    "case",
+    [c for c in CASES if c[0] in (*MOMENTUM_CONTRAST, "byol") and c[1] in ("none", "adios")],
+    ids=label,
 )
 def test_followers_follow_by_the_momentum_formula(case):
     run = trained(case)
@@ -249,7 +252,11 @@ def test_followers_follow_by_the_momentum_formula(case):
         torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c[0] in MOMENTUM_CONTRAST], ids=label)
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c[0] in MOMENTUM_CONTRAST and c[1] in ("none", "mixmask", "blur", "mscn")],
+    ids=label,
+)
 def test_the_queue_holds_the_newest_keys_in_their_place(case):
     run = trained(case)
     model, count = run.training.model, 2 * BATCH if case[0] == "symmetric moco" else BATCH
@@ -269,7 +276,9 @@ def test_the_queue_holds_the_newest_keys_in_their_place(case):
     torch.testing.assert_close(newest.T, torch.cat(expected), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=label)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c[1] in ("mixmask", "adios", "mscn") or c[2]], ids=label
+)
 def test_it_resumes_bit_for_bit(case):
     run = trained(case)
     resumed = Training.of(case)

@@ -44,7 +44,7 @@ def config(case: str) -> RunConfig:
 
 
 def one_of_two(rank: int, port: int, runs: list[tuple[str, loop.Inputs, Job]]) -> None:
-    """One of two processes: trains each run; those in `stopped` folders are interrupted and resumed."""
+    """One of two processes: trains each run; in the folders `stopped`, with an interruption."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", rank=rank, world_size=2)
