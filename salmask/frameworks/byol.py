@@ -50,7 +50,7 @@ class Framework(BaseFramework):
     @classmethod
     def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
         return Wiring(
-            "byol", "byol", roles="both", learned_masks="second_view", target_encoder=True
+            "byol", "BYOL", roles="both", learned_masks="second_view", target_encoder=True
         )
 
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:

@@ -81,13 +81,13 @@ class Framework(BaseFramework):
                 f"train.batch ({batch}), so batches do not fill the queue evenly; choose "
                 f"{queue // keys * keys or keys}"
             )
-        version = "moco v2" if options["head"] == "mlp" else "moco v1"
+        version = "MoCo v2" if options["head"] == "mlp" else "MoCo v1"
         return Wiring(
             "moco",
             f"symmetric {version}" if symmetric else version,
             roles="both" if symmetric else "query",
             hard_negatives=True,
-            published=version == "moco v2" and not symmetric,
+            published=version == "MoCo v2" and not symmetric,
             target_encoder=True,
         )
 

@@ -51,7 +51,7 @@ class Framework(BaseFramework):
 
     @classmethod
     def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
-        return Wiring("simclr", "simclr", roles="pairs", hard_negatives=True)
+        return Wiring("simclr", "SimCLR", roles="pairs", hard_negatives=True)
 
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
         """One step: the losses. Chen et al. 2020a, Alg. 1."""

@@ -46,7 +46,7 @@ class Framework(BaseFramework):
 
     @classmethod
     def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
-        return Wiring("simsiam", "simsiam", roles="both", weight=0.5)
+        return Wiring("simsiam", "SimSiam", roles="both", weight=0.5)
 
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
         """One step: the losses. Chen & He 2021, Alg. 1."""

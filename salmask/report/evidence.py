@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from salmask.frameworks import wiring_of
 from salmask.lineage import Link, summary
 from salmask.params.run import RunConfig
-from salmask.params.values import Choice
-from salmask.report import papers
 from salmask.report.tables import RunMetrics
 
 
@@ -25,7 +24,7 @@ def summarize_runs(runs: Sequence[RunConfig], evaluations: Sequence[RunMetrics])
         if step.provenance["stage"] == "pretrain"
     ]
     return {
-        "framework": values([_framework_label(r.framework) for r in runs]),
+        "framework": values([wiring_of(r.framework, r.train.batch).label for r in runs]),
         "arch": values([r.encoder.arch for r in runs]),
         "width": values([r.encoder.width for r in runs]),
         "view": values([r.view.size for r in runs]),
@@ -60,12 +59,6 @@ def evaluation_evidence(evaluation: RunMetrics) -> dict[str, Any]:
             for step in _steps(evaluation.link)
         ],
     }
-
-
-def _framework_label(choice: Choice) -> str:
-    if choice.name == "moco" and choice.options.get("head") == "linear":
-        return "MoCo v1"
-    return papers.FRAMEWORKS.get(choice.name, choice.name)
 
 
 def _steps(link: Link) -> list[Link]:

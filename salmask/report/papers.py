@@ -13,7 +13,6 @@ from importlib.resources import files
 
 from salmask.errors import UserError
 
-FRAMEWORKS = {"moco": "MoCo v2", "simclr": "SimCLR", "byol": "BYOL", "simsiam": "SimSiam"}
 MAIN = "chin 1"  # the table that a report without tables of its own shows
 
 Number = Decimal | int | None  # Decimal keeps the printed digits

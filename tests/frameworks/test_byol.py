@@ -202,5 +202,5 @@ def test_the_heads_are_bare_at_their_end():
 
 def test_the_wiring():
     wiring = build().wiring
-    assert (wiring.label, wiring.roles, wiring.weight) == ("byol", "both", 1.0)
+    assert (wiring.label, wiring.roles, wiring.weight) == ("BYOL", "both", 1.0)
     assert not wiring.hard_negatives

@@ -321,9 +321,9 @@ def test_the_heads_are_those_of_v2_and_v1():
 @pytest.mark.parametrize(
     ("options", "name", "roles"),
     [
-        ({}, "moco v2", "query"),
-        ({"head": "linear"}, "moco v1", "query"),
-        ({"symmetric": True}, "symmetric moco v2", "both"),
+        ({}, "MoCo v2", "query"),
+        ({"head": "linear"}, "MoCo v1", "query"),
+        ({"symmetric": True}, "symmetric MoCo v2", "both"),
     ],
 )
 def test_the_wiring(options, name, roles):

@@ -194,5 +194,5 @@ def test_the_projector_has_a_norm_after_every_layer():
 
 def test_the_wiring():
     wiring = build().wiring
-    assert (wiring.label, wiring.roles, wiring.weight) == ("simclr", "pairs", 1.0)
+    assert (wiring.label, wiring.roles, wiring.weight) == ("SimCLR", "pairs", 1.0)
     assert wiring.hard_negatives

@@ -192,5 +192,5 @@ def test_only_the_predictor_keeps_its_rate():
 
 def test_the_wiring():
     wiring = build().wiring
-    assert (wiring.label, wiring.roles, wiring.weight) == ("simsiam", "both", 0.5)
+    assert (wiring.label, wiring.roles, wiring.weight) == ("SimSiam", "both", 0.5)
     assert not wiring.hard_negatives

@@ -40,7 +40,7 @@ def params(**runs: dict) -> dict:
         "encoder": {"arch": "resnet10", "width": 4, "stem": "small2"},
         "view": {"size": 16, "grid": 4, "crop": [0.5, 1.0], "blur_p": 0.0},
         "mask": {"name": "none"},
-        "framework": {"name": "moco"},
+        "framework": {"name": "moco", "bn_group": 4},
         "train": {"epochs": 2, "warmup_epochs": 1, "batch": 4},
         "runs": runs or {"plain": {}, "masked": {"mask": {"name": "high_pass"}}},
         "evaluate": {"protocols": ["knn", "linear_fast"], "chosen": {}},
