@@ -50,7 +50,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from adios, blur, erase"),
         ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
@@ -122,10 +122,12 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
     ],
 )
-def test_check_names_what_does_not_fit(project: Path, edit: dict[str, object], told: str) -> None:
+def test_check_names_what_does_not_fit(
+    project: Path, edit: dict[str, object], message: str
+) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(TINY | edit))
     result = call("check")
-    assert result.exit_code == 2 and told in result.output, result.output
+    assert result.exit_code == 2 and message in result.output, result.output
 
 
 def test_a_suite_takes_the_place_of_params(project: Path) -> None:

@@ -36,15 +36,15 @@ def imagefolder(root: Path) -> dict[str, object]:
     return {"name": "imagefolder", "root": root.name}  # relative to the project
 
 
-def test_a_sound_project_is_told_what_it_will_take(photos, tmp_path, monkeypatch):
-    said = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
-    assert said.exit_code == 0, said.output
-    assert "stop" not in said.output
-    assert "data: 20 files, 2 classes" in said.output
-    assert "prepare: at most about 1 s" in said.output
-    assert "localizer lite0: its weights are present" in said.output
+def test_a_valid_project_gets_an_estimate(photos, tmp_path, monkeypatch):
+    result = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
+    assert result.exit_code == 0, result.output
+    assert "stop" not in result.output
+    assert "data: 20 files, 2 classes" in result.output
+    assert "prepare: at most about 1 s" in result.output
+    assert "localizer lite0: its weights are present" in result.output
     # 20 maps of 2x2 in float16, their means and digests: 20 * (8 + 4 + 32) bytes
-    assert "images/s" in said.output and "0.0 MB" in said.output
+    assert "images/s" in result.output and "0.0 MB" in result.output
 
 
 def test_it_looks_from_the_projects_folder(photos, tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_it_looks_from_the_projects_folder(photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "message"),
     [
         ({"data": {"name": "imagefolder", "root": "nowhere"}}, "nowhere is neither a folder nor"),
         (
@@ -65,36 +65,36 @@ def test_it_looks_from_the_projects_folder(photos, tmp_path, monkeypatch):
     ],
     ids=["data", "weights", "params"],
 )
-def test_what_would_stop_a_run_is_told(tmp_path, monkeypatch, sections, told):
-    said = doctor(tmp_path, monkeypatch, **sections)
-    assert said.exit_code == 1
-    assert told in said.output.partition("stop")[2]
+def test_an_error_stops_the_examination(tmp_path, monkeypatch, sections, message):
+    result = doctor(tmp_path, monkeypatch, **sections)
+    assert result.exit_code == 1
+    assert message in result.output.partition("stop")[2]
 
 
-def test_files_that_stop_dvc_are_told_with_the_way_out(photos, tmp_path, monkeypatch):
+def test_files_that_dvc_cannot_read_are_listed_with_a_solution(photos, tmp_path, monkeypatch):
     (photos / "cat" / "gone.jpg").symlink_to(photos / "nothing.jpg")
-    said = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
-    assert said.exit_code == 1
-    assert "cat/gone.jpg: a broken link" in said.output
-    assert "salmask fingerprint-folder photos images.json" in said.output
+    result = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
+    assert result.exit_code == 1
+    assert "cat/gone.jpg: a broken link" in result.output
+    assert "salmask fingerprint-folder photos images.json" in result.output
     assert CliRunner().invoke(main, ["fingerprint-folder", "photos", "images.json"]).exit_code == 0
-    said = doctor(tmp_path, monkeypatch, data={"name": "imagefolder", "root": "images.json"})
-    assert said.exit_code == 0, said.output
+    result = doctor(tmp_path, monkeypatch, data={"name": "imagefolder", "root": "images.json"})
+    assert result.exit_code == 0, result.output
     note = "1 of 21 sampled files are not images, for example gone.jpg: a broken link"
-    assert f"note  data: {note}" in said.output
+    assert f"note  data: {note}" in result.output
 
 
 def test_a_folder_without_a_single_image_stops(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_text("no image")
-    said = doctor(tmp_path, monkeypatch, data=imagefolder(tmp_path / "photos"))
-    assert said.exit_code == 1
-    assert "1 of 1 sampled files are not images, for example a.jpg: not an image" in said.output
+    result = doctor(tmp_path, monkeypatch, data=imagefolder(tmp_path / "photos"))
+    assert result.exit_code == 1
+    assert "1 of 1 sampled files are not images, for example a.jpg: not an image" in result.output
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5340, "89 min"), (9000, "2.5 h")],
 )
-def test_durations_are_durationed_for_people(seconds, said):
-    assert _duration(seconds) == said
+def test_durations_have_a_suitable_unit(seconds, text):
+    assert _duration(seconds) == text

@@ -66,15 +66,15 @@ def test_what_dvc_looks_for_is_there_even_if_empty(tmp_path: Path) -> None:
 
 def test_a_protocol_with_a_stage_of_its_own_is_chosen_for_everything(tmp_path: Path) -> None:
     evaluate = {"protocols": ["knn", "linear"], "chosen": {"finetune": ["plain"]}}
-    told = COMMON | {"evaluate": evaluate, "imports": {"moco": {"path": "x", "arch": "resnet50"}}}
-    found = suites.load(project(tmp_path, a=told), "a").values["evaluate"]
-    assert found["protocols"] == ["knn"]
-    assert found["chosen"]["linear"] == [*COMMON["runs"], "moco"]
-    assert found["chosen"]["finetune"] == ["plain"] and found["chosen"]["detect"] == []
+    suite = COMMON | {"evaluate": evaluate, "imports": {"moco": {"path": "x", "arch": "resnet50"}}}
+    section = suites.load(project(tmp_path, a=suite), "a").values["evaluate"]
+    assert section["protocols"] == ["knn"]
+    assert section["chosen"]["linear"] == [*COMMON["runs"], "moco"]
+    assert section["chosen"]["finetune"] == ["plain"] and section["chosen"]["detect"] == []
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ({"a": {"extends": "b"}}, "suites/a.yaml: extends: there is no suites/b.yaml"),
         ({"a": {"extends": "b"}, "b": {"extends": ["a"]}}, "extends itself: a -> b -> a"),
@@ -86,8 +86,10 @@ def test_a_protocol_with_a_stage_of_its_own_is_chosen_for_everything(tmp_path: P
         ({"b": {}}, "no suite `a`; there are: b"),
     ],
 )
-def test_what_cannot_be_read_is_told(tmp_path: Path, files: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_a_suite_that_cannot_be_read_is_an_error(
+    tmp_path: Path, files: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         suites.load(project(tmp_path, **files), "a")
 
 
@@ -150,7 +152,7 @@ def test_a_grid_has_as_many_runs_as_combinations_all_with_names_for_dvc(
 
 
 @pytest.mark.parametrize(
-    ("runs", "told"),
+    ("runs", "message"),
     [
         ({"a": {"mask.ratio": [0.5]}, "a-ratio-0p5": {}}, "would have the name a-ratio-0p5"),
         ({"a": {"mask.ratio": [0.5, "0p5"]}}, "two runs would have the name a-ratio-0p5"),
@@ -159,8 +161,8 @@ def test_a_grid_has_as_many_runs_as_combinations_all_with_names_for_dvc(
         ({"a": {"mask.ratio": []}}, "must be a list of values, got []"),
     ],
 )  # fmt: skip
-def test_grids_that_cannot_be_told_apart_are_refused(runs: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_two_runs_of_one_name_are_an_error(runs: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         grids.expand(runs, "suites/x.yaml")
 
 

@@ -92,15 +92,15 @@ def test_a_table_with_many_columns_has_a_line_for_each_cell() -> None:
 
 def test_numbers_are_in_the_papers_unit() -> None:
     entry = TableConfig({"Variance (1e-3)": "variance_pooled"}, {"standard": "plain"})
-    found = {"rows": [{"run": "plain", "metrics": {"variance_pooled": 0.0072}}]}
-    (made,) = comparison.compare({"chin 7": entry}, {}, found)
+    content = {"rows": [{"run": "plain", "metrics": {"variance_pooled": 0.0072}}]}
+    (made,) = comparison.compare({"chin 7": entry}, {}, content)
     (cell,) = made.rows["standard"]
     assert cell.mean == pytest.approx(7.2) and cell.difference == pytest.approx(7.2 - 6.196)
     assert cell.format("variance_pooled") == "7.2"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"name": "chin 9"}, "tables.chin 9: there is no such table of a paper"),
         ({"columns": {"Top": "knn20_top1"}}, "8.columns: the paper has no 'Top'; it has: Top-1"),
@@ -112,8 +112,8 @@ def test_numbers_are_in_the_papers_unit() -> None:
         ({"colums": {}}, "colums: no such key"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_answered_is_told(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_a_table_that_does_not_fit_is_an_error(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         comparison.read_tables(declaring(**change))
 
 
@@ -153,8 +153,8 @@ def test_the_interval_is_students(count: int) -> None:
 def swept(runs: dict[str, Any], sweeps: dict[str, Any], scores: dict[str, float]) -> Any:
     read = Params(params(**runs) | {"sweeps": sweeps})
     configs = {name: read_run(read, name) for name in run_names(read)}
-    found = {"rows": [{"run": r, "metrics": {"m": s}} for r, s in scores.items()]}
-    return responses.curves(responses.sweeps(read), configs, found, "m")
+    content = {"rows": [{"run": r, "metrics": {"m": s}} for r, s in scores.items()]}
+    return responses.curves(responses.sweeps(read), configs, content, "m")
 
 
 def masked(ratio: float, seed: int = 0) -> dict[str, Any]:
@@ -169,8 +169,8 @@ def test_a_line_holds_the_runs_that_differ_in_key_and_seed_alone() -> None:
     }  # fmt: skip
     sweep = Sweep(["mask.ratio"], {"a": ["a-0", "a-1"], "b": ["b"]})
     scores = {"a-0": 1.0, "a-1": 3.0, "b": 5.0, "default": 7.0, "other": 9.0}
-    found = swept(runs, {"grid": {"keys": sweep.keys, "settings": sweep.settings}}, scores)
-    (line,) = found["mask.ratio"]
+    curves = swept(runs, {"grid": {"keys": sweep.keys, "settings": sweep.settings}}, scores)
+    (line,) = curves["mask.ratio"]
     assert line.name == "grid"
     assert sorted(line.points) == [(0.15, [7.0]), (0.3, [1.0, 3.0]), (0.5, [5.0])]
 
@@ -184,18 +184,21 @@ def test_two_keys_make_two_panels_with_a_line_per_value_of_the_other() -> None:
         for focal in (0.0, 0.4)
     }
     sweeps = {"g": {"keys": ["mask.ratio", "mask.focal"], "settings": {n: [n] for n in runs}}}
-    found = swept(runs, sweeps, dict.fromkeys(runs, 1.0))
-    assert [line.name for line in found["mask.ratio"]] == ["g, mask.focal 0", "g, mask.focal 0.4"]
-    assert [line.name for line in found["mask.focal"]] == ["g, mask.ratio 0.1", "g, mask.ratio 0.2"]
-    drawn = responses.draw(found)
-    assert drawn == responses.draw(found) and drawn.startswith(b"\x89PNG")
+    curves = swept(runs, sweeps, dict.fromkeys(runs, 1.0))
+    assert [line.name for line in curves["mask.ratio"]] == ["g, mask.focal 0", "g, mask.focal 0.4"]
+    assert [line.name for line in curves["mask.focal"]] == [
+        "g, mask.ratio 0.1",
+        "g, mask.ratio 0.2",
+    ]
+    drawn = responses.draw(curves)
+    assert drawn == responses.draw(curves) and drawn.startswith(b"\x89PNG")
 
 
 def test_ranges_and_names_are_drawn_too() -> None:
     runs = {"a": {"view": {"crop": [0.2, 1.0]}}, "b": {"view": {"crop": [0.5, 1.0]}}}
     sweeps = {"g": {"keys": ["view.crop"], "settings": {"a": ["a"], "b": ["b"]}}}
-    found = swept(runs, sweeps, {"a": 1.0, "b": 2.0})
-    (line,) = found["view.crop"]
+    curves = swept(runs, sweeps, {"a": 1.0, "b": 2.0})
+    (line,) = curves["view.crop"]
     assert [responses.label(value) for value, _ in line.points] == ["0.2 to 1", "0.5 to 1"]
-    assert responses.draw(found).startswith(b"\x89PNG")
+    assert responses.draw(curves).startswith(b"\x89PNG")
     assert swept(runs, sweeps, {}) == {}  # nothing was scored by that metric

@@ -63,8 +63,8 @@ def test_the_sheet_shows_the_views_that_training_sees(built) -> None:
         for b in boxes
     }
     crops = Crops(0, 0, ids, {b: flip_images(cut[b], flips[b]) for b in cut}, boxes, flips)
-    seen = make_batch(crops, run, 5, store).pair
-    assert torch.equal(pair.query, seen.query) and torch.equal(pair.key, seen.key)
+    trained_on = make_batch(crops, run, 5, store).pair
+    assert torch.equal(pair.query, trained_on.query) and torch.equal(pair.key, trained_on.key)
     assert torch.equal(pair.key_activation, store.crop(ids, boxes["key"], flips["key"], (4, 4)))
 
 
@@ -134,9 +134,9 @@ def test_the_outline_of_a_cell_has_four_sides_and_neighbours_share_none() -> Non
 def test_the_overlap_with_true_masks_is_that_of_cells(built, tmp_path: Path) -> None:
     project, _, _ = built
     rows = manifest.load(project / "artifacts/data")
-    found = torch.zeros(len(rows), 2, 2)
-    found[:, 0] = 1.0  # the upper half
-    store = stores.SaliencyStore({}, {64: found})
+    maps = torch.zeros(len(rows), 2, 2)
+    maps[:, 0] = 1.0  # the upper half
+    store = stores.SaliencyStore({}, {64: maps})
     assert samples.overlap(rows, store, "val", tmp_path) is None
     for row in rows.ids("val").tolist()[:3]:
         mask = Image.new("1", (8, 8))
@@ -166,9 +166,9 @@ def test_a_query_is_not_its_own_neighbour_and_classes_are_judged(built) -> None:
     project, _, _ = built
     rows = manifest.load(project / "artifacts/data")
     encoder = encoder_file.load(project / "artifacts/pretrain/plain", CPU)
-    found, searched = samples.nearest(encoder, rows, "train", 2, 50)
+    nearest, searched = samples.nearest(encoder, rows, "train", 2, 50)
     assert searched == len(rows.ids("train")) == 12
-    for one in found:
+    for one in nearest:
         assert one.query not in one.rows and len(one.rows) == 11
         assert list(one.cosines) == sorted(one.cosines, reverse=True)
         same = [bool(rows.labels[r] == rows.labels[one.query]) for r in one.rows]

@@ -30,12 +30,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_stands_beside_the_runs_and_is_told_apart(project, monkeypatch):
-    html, said = run_stage(project, monkeypatch)
+def test_it_is_listed_with_the_runs_and_described_as_imported(project, monkeypatch):
+    html, output = run_stage(project, monkeypatch)
     assert "2 pretraining runs (MoCo v2) and 1 imported encoder on" in " ".join(html.split())
-    assert '<th scope="row">theirs</th>' in html and "63.21" in html and "theirs" in said
-    for told in ("<b>theirs</b> was trained elsewhere", "<code>simsiam</code>", "5eed5eed5eed"):
-        assert told in html
+    assert '<th scope="row">theirs</th>' in html and "63.21" in html and "theirs" in output
+    for message in ("<b>theirs</b> was trained elsewhere", "<code>simsiam</code>", "5eed5eed5eed"):
+        assert message in html
     assert "salmask lineage artifacts/evaluate/theirs/knn/metrics.json" in html
     assert "features of\n<b>theirs</b>" in html  # the best of all, so its neighbours are shown
 

@@ -39,12 +39,12 @@ def test_names_are_escaped(built) -> None:
 
 
 def test_the_page_says_what_was_run_and_shows_what_was_scored(built) -> None:
-    _, html, said = built
+    _, html, output = built
     for words in ("12 train, 12 val", "of 2 classes", "1 file could not be read", "+30.00"):
         assert words in html
     assert "salmask lineage artifacts/evaluate/masked/knn/metrics.json" in html
     assert "come from the demo" not in html and 'class="first best"' in html
-    assert "plain" in said and "+30.00" in said and "artifacts/report/index.html" in said
+    assert "plain" in output and "+30.00" in output and "artifacts/report/index.html" in output
 
 
 def test_equal_runs_write_equal_bytes_and_removed_runs_stay_out(built, monkeypatch) -> None:
@@ -52,25 +52,25 @@ def test_equal_runs_write_equal_bytes_and_removed_runs_stay_out(built, monkeypat
     before = {p.name: p.read_bytes() for p in (project / "artifacts/report").iterdir()}
     evaluated(project, "removed", "knn", {"knn20_top1": 99.99})
     evaluated(project, "plain", "removed-protocol", {"knn20_top1": 99.98})
-    again, said = run_stage(project, monkeypatch)
-    assert again == html and "99.9" not in again + said
+    again, output = run_stage(project, monkeypatch)
+    assert again == html and "99.9" not in again + output
     after = {p.name: p.read_bytes() for p in (project / "artifacts/report").iterdir()}
     assert after == before and {"index.html", "results.json", "provenance.json"} <= set(after)
 
 
 def test_images_without_labels_and_without_a_validation_split(tmp_path, monkeypatch) -> None:
     project = make_project(tmp_path, classes=(), splits=("train",))
-    html, said = run_stage(project, monkeypatch)
+    html, output = run_stage(project, monkeypatch)
     assert (
         "without labels" in html
         and "Nothing was evaluated" in html
-        and "nothing was evaluated" in said
+        and "nothing was evaluated" in output
     )
     assert "Solid green frames" not in html and "Nearest neighbours" in html
     rows = manifest.load(project / "artifacts/data")
     encoder = encoder_file.load(project / "artifacts/pretrain/plain", CPU)
-    found, _ = samples.nearest(encoder, rows, "train", 1, 3)
-    assert [n.same_class for n in samples.neighbours_of(rows, found[0])] == [None] * 3
+    nearest, _ = samples.nearest(encoder, rows, "train", 1, 3)
+    assert [n.same_class for n in samples.neighbours_of(rows, nearest[0])] == [None] * 3
 
 
 def test_the_page_says_that_there_is_no_saliency(tmp_path, monkeypatch) -> None:

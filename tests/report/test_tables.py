@@ -63,15 +63,15 @@ def test_evaluations_of_some_runs_stand_apart_a_metric_per_line() -> None:
         {"run": "b", "dataset": "mine", "metrics": KNN | CHOSEN | {"far_finetune1_top1": 8.0}},
     ]
     apart = {*CHOSEN, "far_finetune1_top1"}
-    found = tables.results_by_split({"rows": rows}, {"val": "", "far": "far_"}, apart)
-    assert [list(split.metrics) for split in found] == [["knn20_top1", "knn200_top1"], []]
-    val, far = (part.split("\n\n") for part in tables.text(found).split("\n\nfar"))
+    results = tables.results_by_split({"rows": rows}, {"val": "", "far": "far_"}, apart)
+    assert [list(split.metrics) for split in results] == [["knn20_top1", "knn200_top1"], []]
+    val, far = (part.split("\n\n") for part in tables.text(results).split("\n\nfar"))
     assert "finetune" not in val[0]
     lines = [line.split() for line in val[1].splitlines()]
     assert lines[0] == ["val", "b"] and lines[2:] == [
         ["finetune1_top1", "71.25"], ["variance_pooled", "0.001235"]
     ]  # fmt: skip
-    assert found[0].detail_metrics() == ["variance_uniformity"]  # folded up on the page
+    assert results[0].detail_metrics() == ["variance_uniformity"]  # folded up on the page
     assert far[0].splitlines()[-1].split() == ["finetune1_top1", "8.00"]
 
 
