@@ -1,4 +1,4 @@
-"""SCDA activation maps of every image, once, into a Zarr store."""
+"""Computes the SCDA activation maps of all images, and stores them in a Zarr group."""
 
 import json
 import os
@@ -29,8 +29,16 @@ from stages.paths import DATA, LOCALIZER, LOCALIZER_FILES, MANIFEST_FILES, SALIE
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be computed. made_by and runs: to find earlier stores of the same kind."""
+class SaliencyTask:
+    """The inputs of the stage.
+
+    Args:
+        config: the section `saliency:`.
+        data: folder of the manifest.
+        localizer: folder of the localizer.
+        made_by: recipe of the stage, to find earlier stores that can be reused.
+        runs: folder of all runs, where earlier stores are.
+    """
 
     config: SaliencyConfig
     data: Path
@@ -47,15 +55,15 @@ class Task:
         return earlier_stores(self.made_by, self.runs, job.device)
 
 
-def share(job: Job, number: int, count: int, task: Task) -> bool:
-    """Fills every `count`-th shard of job.work/saliency.zarr; whether all of it is there."""
+def share(job: Job, number: int, count: int, task: SaliencyTask) -> bool:
+    """Computes every `count`-th shard from `number` on. Returns whether all shards are done."""
     rows, trunk, plan = task.load(job)
     store, earlier = job.work / STORE.name, task.earlier(job)
     return maps.fill(store, plan, rows, trunk, task.config, job, earlier, (number, count))
 
 
-def work(job: Job, task: Task) -> None:
-    """Fills what is missing in job.work/saliency.zarr, completes it and links it into job.out."""
+def work(job: Job, task: SaliencyTask) -> None:
+    """Computes the missing shards in job.work, completes the store and links it into job.out."""
     rows, trunk, plan = task.load(job)
     store, earlier = job.work / STORE.name, task.earlier(job)
     maps.fill(store, plan, rows, trunk, task.config, job, earlier)
@@ -67,27 +75,30 @@ def work(job: Job, task: Task) -> None:
     if lost:
         print(
             f"{len(lost)} images vanished or changed since prepare, and have empty maps: see "
-            f"{SALIENCY}/lost.csv; `dvc repro` brings manifest and maps up to date",
+            f"{SALIENCY}/lost.csv; `dvc repro` updates manifest and maps",
             flush=True,
         )
 
 
 def earlier_stores(made_by: Recipe, runs: Path, device: torch.device) -> list[Path]:
-    """Finished stores of the same code, parameters, localizer, versions and device, over other
-    images: rows of the same image are the same there, and need not be computed again."""
+    """Finished stores with the same code, parameters, localizer, versions and type of device.
 
+    Their maps of the same images are the same, and need not be computed again.
+    """
     here = environment(device)
 
     def same(out: Path) -> bool:
         try:
-            told: dict[str, Any] = json.loads((out / FILE_NAME).read_text())
-        except (OSError, ValueError):  # a folder that someone tidied
+            recorded: dict[str, Any] = json.loads((out / FILE_NAME).read_text())
+        except (OSError, ValueError):  # the folder was removed
             return False
         return bool(
-            (told["code"], told["params"]) == (made_by.code, made_by.params)
-            and all(told["inputs"].get(str(w)) == made_by.inputs[str(w)] for w in LOCALIZER_FILES)
-            and told["versions"] == here["versions"]
-            and told["device"]["type"] == here["device"]["type"]
+            (recorded["code"], recorded["params"]) == (made_by.code, made_by.params)
+            and all(
+                recorded["inputs"].get(str(w)) == made_by.inputs[str(w)] for w in LOCALIZER_FILES
+            )
+            and recorded["versions"] == here["versions"]
+            and recorded["device"]["type"] == here["device"]["type"]
         )
 
     finished = [done.parent / "out" for done in sorted(runs.glob("saliency-*/DONE"))]
@@ -110,7 +121,7 @@ def main() -> None:
     )
     rows = len(manifest.load(DATA))
     runs = runs_folder(Path.cwd())
-    task = Task(config, DATA.resolve(), LOCALIZER.resolve(), made_by, runs)
+    task = SaliencyTask(config, DATA.resolve(), LOCALIZER.resolve(), made_by, runs)
     array = JobArray(share, -(-rows // config.shard_rows))
     launch.run(made_by, 0, work, {"task": task}, SALIENCY.resolve(), array=array)
 

@@ -1,7 +1,8 @@
-"""Encoders as weights files of other programs: named as they name, read back and compared.
+"""Export of encoders to the weights files of other programs.
 
-Weights hold no normalisation and no input filter: what they expect is written in a text file beside
-them, and a network that a format cannot express is refused.
+The file uses the other program's names. It is read back into that program's network, whose features
+are compared with the encoder's. A text file next to it describes the input, because weights contain
+neither normalisation nor input filter.
 """
 
 import json
@@ -12,9 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import timm
 import torch
-import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,8 +34,13 @@ _PUBLISHED_WIDTH = 64
 
 @dataclass(frozen=True)
 class Exported:
-    """notes: what to know of the file, as beside it. difference: the largest of the features, as a
-    share of the largest feature. largest: that feature's absolute value."""
+    """The result of an export.
+
+    Args:
+        notes: content of the text file next to the weights.
+        difference: largest difference of the features, relative to `largest`.
+        largest: largest absolute value of a feature.
+    """
 
     notes: str
     difference: float
@@ -45,9 +49,15 @@ class Exported:
 
 @dataclass(frozen=True)
 class Format:
-    """suffixes: of its files. refuse: raises UserError for a network that it cannot express.
-    write: (weights, description, file). rebuild: (file, description) -> that program's network with
-    the file's weights. usage: lines on how to load it."""
+    """A file format.
+
+    Args:
+        suffixes: of its files.
+        refuse: raises UserError for a network that the format does not support.
+        write: (weights, architecture, file) -> None.
+        rebuild: (file, architecture) -> the other program's network with the weights of the file.
+        usage: returns lines that explain how to load the file.
+    """
 
     suffixes: tuple[str, ...]
     refuse: Callable[[EncoderConfig, Tensors], None]
@@ -57,17 +67,23 @@ class Format:
 
 
 def export(folder: Path, layout: str, out: Path) -> Exported:
-    """Writes the encoder in `folder` (encoder.json, encoder.safetensors) to `out`, in a layout of
-    FORMATS, and `out`.txt with what the weights do not say.
+    """Exports an encoder, and checks that the other program's network computes its features.
 
-    The file is read back into that program's network, which must find the same features in the same
-    images. Raises UserError, and leaves no file, where it does not, where the format cannot express
-    the network, and as `encoder_file.load` does.
+    Args:
+        folder: with encoder.json and encoder.safetensors.
+        layout: a name in FORMATS.
+        out: the file to write. `<out>.txt` describes the input.
+
+    Raises:
+        UserError: when the features differ, when the format does not support the network, and as
+            `encoder_file.load` does. Then no file is written.
     """
     encoder = encoder_file.load(folder, torch.device("cpu"))
     chosen, weights = FORMATS[layout], encoder.network.state_dict()
     if out.suffix not in chosen.suffixes:
-        raise UserError(f"{out}: a file of format {layout} ends in {' or '.join(chosen.suffixes)}")
+        raise UserError(
+            f"{out}: files of format {layout} must end in {' or '.join(chosen.suffixes)}"
+        )
     chosen.refuse(encoder.config, weights)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent) as place:
@@ -76,7 +92,7 @@ def export(folder: Path, layout: str, out: Path) -> Exported:
         difference, largest = compare(encoder, chosen.rebuild(draft, encoder.config))
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{layout}'s {encoder.config.arch} with these weights finds other features: they "
+                f"{layout}'s {encoder.config.arch} with these weights has other features: they "
                 f"differ by {difference:.1e} of the largest; nothing was written"
             )
         notes = _notes(encoder, layout, file_digest(folder / "encoder.safetensors"))
@@ -87,16 +103,20 @@ def export(folder: Path, layout: str, out: Path) -> Exported:
 
 @torch.inference_mode()
 def compare(encoder: Encoder, theirs: nn.Module) -> tuple[float, float]:
-    """The largest difference of the features of the same images, as a share of the largest feature,
-    and that. theirs: takes what the encoder's network takes, in eval mode or not."""
+    """The largest relative difference of the features of random images, and the largest feature.
+
+    Args:
+        encoder: the encoder.
+        theirs: a network that takes prepared images.
+    """
     side = encoder.spec.size
     images = torch.rand(_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
-    wanted = encoder(images)
-    found = theirs.eval()(encoder.prepared(images)).float()
-    if found.shape != wanted.shape:
-        return float("inf"), float(wanted.abs().max())
-    largest = wanted.abs().max()
-    return float((found - wanted).abs().max() / largest.clamp(min=1e-30)), float(largest)
+    ours = encoder(images)
+    others = theirs.eval()(encoder.prepared(images)).float()
+    largest = ours.abs().max()
+    if others.shape != ours.shape:
+        return float("inf"), float(largest)
+    return float((others - ours).abs().max() / largest.clamp(min=1e-30)), float(largest)
 
 
 def _notes(encoder: Encoder, layout: str, digest: str) -> str:
@@ -110,8 +130,8 @@ def _notes(encoder: Encoder, layout: str, digest: str) -> str:
     if spec.filter:
         kernel, sigma = spec.filter["kernel"], spec.filter["sigma"]
         lines.append(
-            f"WARNING: THIS ENCODER WANTS HIGH-PASS FILTERED IMAGES, AND NO FILTER IS IN THESE "
-            f"WEIGHTS. After the normalisation, subtract from every image its Gaussian blur "
+            f"WARNING: THIS ENCODER NEEDS HIGH-PASS FILTERED IMAGES, AND THESE WEIGHTS CONTAIN NO "
+            f"FILTER. After the normalisation, subtract from every image its Gaussian blur "
             f"(kernel {kernel} px, sigma {sigma:g} px, reflected borders), at training and at test."
         )
     return "\n".join([*lines, FORMATS[layout].usage(encoder)])
@@ -120,16 +140,16 @@ def _notes(encoder: Encoder, layout: str, digest: str) -> str:
 def _refuse_stem(config: EncoderConfig, program: str) -> None:
     if config.stem != "imagenet":
         raise UserError(
-            f"{program} has no `stem: {config.stem}` (3x3, less pooling): only `imagenet` can be "
-            f"exported to it; `--format safetensors` takes any"
+            f"{program} has no `stem: {config.stem}` (3x3, less pooling), only `imagenet`; "
+            f"`--format safetensors` supports all stems"
         )
 
 
 def _refuse_width(config: EncoderConfig, program: str) -> None:
     if config.width != _PUBLISHED_WIDTH:
         raise UserError(
-            f"{program}'s {config.arch} begins with {_PUBLISHED_WIDTH} channels, this one with "
-            f"{config.width}; `--format safetensors` takes any width"
+            f"{program}'s {config.arch} starts with {_PUBLISHED_WIDTH} channels, this one with "
+            f"{config.width}; `--format safetensors` supports all widths"
         )
 
 
@@ -137,7 +157,7 @@ def _refuse_width(config: EncoderConfig, program: str) -> None:
 
 
 def _accept(config: EncoderConfig, weights: Tensors) -> None:
-    """Our own names express everything."""
+    """Our own format supports every network."""
 
 
 def _write_own(weights: Tensors, config: EncoderConfig, file: Path) -> None:
@@ -147,8 +167,8 @@ def _write_own(weights: Tensors, config: EncoderConfig, file: Path) -> None:
 
 def _rebuild_own(file: Path, config: EncoderConfig) -> nn.Module:
     with safe_open(file, "pt") as opened:
-        told = json.loads(opened.metadata()["encoder"])
-    network = build_encoder(EncoderConfig(**told))
+        options = json.loads(opened.metadata()["encoder"])
+    network = build_encoder(EncoderConfig(**options))
     network.load_state_dict(load_file(file))
     return network
 
@@ -164,8 +184,10 @@ def _use_own(encoder: Encoder) -> str:
 
 
 def _refuse_torchvision(config: EncoderConfig, weights: Tensors) -> None:
+    import torchvision  # here and below: imports of libraries that take seconds
+
     if config.arch not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(f"torchvision has no {config.arch}; `--format safetensors` takes any")
+        raise UserError(f"torchvision has no {config.arch}; `--format safetensors` supports it")
     if config.arch.startswith("mnasnet"):
         raise UserError(f"torchvision's {config.arch} loads no state that has only tensors")
     _refuse_stem(config, "torchvision")
@@ -186,6 +208,8 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
 
 
 def _rebuild_torchvision(file: Path, config: EncoderConfig) -> nn.Module:
+    import torchvision
+
     network: nn.Module = torchvision.models.get_model(config.arch, weights=None)
     network.set_submodule(head_name(config), nn.Identity())
     network.load_state_dict(_read_torch(file))
@@ -204,8 +228,10 @@ def _use_torchvision(encoder: Encoder) -> str:
 
 
 def _refuse_timm(config: EncoderConfig, weights: Tensors) -> None:
+    import timm
+
     if not timm.is_model(config.arch):
-        raise UserError(f"timm has no {config.arch}; `--format safetensors` takes any")
+        raise UserError(f"timm has no {config.arch}; `--format safetensors` supports it")
     _refuse_stem(config, "timm")
     _refuse_width(config, "timm")
     with torch.device("meta"):
@@ -213,12 +239,14 @@ def _refuse_timm(config: EncoderConfig, weights: Tensors) -> None:
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in weights.items()}:
         other = next((key for key in theirs if key not in weights), "sizes")
         raise UserError(
-            f"timm's {config.arch} is made of other parts than torchvision's, which this encoder "
-            f"is (`{other}`): export it as torchvision"
+            f"timm's {config.arch} differs from torchvision's, which this encoder has "
+            f"(`{other}`): export it as torchvision"
         )
 
 
 def _rebuild_timm(file: Path, config: EncoderConfig) -> nn.Module:
+    import timm
+
     network: nn.Module = timm.create_model(config.arch, pretrained=False, num_classes=0)
     network.load_state_dict(_read_torch(file))
     return network
@@ -243,7 +271,7 @@ _PARTS = {
 
 
 def detectron2_key(key: str) -> str:
-    """A key of torchvision's ResNets by detectron2's name, as MoCo's converter has it."""
+    """Translates a key of torchvision's ResNets to detectron2's name, as MoCo's converter does."""
     *layers, tensor = key.split(".")
     place = [_STAGES[layers[0]], layers[1]] if layers[0] in _STAGES else ["stem"]
     part = layers[2:] if layers[0] in _STAGES else layers
@@ -253,26 +281,28 @@ def detectron2_key(key: str) -> str:
 def _refuse_detectron2(config: EncoderConfig, weights: Tensors) -> None:
     if config.arch not in ("resnet50", "resnet101", "resnet152"):
         raise UserError(
-            f"detectron2's C4 models have ResNets of bottlenecks (resnet50, resnet101, resnet152), "
-            f"not {config.arch}"
+            f"detectron2's C4 models support ResNets with bottleneck blocks (resnet50, resnet101, "
+            f"resnet152), not {config.arch}"
         )
     _refuse_stem(config, "detectron2")
 
 
 def _write_detectron2(weights: Tensors, config: EncoderConfig, file: Path) -> None:
     named = {detectron2_key(key): value.numpy() for key, value in weights.items()}
-    held = {"model": named, "__author__": "salmask", "matching_heuristics": True}
-    file.write_bytes(pickle.dumps(held))
+    content = {"model": named, "__author__": "salmask", "matching_heuristics": True}
+    file.write_bytes(pickle.dumps(content))
 
 
 def _rebuild_detectron2(file: Path, config: EncoderConfig) -> nn.Module:
     """Our own ResNet with the file's weights: detectron2 need not be installed."""
-    found: Mapping[str, np.ndarray] = pickle.loads(file.read_bytes())["model"]  # written just now
+    arrays: Mapping[str, np.ndarray] = pickle.loads(file.read_bytes())[
+        "model"
+    ]  # written by `export` itself
     network = build_encoder(config)
     names = {key: detectron2_key(key) for key in network.state_dict()}
-    if set(names.values()) != set(found):
-        raise UserError("detectron2: two weights have one name")
-    network.load_state_dict({key: torch.from_numpy(found[name]) for key, name in names.items()})
+    if set(names.values()) != set(arrays):
+        raise UserError("detectron2: two weights have the same name")
+    network.load_state_dict({key: torch.from_numpy(arrays[name]) for key, name in names.items()})
     return network
 
 

@@ -12,13 +12,12 @@ from salmask.distributed import all_reduce_mean, gather, world_size
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """Batch norm whose training statistics are those of consecutive groups of `group` samples.
+    """Batch norm with separate training statistics for consecutive groups of `group` samples.
 
-    What MoCo gets from one process per GPU, on any number of devices: a query cannot find its key
-    by the statistics that the two share. The running statistics average over groups, and stay
-    alone while `track_running_stats` is False. Group 0 is the whole batch, of all processes where
-    several share it. In eval mode it is ordinary batch norm, and its state is that of
-    `nn.BatchNorm2d`.
+    MoCo needs groups so that shared batch statistics do not reveal the key of a query; there, each
+    GPU is a group. Running statistics are the means over groups, and do not change while
+    `track_running_stats` is False. Group 0 is the whole batch of all processes. In eval mode this
+    is ordinary batch norm. Its state has the names of `nn.BatchNorm2d`.
     """
 
     def __init__(self, features: int, group: int = 0, affine: bool = True) -> None:
@@ -26,32 +25,38 @@ class GroupedBatchNorm(_BatchNorm):
         self.group = group  # 0: the whole batch, of all processes, is one group
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,...) -> (B,C,...), B this process's. Raises ValueError in training when groups do
-        not divide B. With group 0, all processes must call it together, with as much each."""
+        """(B,C,...) -> (B,C,...), where B is the batch of this process.
+
+        In training with group 0, all processes must call it together.
+
+        Raises ValueError in training when the group size does not divide B.
+        """
         if self.training and not self.group and world_size() > 1:
             return self._synchronised(x)
         if not self.training or not self.group or len(x) == self.group:
             return super().forward(x)
         if len(x) % self.group:
-            raise ValueError(f"a batch of {len(x)} does not split into groups of {self.group}")
-        # one call on groups folded into channels copies twice: slower, by 3 in channels_last
+            raise ValueError(f"a batch of {len(x)} cannot be split into groups of {self.group}")
+        # faster than one call with groups as channels, which copies twice
         parts = [self._normalised(part) for part in x.split(self.group)]
         if self.track_running_stats:
             self._update([stats for _, stats in parts])
         return torch.cat([out for out, _ in parts])
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions will do, as one class stands for BatchNorm1d and 2d."""
+        """Accepts any number of dimensions: the class replaces BatchNorm1d and BatchNorm2d."""
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One group, and its mean and unbiased variance (2,C)."""
-        wide = torch.promote_types(x.dtype, torch.float32)  # half precision has float statistics
+        wide = torch.promote_types(
+            x.dtype, torch.float32
+        )  # statistics of half precision are float32
         stats = torch.zeros(2, x.shape[1], dtype=wide, device=x.device)
         out = F.batch_norm(x, stats[0], stats[1], self.weight, self.bias, True, 1.0, self.eps)
         return out, stats
 
     def _synchronised(self, x: Tensor) -> Tensor:
-        """This process's part of the whole batch, normalised by the statistics of all of it."""
+        """Normalises the batch of this process with the statistics of all processes."""
         out: Tensor
         out, stats = _Synchronised.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
@@ -70,23 +75,23 @@ class GroupedBatchNorm(_BatchNorm):
 
 
 class _Synchronised(torch.autograd.Function):
-    """Batch norm of x (B,C,...) by the statistics of all processes' x. Torch's is for GPUs only.
+    """Batch norm of x (B,C,...) with the statistics of all processes. Torch's supports GPUs only.
 
-    Gradients are those of the sum of all processes' losses: complete for x; for the weight and the
-    bias by way of this process's part, as anywhere else.
+    Gradients are those of the sum of the losses of all processes: complete for x; for weight and
+    bias the part of this process, as for every other parameter.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """The output, and the mean and unbiased variance (2,C) of everything."""
+        """The output, and the mean and unbiased variance (2,C) over all processes."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         parts = torch.var_mean(wide, _all_but_channels(x), correction=0)
         own = torch.full_like(parts[0], x.numel() // x.shape[1])
         variances, means, counts = gather(torch.stack([*parts, own])[None]).unbind(1)  # (world,C)
         count = counts.sum(dim=0)
-        shares = counts / count  # regions of images are not as many in every process
+        shares = counts / count  # processes may have different numbers of samples
         mean = (shares * means).sum(dim=0)
         variance = (shares * (variances + (means - mean).square())).sum(dim=0)
         stats = torch.stack([mean, variance * (count / (count - 1))])
@@ -98,7 +103,7 @@ class _Synchronised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
-        column = (-1, *[1] * (x.dim() - 2))  # (C,) as it goes with x
+        column = (-1, *[1] * (x.dim() - 2))  # shape that broadcasts (C,) over x
         normal = (x - mean.view(column)) * scale.view(column)
         gradient = gradients[0].to(normal.dtype)
         dims = _all_but_channels(x)
@@ -117,8 +122,10 @@ def _all_but_channels(x: Tensor) -> list[int]:
 
 
 def own_norms(module: nn.Module) -> nn.Module:
-    """Makes every batch norm of a module one over its process's own part of the batch; in place, as
-    `group_norms`. Returns the module."""
+    """Replaces every grouped batch norm of a module by one over the batch of its process.
+
+    Changes the module in place, as `group_norms` does, and returns it.
+    """
     for layer in module.modules():
         if type(layer) is GroupedBatchNorm:
             layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
@@ -126,13 +133,13 @@ def own_norms(module: nn.Module) -> nn.Module:
 
 
 def group_norms(module: nn.Module, group: int = 0) -> nn.Module:
-    """Makes every batch norm of a module one over groups of `group` samples; in place.
+    """Replaces every batch norm of a module by one over groups of `group` samples.
 
-    Of `nn.BatchNorm1d`, `nn.BatchNorm2d` and what is grouped already. Only how they compute
-    changes: tensors, eps, momentum, mode and hooks stay. Returns the module.
+    Applies to `nn.BatchNorm1d`, `nn.BatchNorm2d` and grouped batch norms. Changes the module in
+    place and returns it. Tensors, eps, momentum, mode and hooks stay the same.
     """
     for layer in module.modules():
         if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, GroupedBatchNorm):
-            layer.__class__ = GroupedBatchNorm  # a new object would have to copy all of that
+            layer.__class__ = GroupedBatchNorm  # keeps tensors, mode and hooks
             layer.group = group  # type: ignore[assignment]
     return module

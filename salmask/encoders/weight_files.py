@@ -1,7 +1,7 @@
-"""Weights files of localizers: located or fetched, checked by hash, read, fitted to layers.
+"""Weights files of localizers: located or downloaded, checked by hash, read, fitted to layers.
 
-A download happens only when it is asked for, into torch.hub's folder of checkpoints. It is checked
-beside its place and then moved there, so that one which fails or does not match leaves nothing.
+Files are downloaded only on request, to torch.hub's folder of checkpoints. A download is checked in
+a temporary folder and then moved, so that a failed or wrong one leaves no file.
 """
 
 import re
@@ -20,37 +20,50 @@ from torch import Tensor
 from salmask.errors import UserError
 from salmask.provenance import file_digest
 
-LocatedFile = tuple[Path, str]  # a file and its sha256
+LocatedFile = tuple[Path, str]  # path and sha256
 
-# ---------------------------------------------------------------------------- where weights are
+# ------------------------------------------------------------------------------------- locating
 
 
 def local(path: Path, sha256: str | None, advice: str) -> LocatedFile:
-    """The file at `path`, and its sha256 (hex), which is compared when one is given.
+    """A local file.
 
-    Raises UserError, ending in `advice`, when there is no file or it is another one.
+    Raises UserError, which ends with `advice`, when the file is missing or has another hash.
+
+    Args:
+        path: of the file.
+        sha256: expected, 64 hex digits; None for any.
+        advice: what the user should do.
     """
     return path, checked(path, _full(sha256), advice)
 
 
 def of_torchvision(url: str, path: Path | None, download: bool, sha256: str | None) -> LocatedFile:
-    """A file that torchvision publishes at `url`: at `path`, else where torch.hub keeps it.
+    """A file that torchvision publishes.
 
-    The name of such a file ends in the first digits of its sha256. They are always checked, and
-    the full `sha256` too when given. Raises UserError when the file is not there (saying what to
-    put where), cannot be fetched, or is another one.
+    The names of these files end in the first digits of their sha256, which are always checked.
+
+    Args:
+        url: of the file.
+        path: of a local copy; by default in torch.hub's folder.
+        download: whether to download a missing file.
+        sha256: expected, 64 hex digits; None for the digits in the name only.
+
+    Raises:
+        UserError: when the file is missing (with the place to put it), cannot be downloaded, or has
+            another hash.
     """
     _either(path, download)
     name = file_name(url)
     digits = Path(name).stem.rpartition("-")[2]
     expected = _full(sha256) or digits
     if not expected.startswith(digits):
-        raise UserError(f"localizer.sha256: {sha256} cannot be that of {name}, by its name")
+        raise UserError(f"localizer.sha256: {sha256} does not agree with the file name {name}")
     place = path or _kept(name)
     advice = f"put torchvision's file {name} there"
     if download and not place.exists():
         _download(url, place, expected, f"{advice} yourself", partial(_from_url, url))
-    others = "leave localizer.path out and" if path else "name its place as localizer.path, or"
+    others = "remove localizer.path and" if path else "set localizer.path to its place, or"
     advice += f" (from {url}), or {others} set localizer.download: true"
     return place, checked(place, expected, advice)
 
@@ -58,10 +71,18 @@ def of_torchvision(url: str, path: Path | None, download: bool, sha256: str | No
 def of_timm(
     repository: str | None, name: str, path: Path | None, download: bool, sha256: str | None
 ) -> LocatedFile:
-    """The file `name` of a repository on the model hub where timm keeps weights, or a local `path`.
+    """A weights file of timm.
 
-    The hub publishes no hash beside the weights' name, so a download needs the full `sha256`.
-    Raises UserError as `of_torchvision` does, and for a download without a hash.
+    Args:
+        repository: on timm's model hub; None if timm publishes no weights.
+        name: of the file in the repository.
+        path: of a local copy.
+        download: whether to download a missing file. The names on the hub contain no hash, so that
+            this needs `sha256`.
+        sha256: expected, 64 hex digits.
+
+    Raises:
+        UserError: as `of_torchvision` does, and for a download without `sha256`.
     """
     _either(path, download)
     if path is not None:
@@ -90,19 +111,19 @@ def file_name(url: str) -> str:
 
 
 def checked(path: Path, digest: str, advice: str) -> str:
-    """The file's sha256 (hex), which must begin with `digest`. Raises UserError with `advice`."""
+    """The sha256 of a file, which must start with `digest`. Raises UserError with `advice`."""
     if not path.is_file():
         raise UserError(f"localizer: no weights at {path}: {advice}")
-    found = file_digest(path)
-    if not found.startswith(digest):
-        raise UserError(f"localizer: {path} {_another(found, digest)}. Remove it; then {advice}")
-    return found
+    actual = file_digest(path)
+    if not actual.startswith(digest):
+        raise UserError(f"localizer: {path} {_mismatch(actual, digest)}. Remove it; then {advice}")
+    return actual
 
 
-def _another(found: str, digest: str) -> str:
+def _mismatch(actual: str, expected: str) -> str:
     return (
-        f"is not the expected file: its sha256 begins {found[:16]}, expected {digest[:16]} "
-        f"(localizer.sha256, or the digits in the file's name)"
+        f"is not the expected file: its sha256 starts with {actual[:16]}, expected {expected[:16]} "
+        f"(localizer.sha256, or the digits in the file name)"
     )
 
 
@@ -113,13 +134,13 @@ def _kept(name: str) -> Path:
 def _either(path: Path | None, download: bool) -> None:
     if path is not None and download:
         raise UserError(
-            f"localizer: path ({path}) names a file that is there already, download: true fetches "
-            f"one: give only one of the two"
+            f"localizer: path ({path}) names a local file and download: true downloads one: "
+            f"give only one of the two"
         )
 
 
 def _full(sha256: str | None) -> str:
-    """A given sha256 in lower case, or an empty string, with which every digest begins."""
+    """The sha256 in lower case; for None the empty string, with which every digest starts."""
     if sha256 is None:
         return ""
     if not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
@@ -141,29 +162,32 @@ def _from_hub(repository: str, name: str, folder: Path) -> Path:
 def _download(
     what: str, place: Path, digest: str, advice: str, fetch: Callable[[Path], Path]
 ) -> None:
-    """Lets `fetch` write into an empty folder; what it returns is checked and moved to `place`."""
+    """Calls `fetch` with an empty folder, checks the file that it returns and moves it to place."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=place.parent) as folder:
             fetched = fetch(Path(folder))
-            found = file_digest(fetched)
-            if found.startswith(digest):
+            actual = file_digest(fetched)
+            if actual.startswith(digest):
                 fetched.replace(place)
-    except Exception as error:  # each client of the network fails in its own ways
+    except Exception as error:  # the clients raise errors of many types
         raise UserError(
-            f"localizer.download: {what} cannot be fetched to {place}: {error}. Offline, {advice}"
+            f"localizer.download: {what} cannot be downloaded to {place}: {error}. "
+            f"Offline: {advice}"
         ) from None
-    if not found.startswith(digest):
-        raise UserError(f"localizer.download: {what} {_another(found, digest)}. Nothing was kept")
+    if not actual.startswith(digest):
+        raise UserError(
+            f"localizer.download: {what} {_mismatch(actual, digest)}. The download was deleted"
+        )
 
 
-# ------------------------------------------------------------------------------ what is in them
+# -------------------------------------------------------------------------------------- reading
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file, floats as float32; runs no code from the file.
+    """The tensors of a .safetensors or .pth file, floats as float32. Runs no code from the file.
 
-    A checkpoint may hold them under `state_dict`. Raises UserError for anything else.
+    The tensors may be under the key `state_dict`. Raises UserError for any other content.
     """
     tensors: Any
     try:
@@ -177,17 +201,26 @@ def read(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict):
         raise UserError(f"{path} is not a state dict but a {type(tensors).__name__}")
     if others := [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path} is not a state dict: {_some(others)} are no tensors")
+        raise UserError(f"{path} is not a state dict: {_some(others)} are not tensors")
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def fitted(
     theirs: dict[str, Tensor], ours: dict[str, Tensor], path: Path, heads: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """`theirs` under the names of `ours`, in their order, when it fills them exactly.
+    """The tensors of a file under the names of an architecture, and in its order.
 
-    A prefix that all keys share (`module.`, `backbone.`) does not count, nor do the layers named
-    in `heads`; batch norms may come without their counters. Raises UserError that names the keys.
+    A prefix that all keys share (`module.`, `backbone.`) is ignored. The counters of batch norms
+    may be missing.
+
+    Args:
+        theirs: tensors of the file.
+        ours: tensors of the architecture.
+        path: of the file, for messages.
+        heads: names of layers to ignore.
+
+    Raises:
+        UserError: with the keys that are missing, unknown or of another shape.
     """
     theirs = _aligned(theirs, ours, heads)
     missing = [k for k in ours if k not in theirs and not _is_counter(k)]
@@ -195,8 +228,8 @@ def fitted(
     shapes = [k for k in ours if k in theirs and theirs[k].shape != ours[k].shape]
     if missing or unknown or shapes:
         parts = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in parts if keys)
-        raise UserError(f"{path} does not fit the architecture: {told}")
+        problems = "; ".join(f"{what}: {_some(keys)}" for what, keys in parts if keys)
+        raise UserError(f"{path} does not fit the architecture: {problems}")
     return {k: theirs.get(k, ours[k]) for k in ours}
 
 
@@ -204,25 +237,25 @@ def _aligned(
     theirs: dict[str, Tensor], ours: dict[str, Tensor], heads: Sequence[str]
 ) -> dict[str, Tensor]:
     if not theirs.keys() & ours.keys():
-        theirs = _moved(theirs, "")
+        theirs = _with_prefix(theirs, "")
     theirs = {k: v for k, v in theirs.items() if not f"{k}.".startswith(_prefixes(heads))}
     if not theirs.keys() & ours.keys():
-        theirs = _moved(theirs, _shared(ours))
+        theirs = _with_prefix(theirs, _shared_prefix(ours))
     return {_DENSE_LAYER.sub(r"\1\2", key): value for key, value in theirs.items()}
 
 
-# torchvision's DenseNet files say `norm.1` where its model says `norm1`
+# torchvision's DenseNet files have `norm.1` where its model has `norm1`
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
-def _moved(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The same tensors with `prefix` for the one that their keys share."""
-    start = len(_shared(tensors))
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Replaces the prefix that all keys share."""
+    start = len(_shared_prefix(tensors))
     return {prefix + key[start:]: value for key, value in tensors.items()}
 
 
-def _shared(tensors: dict[str, Tensor]) -> str:
-    """The dotted prefix of all keys, without the parameters' own names: `module.`, or nothing."""
+def _shared_prefix(tensors: dict[str, Tensor]) -> str:
+    """The dotted prefix that all keys share, such as `module.`; it may be empty."""
     layers = zip(*(key.split(".")[:-1] for key in tensors), strict=False)
     same = takewhile(lambda parts: len(set(parts)) == 1, layers)
     return "".join(f"{parts[0]}." for parts in same)

@@ -1,4 +1,4 @@
-"""SCDA over a whole manifest, into a store."""
+"""SCDA activation maps of all images of a manifest, written to a store."""
 
 import json
 import logging
@@ -27,29 +27,28 @@ from salmask.saliency.scda import activation_map
 from salmask.saliency.store import Maps, StorePlan
 from salmask.saliency.trunks import Localizer, Trunk
 
-_CROP, _ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # MoCo's views, which the correction learns from
+_CROP, _ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # of MoCo's views, on which the correction is fitted
 log = logging.getLogger(__name__)
-Squashed = tuple[list[Tensor], str]  # (3,S,S) uint8 per level, and why it is a stand-in, or ""
+LevelImages = tuple[list[Tensor], str]  # (3,S,S) uint8 per level; problem of the image, or ""
 
 
-class _Images(Dataset[Squashed]):
-    """Rows of a manifest as whole images at every level, decoded once; or, given boxes (N,4) and
-    one level, as the views in them."""
+class _Images(Dataset[LevelImages]):
+    """Images of a manifest, resized to every level; with boxes (N,4), the views in the boxes."""
 
     def __init__(
         self, manifest: Manifest, rows: Tensor, levels: Sequence[int], boxes: Tensor | None = None
     ) -> None:
         self.manifest, self.rows, self.levels, self.boxes = manifest, rows, levels, boxes
 
-    def __getitem__(self, index: int) -> Squashed:
+    def __getitem__(self, index: int) -> LevelImages:
         box = None if self.boxes is None else self.boxes[index]
-        reach = 1.0 if box is None else float(box[2:].min())
+        share = 1.0 if box is None else float(box[2:].min())  # of the image's side
         row = int(self.rows[index])
-        image, problem = verified_image(self.manifest, row, int(max(self.levels) / reach))
+        image, problem = verified_image(self.manifest, row, int(max(self.levels) / share))
         return [resample(image, (level, level), box) for level in self.levels], problem or ""
 
 
-def _together(items: list[Squashed]) -> tuple[list[Tensor], list[str]]:
+def _collate(items: list[LevelImages]) -> tuple[list[Tensor], list[str]]:
     levels = zip(*(images for images, _ in items), strict=True)
     return [torch.stack(images) for images in levels], [problem for _, problem in items]
 
@@ -60,7 +59,7 @@ def _batches(
     yield from DataLoader(
         images,
         batch_sampler=batches,
-        collate_fn=_together,
+        collate_fn=_collate,
         num_workers=job.workers if batches else 0,
         worker_init_fn=ignore_stop_signals,
         pin_memory=job.device.type == "cuda",
@@ -68,7 +67,7 @@ def _batches(
 
 
 def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> StorePlan:
-    """The store that this manifest, this configuration and this localizer lead to."""
+    """Shape and identity of the store for a manifest, a configuration and a localizer."""
     trunk = Trunk(spec)
     grids = {}
     with torch.inference_mode():
@@ -89,25 +88,34 @@ def fill(
     earlier: Sequence[Path] = (),
     share: tuple[int, int] = (0, 1),
 ) -> bool:
-    """Computes the store at `path`, resuming by shard; `finish` then completes it.
+    """Computes the missing shards of a store. Returns whether the store has all shards.
 
-    earlier: finished stores of the same code, parameters and localizer over other images; what
-    they hold of these images is copied. share: (k, n), to compute every n-th shard from the k-th,
-    while other processes compute the others. Batches are padded to one size and never span
-    shards, so that a row's bytes depend neither on where an earlier try stopped, nor on who
-    computed what. Returns whether all shards are there.
+    Batches have one size (they are padded) and never span shards. A row is therefore the same
+    whether or not the computation was interrupted or shared. `finish` completes the store.
+
+    Args:
+        path: of the store.
+        plan: of the store.
+        manifest: of the images.
+        trunk: the localizer.
+        config: batch size and precision.
+        job: device and worker processes.
+        earlier: finished stores with the same code, parameters and localizer for other images. Maps
+            of the same images are copied from them.
+        share: (k, n) computes the shards k, k+n, k+2n..., while other processes compute the others.
     """
     own = range(share[0], plan.shards, share[1])
     ready = set(own) & store.done_shards(path, plan) if path.exists() else set()
     total, done = (sum(len(plan.shard(i)) for i in part) for part in (own, ready))
     digests = _digests(manifest)
-    held, place = _held(earlier, digests)
-    if held is not None:
-        print(f"{(place >= 0).sum()} of {plan.rows} maps are an earlier store's", flush=True)
+    source, position = _best_earlier(earlier, digests)
+    if source is not None:
+        count = (position >= 0).sum()
+        print(f"{count} of {plan.rows} maps are copied from an earlier store", flush=True)
     with progress("saliency", total, done=done) as bar:
 
         def of_shards(shards: list[range]) -> Iterator[Maps]:
-            missing = [[row for row in rows if place[row] < 0] for rows in shards]
+            missing = [[row for row in rows if position[row] < 0] for rows in shards]
             parts = [_chunks(rows, config.batch) for rows in missing]
             images = _Images(manifest, torch.arange(len(manifest)), list(plan.grids))
             batches = _batches(images, [chunk for chunks in parts for chunk in chunks], job)
@@ -116,15 +124,15 @@ def fill(
                 sha256 = digests[rows.start : rows.stop].clone()
                 for chunk in chunks:
                     pixels, problems = next(batches)
-                    for level, squashed in zip(plan.grids, pixels, strict=True):
-                        raw[level].append(_activation(trunk, squashed, config, job.device))
+                    for level, images_at_level in zip(plan.grids, pixels, strict=True):
+                        raw[level].append(_activation(trunk, images_at_level, config, job.device))
                     for row, problem in zip(chunk, problems, strict=True):
                         if problem:
                             log.warning("%s: %s; its map is empty", manifest.paths[row], problem)
                             sha256[row - rows.start] = 0
                     bar.advance(len(chunk))
-                known = place[rows.start : rows.stop]
-                yield _merged(raw, sha256, known, held, plan)
+                known = position[rows.start : rows.stop]
+                yield _merged(raw, sha256, known, source, plan)
                 bar.advance(int((known >= 0).sum()))
 
         return store.fill(path, plan, of_shards, own)
@@ -133,15 +141,15 @@ def fill(
 def finish(
     path: Path, plan: StorePlan, manifest: Manifest, trunk: Trunk, config: SaliencyConfig, job: Job
 ) -> Tensor:
-    """Fits the correction of a store that has all its shards.
+    """Fits the correction of a store that has all shards.
 
-    Returns the rows (k,) int64 of images that are no longer those of the manifest: their maps are
-    zero, which is all foreground.
+    Returns the rows (k,) int64 of images that were missing or had changed since `prepare`. Their
+    maps are zero, which makes all cells foreground.
     """
     store.tidy(path)
     rows = store.read_rows(path)
     if not rows.known.any():
-        raise UserError(f"none of the {plan.rows} images can be read any more: run `dvc repro`")
+        raise UserError(f"none of the {plan.rows} images can still be read: run `dvc repro`")
     if plan.correction:
         store.write_correction(path, _correction(rows, plan, manifest, trunk, config, job))
     return torch.nonzero(~rows.known)[:, 0]
@@ -152,15 +160,15 @@ def _chunks(rows: list[int], size: int) -> list[list[int]]:
 
 
 def _digests(manifest: Manifest) -> Tensor:
-    """The images' sha256: (N,32) uint8."""
+    """sha256 of the images: (N,32) uint8."""
     raw = bytearray.fromhex("".join(manifest.sha256.tolist()))
     return torch.from_numpy(np.frombuffer(raw, np.uint8)).view(-1, 32)
 
 
-def _held(earlier: Sequence[Path], digests: Tensor) -> tuple[Maps | None, Tensor]:
-    """The earlier store that holds most of these images, and each one's row in it (N,), or -1."""
-    best, found = None, torch.full((len(digests),), -1)
-    wanted = [bytes(digest) for digest in digests.numpy()]
+def _best_earlier(earlier: Sequence[Path], digests: Tensor) -> tuple[Maps | None, Tensor]:
+    """The earlier store with most of the images, and the row of each image in it: (N,), or -1."""
+    best, best_position = None, torch.full((len(digests),), -1)
+    keys = [bytes(digest) for digest in digests.numpy()]
     for path in earlier:
         try:
             rows = store.read_rows(path)
@@ -168,25 +176,29 @@ def _held(earlier: Sequence[Path], digests: Tensor) -> tuple[Maps | None, Tensor
             log.warning("%s; not reused", error)
             continue
         row_of = {bytes(digest): row for row, digest in enumerate(rows.sha256.numpy())}
-        place = torch.tensor([row_of.get(digest, -1) for digest in wanted])
-        if (place >= 0).sum() > (found >= 0).sum():
-            best, found = rows, place
-    return best, found
+        position = torch.tensor([row_of.get(key, -1) for key in keys])
+        if (position >= 0).sum() > (best_position >= 0).sum():
+            best, best_position = rows, position
+    return best, best_position
 
 
 def _merged(
-    raw: dict[int, list[Tensor]], sha256: Tensor, known: Tensor, held: Maps | None, plan: StorePlan
+    raw: dict[int, list[Tensor]],
+    sha256: Tensor,
+    known: Tensor,
+    earlier: Maps | None,
+    plan: StorePlan,
 ) -> Maps:
-    """A shard's rows: those that an earlier store holds, and those that were computed."""
+    """The rows of a shard: copied from an earlier store where `known` >= 0, else computed."""
     fresh = known < 0
     grids = plan.grids.items()
     computed = {
         n: torch.cat([torch.empty(0, *grid), *(p.cpu() for p in raw[n])]) for n, grid in grids
     }
     new = store.scaled(computed, sha256[fresh])
-    if held is None:
+    if earlier is None:
         return new
-    old = held.pick(known[~fresh])
+    old = earlier.pick(known[~fresh])
     order = torch.cat([torch.nonzero(fresh), torch.nonzero(~fresh)])[:, 0].argsort()
     both = Maps(
         {n: torch.cat([new.activation[n], old.activation[n]]) for n in plan.grids},
@@ -200,12 +212,12 @@ def _merged(
 def _activation(
     trunk: Trunk, pixels: Tensor, config: SaliencyConfig, device: torch.device
 ) -> Tensor:
-    """(n,3,S,S) uint8, n up to a batch -> (n,U,V) float32 on the device."""
+    """(n,3,S,S) uint8, at most one batch -> (n,U,V) float32 on the device."""
     count = len(pixels)
-    if missing := config.batch - count:  # pinned memory stays pinned where nothing is
+    if missing := config.batch - count:  # without padding, the tensor stays in pinned memory
         pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
     images = pixels.to(device, non_blocking=True).float() / 255
-    # TensorFloat-32 would make float32 another number on a GPU than on a CPU.
+    # TensorFloat-32 would make float32 differ between GPU and CPU.
     with autocast(device, config.precision), cudnn.flags(enabled=True, allow_tf32=False):
         return activation_map(trunk(images.contiguous(memory_format=torch.channels_last)))[:count]
 
@@ -213,30 +225,38 @@ def _activation(
 def _correction(
     rows: Maps, plan: StorePlan, manifest: Manifest, trunk: Trunk, config: SaliencyConfig, job: Job
 ) -> correction.Correction:
-    """Fits a store's correction on views of its images, seen at its first level."""
+    """Fits a store's correction on views of its images, at the first level."""
     ids, boxes = sample_views(manifest, rows.known, plan.correction)
     level = min(plan.grids)
     views = _Images(manifest, ids, [level], boxes)
-    own, fine = [], []
+    own, readable = [], []
     with progress("saliency: correction", len(ids)) as bar:
         for pixels, problems in _batches(views, _chunks(list(range(len(ids))), config.batch), job):
             own.append(_activation(trunk, pixels[0], config, job.device).cpu())
-            fine += [not problem for problem in problems]
+            readable += [not problem for problem in problems]
             bar.advance(len(pixels[0]))
-    kept = torch.tensor(fine)  # an image may be lost between its maps and its view
+    kept = torch.tensor(readable)  # an image may vanish after its maps were computed
     if not kept.any():
-        raise UserError("no image can be read any more: run `dvc repro`")
+        raise UserError("no image can still be read: run `dvc repro`")
     ids, boxes = ids[kept], boxes[kept]
-    seen = {
+    view_crops = {
         n: crops.resample(maps[ids].float(), boxes, plan.grids[level], correction.MARGIN)
         for n, maps in rows.activation.items()
     }
-    return correction.fit(seen, crops.zoom_of(boxes), torch.cat(own)[kept])
+    return correction.fit(view_crops, crops.zoom_of(boxes), torch.cat(own)[kept])
 
 
 def sample_views(manifest: Manifest, usable: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`count` random resized crops of the usable (N,) rows, as few of one image as can be: rows
-    (count,) int64 and boxes (count,4)."""
+    """Random resized crops of images, distributed evenly over the images.
+
+    Args:
+        manifest: of the images.
+        usable: (N,) bool, the rows to use.
+        count: number of crops.
+
+    Returns:
+        Rows (count,) int64 and boxes (count,4).
+    """
     ids = torch.nonzero(usable)[:, 0]
     order = ids[Draws.of(0, 0, ids).uniform("correction", 1)[:, 0].argsort()]
     rounds = [order[: max(0, count - start)] for start in range(0, count, max(1, len(order)))]

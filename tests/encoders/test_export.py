@@ -130,9 +130,9 @@ def test_a_pickle_holds_arrays_as_detectron2_loads_them(tmp_path):
         (EncoderConfig("resnet18", width=8), "timm", "64 channels, this one with 8"),
         (EncoderConfig("resnet10", width=8), "torchvision", "torchvision has no resnet10"),
         (EncoderConfig("resnet10", width=8), "timm", "timm has no resnet10"),
-        (EncoderConfig("resnet18", width=8), "detectron2", "ResNets of bottlenecks"),
+        (EncoderConfig("resnet18", width=8), "detectron2", "ResNets with bottleneck blocks"),
         (EncoderConfig("mobilenet_v3_small"), "timm", "timm has no mobilenet_v3_small"),
-        (EncoderConfig("convnext_tiny"), "timm", "other parts than torchvision's"),
+        (EncoderConfig("convnext_tiny"), "timm", "differs from torchvision's"),
         (EncoderConfig("mnasnet0_5"), "torchvision", "loads no state"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_refusal_leaves_nothing(tmp_path, layout):
 @pytest.mark.parametrize("layout", FORMATS)
 def test_a_suffix_of_another_format_is_refused(tmp_path, layout):
     saved(tmp_path / "mine", SMALL)
-    with pytest.raises(UserError, match="ends in"):
+    with pytest.raises(UserError, match="must end in"):
         export(tmp_path / "mine", layout, tmp_path / "file.bin")
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_finds_other_features_is_not_left(tmp_path, monkeypatch, lay
     spoiling = dataclasses.replace(FORMATS[layout], write=spoilt)
     monkeypatch.setitem(exports.FORMATS, layout, spoiling)
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="finds other features"):
+    with pytest.raises(UserError, match="has other features"):
         export(tmp_path / "mine", layout, tmp_path / "out" / out)
     assert not list((tmp_path / "out").iterdir())
 
@@ -210,7 +210,7 @@ def test_a_filter_is_told_loudly_on_screen_and_beside_the_file(tmp_path, layout,
         assert done.exit_code == 0, done.output
         beside = Path(f"{place}.txt").read_text()
         assert "largest difference is" in done.output and beside in done.output
-        assert ("WARNING: THIS ENCODER WANTS HIGH-PASS" in beside) == (folder == "with")
+        assert ("WARNING: THIS ENCODER NEEDS HIGH-PASS" in beside) == (folder == "with")
         assert ("kernel 5 px, sigma 1.5 px" in beside) == (folder == "with")
 
 

@@ -165,7 +165,7 @@ def test_new_images_are_read_and_computed_without_the_old_ones(tmp_path: Path) -
     add("07.png")  # between others, so that rows move
     (photos / "04.png").unlink()
     made.stage("prepare")
-    assert "9 of 10 maps are an earlier store's" in made.stage("saliency")
+    assert "9 of 10 maps are copied from an earlier store" in made.stage("saliency")
     store = made.folder / "artifacts/saliency/saliency.zarr"
     grown = tree_digest(store)
     made.stage("saliency", SALMASK_RUNS=str(tmp_path / "elsewhere"))

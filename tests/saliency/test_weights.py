@@ -45,7 +45,7 @@ def _all_files(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------- torchvision's files
 
 
-def test_nothing_is_fetched_unasked(hub, published):
+def test_nothing_is_downloaded_by_default(hub, published):
     with pytest.raises(UserError, match=rf"no weights at {hub / NAME}: put torchvision's file"):
         _torchvision(published)
     with pytest.raises(UserError, match=rf"from file://.*{NAME}.*localizer\.download: true"):
@@ -59,7 +59,7 @@ def test_a_download_lands_in_torch_hubs_folder(hub, published, sha256):
     assert [p.read_bytes() for p in _all_files(hub)] == [BYTES]
 
 
-def test_what_is_there_is_not_fetched_again(hub, published):
+def test_an_existing_file_is_not_downloaded_again(hub, published):
     _torchvision(published, download=True)
     published.unlink()
     assert _torchvision(published, download=True) == (hub / NAME, SHA)
@@ -68,20 +68,20 @@ def test_what_is_there_is_not_fetched_again(hub, published):
 
 def test_a_download_of_other_bytes_leaves_nothing(hub, published):
     published.write_bytes(b"other")
-    with pytest.raises(UserError, match=rf"expected {SHA[:8]} .*Nothing was kept"):
+    with pytest.raises(UserError, match=rf"expected {SHA[:8]} .*The download was deleted"):
         _torchvision(published, download=True)
     assert hub.exists() and not list(hub.iterdir())
 
 
-def test_a_download_that_only_begins_right_is_refused(hub, published):
-    with pytest.raises(UserError, match=rf"expected {SHA[:8]}{'0' * 8} .*Nothing was kept"):
+def test_a_download_with_the_right_first_digits_only_is_refused(hub, published):
+    with pytest.raises(UserError, match=rf"expected {SHA[:8]}{'0' * 8} .*The download was deleted"):
         _torchvision(published, download=True, sha256=SHA[:8] + "0" * 56)
     assert not list(hub.iterdir())
 
 
 def test_offline_says_where_to_put_the_file(hub, published):
     published.unlink()
-    told = rf"{NAME} cannot be fetched to {hub / NAME}: .*Offline, put torchvision's file {NAME}"
+    told = rf"{NAME} cannot be downloaded to {hub / NAME}: .*Offline: put torchvision's file {NAME}"
     with pytest.raises(UserError, match=told):
         _torchvision(published, download=True)
     assert not list(hub.iterdir())
@@ -89,7 +89,7 @@ def test_offline_says_where_to_put_the_file(hub, published):
 
 def test_a_folder_that_cannot_be_made_is_a_users_error(hub, published):
     hub.parent.write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         _torchvision(published, download=True)
 
 
@@ -102,7 +102,7 @@ def test_a_local_file_is_checked_by_the_digits_of_its_published_name(hub, publis
         _torchvision(published, copy)
     assert copy.read_bytes() == b"other"
     copy.unlink()
-    with pytest.raises(UserError, match=r"leave localizer\.path out and set localizer\.download"):
+    with pytest.raises(UserError, match=r"remove localizer\.path and set localizer\.download"):
         _torchvision(published, copy)
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_file_in_the_hub_is_told_and_left_alone(hub, published):
     [
         ({"sha256": SHA[:8]}, "localizer.sha256: must be all 64 hex digits"),
         ({"sha256": ""}, "localizer.sha256: must be all 64 hex digits"),
-        ({"sha256": "0" * 64}, rf"localizer\.sha256: 0* cannot be that of {NAME}"),
+        ({"sha256": "0" * 64}, rf"localizer\.sha256: 0* does not agree with the file name {NAME}"),
         ({"path": Path("there.pth"), "download": True}, "give only one"),
     ],
 )
@@ -163,21 +163,23 @@ def test_timm_weights_without_a_hash_are_refused(hub, served, download):
     assert not served
 
 
-def test_a_timm_file_is_not_fetched_unasked(hub, served):
+def test_a_timm_file_is_not_downloaded_by_default(hub, served):
     with pytest.raises(UserError, match=r"no weights at .*: put model\.safetensors of timm"):
         timm_file(None, False, SHA)
     assert not served
 
 
 def test_a_timm_download_of_other_bytes_leaves_nothing(hub, served):
-    with pytest.raises(UserError, match=rf"begins {SHA[:16]}, expected {'0' * 16} .*Nothing was"):
+    with pytest.raises(
+        UserError, match=rf"starts with {SHA[:16]}, expected {'0' * 16} .*The download was"
+    ):
         timm_file(None, True, "0" * 64)
     assert served and not list(hub.iterdir())
 
 
 def test_timm_offline_says_what_to_do(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"cannot be fetched.*Offline, name a file in timm's"):
+    with pytest.raises(UserError, match=r"cannot be downloaded.*Offline: name a file in timm's"):
         timm_file(None, True, SHA)
     assert not list(hub.iterdir())
 
@@ -218,7 +220,7 @@ def test_a_file_may_hold_its_weights_under_state_dict(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"epoch": 3, "model": {"a": A}}, "epoch, model are no tensors"),
+        ({"epoch": 3, "model": {"a": A}}, "epoch, model are not tensors"),
         ([A], "not a state dict but a list"),
         ({"state_dict": A}, "not a state dict but a Tensor"),
     ],
