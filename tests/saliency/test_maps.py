@@ -267,7 +267,7 @@ def _folder(file) -> None:
     ("damage", "reason"),
     [
         (_changed, "it has changed since prepare"),
-        (_vanished, "not there any more"),
+        (_vanished, "it no longer exists"),
         (_corrupt, "it has changed since prepare"),
         (_folder, "a folder, not a file"),
     ],
@@ -325,7 +325,7 @@ def test_no_image_at_all_is_an_error(manifest, compute):
 
 def test_a_folder_that_vanishes_loses_no_image(manifest, compute, tmp_path):
     shutil.move(manifest.root, tmp_path / "elsewhere")
-    with pytest.raises(DataGoneError, match="not there: mount it"):
+    with pytest.raises(DataGoneError, match="does not exist: mount it"):
         compute("out", manifest)
     shutil.move(tmp_path / "elsewhere", manifest.root)
     compute("out", manifest)
