@@ -112,6 +112,13 @@ def test_links_lead_to_files(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = "salmask|tests|slurm|stages|suites|benchmarks|docs"
+    names = re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text())
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
 def test_the_index_lists_every_page() -> None:
     index = (ROOT / "docs/README.md").read_text()
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
