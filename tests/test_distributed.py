@@ -228,7 +228,7 @@ def name_of(run: tuple[str, str, dict[str, Any], int]) -> str:
     return f"{run[0]}, {run[1]}, groups of {run[3]}"
 
 
-def test_processes_know_their_place(both, alone):
+def test_rank_and_world_size(both, alone):
     assert [process["place"] for process in both] == [(0, 2), (1, 2)]
     assert alone["place"] == (0, 1)
     assert torch.equal(torch.cat([process["own"] for process in both]), alone["own"])
@@ -236,7 +236,7 @@ def test_processes_know_their_place(both, alone):
 
 
 @pytest.mark.parametrize("what", ["gathered", "with gradient"])
-def test_everybodys_rows_come_in_the_order_of_ranks(both, alone, what):
+def test_rows_are_gathered_in_rank_order(both, alone, what):
     for process in both:
         assert torch.equal(process[what], alone[what])
 
@@ -265,7 +265,7 @@ def test_means_over_unequal_parts_are_weighed(both, alone):
     assert [float(value) for value in alone["shares"]] == [1, 1, 1]
 
 
-def test_everybodys_items_come_in_the_order_of_ranks(both, alone):
+def test_objects_are_gathered_in_rank_order(both, alone):
     for process in both:
         assert process["items"] == [0, "x", 1]
     assert alone["items"] == [0, "x"]

@@ -1,4 +1,4 @@
-"""What params say of a framework, whichever it is."""
+"""Properties of all frameworks, and their options in params.yaml."""
 
 import inspect
 
@@ -34,6 +34,13 @@ def test_every_framework_is_tested_here():
     assert set(frameworks.FRAMEWORKS) == set(SMALL)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_the_wiring_is_that_of_the_built_framework(name, monkeypatch):
+    wiring = build(name, bn_group=0).wiring
+    monkeypatch.setattr(nn.Module, "__init__", None)  # builds no network
+    assert frameworks.wiring_of(Choice(name, SMALL[name] | {"bn_group": 0}), BATCH) == wiring
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_defaults_are_the_papers(name):
     cls = type(build(name, bn_group=0))
@@ -44,7 +51,7 @@ def test_defaults_are_the_papers(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_norm_has_the_groups_that_were_asked_for(name):
+def test_every_norm_has_the_groups_of_the_options(name):
     model = build(name, bn_group=2)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(m, GroupedBatchNorm) and m.group == 2 for m in norms)
@@ -102,11 +109,11 @@ def test_options_of_moco_that_do_not_fit_are_refused(options, message):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_an_option_that_is_not_there_is_named(name):
+def test_an_unknown_option_is_named(name):
     with pytest.raises(UserError, match=rf"framework \(name: {name}\).*tau: no such key"):
         build(name, tau=0.1)
 
 
-def test_an_unknown_framework_lists_those_there_are():
+def test_an_unknown_framework_lists_all_frameworks():
     with pytest.raises(UserError, match=r"no `moc` here; choose from byol, moco, simclr, simsiam"):
         frameworks.build(Choice("moc", {}), ENCODER, BATCH)

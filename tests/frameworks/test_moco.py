@@ -219,7 +219,7 @@ def test_the_queue_wraps_around_and_replaces_the_oldest(symmetric):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_however_many_views_are_targets_a_step_adds_as_many_keys_as_were_promised(symmetric):
+def test_further_target_views_do_not_enter_the_queue(symmetric):
     """MSCN makes a target of every view where both directions count: 4 views, but 2B keys."""
     targets = range(4) if symmetric else [1]
     pairs = [(i, j, 0.1) for i in range(4) for j in targets if i != j]

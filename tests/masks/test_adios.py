@@ -42,7 +42,7 @@ def pair() -> Pair:
 
 
 def build(wiring: Wiring = MOCO, **options) -> Masker:
-    """A masker whose masks differ: its last layer is not as timid as at the start."""
+    """A masker with distinct masks: its last layer has larger weights than at the start."""
     torch.manual_seed(0)
     masker = Masker(SIDE, wiring, **({"masks": MASKS, "base": 4} | options))
     torch.nn.init.normal_(masker.unet.divide.weight, std=2)
@@ -64,7 +64,7 @@ def hide(image: Tensor, mask: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------- masked views
 
 
-def test_all_n_maskings_of_the_query_meet_the_key(pair):
+def test_all_n_maskings_of_the_query_are_compared_with_the_key(pair):
     masker = build(single=False)
     views = masker.views(pair, draws(), SHUFFLE)
     assert views.images[1] is pair.key and len(views.images) == MASKS + 1
@@ -116,7 +116,7 @@ def test_a_masked_view_does_not_depend_on_its_batch(pair):
 
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("name", WIRINGS)
-def test_who_is_masked_and_who_meets_whom(name, single, pair):
+def test_masked_views_and_their_comparisons(name, single, pair):
     masker, count = build(WIRINGS[name], single=single), 1 if single else MASKS
     views = masker.views(pair, draws(), SHUFFLE)
     weight = 0.5 if name == "simsiam" else 1.0
@@ -344,7 +344,7 @@ def test_the_maskers_loss_is_penalty_and_entropy_over_all_masks_less_the_task(na
 # ----------------------------------------------------------------------------------- refusals
 
 
-def test_one_mask_divides_nothing():
+def test_a_single_mask_is_refused():
     with pytest.raises(UserError, match=r"masks: .*greater than or equal to 2, got 1"):
         build_mask(Choice("adios", {"masks": 1}), MOCO, ViewConfig(size=SIDE, grid=1))
 
@@ -352,12 +352,12 @@ def test_one_mask_divides_nothing():
 @pytest.mark.parametrize(
     ("option", "value"), [("base", 0), ("lr", -0.1), ("momentum", -0.5), ("weight_decay", -0.01)]
 )
-def test_numbers_that_make_no_masker_are_refused(option, value):
+def test_invalid_numbers_are_refused(option, value):
     with pytest.raises(UserError, match=rf"\(name: adios\): {option}: .*{value}"):
         build_mask(Choice("adios", {option: value}), MOCO, ViewConfig(size=SIDE, grid=1))
 
 
-def test_a_strategy_carries_its_masker():
-    strategy = build_mask(Choice("adios", {}), MOCO, ViewConfig(size=SIDE, grid=1))
-    assert isinstance(strategy.masker, Masker) and strategy.masker.count == 4
-    assert not strategy.reads_saliency and strategy.extra_views == 0
+def test_the_ready_mask_has_its_masker():
+    ready = build_mask(Choice("adios", {}), MOCO, ViewConfig(size=SIDE, grid=1))
+    assert isinstance(ready.masker, Masker) and ready.masker.count == 4
+    assert not ready.reads_saliency and ready.extra_views == 0

@@ -1,4 +1,4 @@
-"""Masks that saliency guides: which patches, of which views, and what the patches show."""
+"""Saliency-guided masks: masked patches, masked views, and fills."""
 
 from typing import Any
 
@@ -49,8 +49,8 @@ def counts(before: Tensor, after: Tensor, grid: int = 4) -> Tensor:
     return shared_cells(before, after, grid).sum((1, 2))
 
 
-def obeys(mask: Tensor, foreground: Tensor, rule: str, ratio: float) -> bool:
-    """Whether one image's patches (U,V) bool are what a positive's rule asks for."""
+def follows_rule(mask: Tensor, foreground: Tensor, rule: str, ratio: float) -> bool:
+    """Whether the patches (U,V) bool of an image follow the rule of a positive."""
     total, available = mask.numel(), int(foreground.sum())
     inside = int((mask & foreground).sum())
     outside = int((mask & ~foreground).sum())
@@ -74,7 +74,7 @@ def obeys(mask: Tensor, foreground: Tensor, rule: str, ratio: float) -> bool:
     beta=st.floats(0, 1, width=32),
     count=st.integers(0, 3),
 )
-def test_every_view_obeys_its_rule(
+def test_every_view_is_masked_by_its_rule(
     seed: int, name: str, rule: str, branch: str, ratio: float, beta: float, count: int
 ) -> None:
     pair = scene(3, 16, 4, seed=seed)
@@ -89,7 +89,7 @@ def test_every_view_obeys_its_rule(
             assert after is before
             continue
         for mask, foreground in zip(shared_cells(before, after, 4), where[view], strict=True):
-            assert obeys(mask, foreground, rule, ratio)
+            assert follows_rule(mask, foreground, rule, ratio)
     assert len(made.negatives) == (count if hard else 0)
     for negative in made.negatives:
         cells = shared_cells(pair.key, negative, 4)
@@ -105,14 +105,12 @@ def test_every_view_obeys_its_rule(
 @pytest.mark.parametrize("name", FILLS)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("ratio", [0.15, 0.25, 0.5])
-def test_the_query_is_masked_where_asked_and_filled(
-    pair: Pair, name: str, rule: str, ratio: float
-) -> None:
+def test_the_query_is_masked_and_filled(pair: Pair, name: str, rule: str, ratio: float) -> None:
     made = apply(name, pair, GRID, ratio=(ratio, ratio), where=rule, hard_negative=None)
     assert made.key is pair.key and made.negatives == ()
     cells = shared_cells(pair.query, made.query, GRID)
     for mask, foreground in zip(cells, salient(pair.query_activation), strict=True):
-        assert obeys(mask, foreground, rule, ratio)
+        assert follows_rule(mask, foreground, rule, ratio)
     pixels = as_pixels(cells, SIDE)[:, None]
     expected = torch.where(pixels, filling(name, pair.query), pair.query)
     torch.testing.assert_close(made.query, expected, atol=1e-5, rtol=1e-5)
@@ -182,7 +180,7 @@ def test_the_threshold_moves_the_foreground(pair: Pair) -> None:
 
 @pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_only_the_branches_asked_for_are_masked(pair: Pair, name: str, branch: str) -> None:
+def test_only_the_chosen_branches_are_masked(pair: Pair, name: str, branch: str) -> None:
     options = {"focal": 0.0, "channel": 0.0} if name == "high_pass" else {}
     made = apply(name, pair, GRID, masked=branch, ratio=(0.25, 0.25), **options)
     unmasked = apply(name, pair, GRID, ratio=(0, 0), **options)
@@ -241,7 +239,7 @@ def test_the_hard_negative_can_be_switched_off(pair: Pair, name: str) -> None:
 
 @pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_there_are_as_many_hard_negatives_as_asked(pair: Pair, name: str, count: int) -> None:
+def test_the_number_of_hard_negatives(pair: Pair, name: str, count: int) -> None:
     made = apply(name, pair, GRID, hard_negative={"count": count})
     assert len(made.negatives) == count
     for n, one in enumerate(made.negatives):
@@ -265,7 +263,7 @@ def test_several_hard_negatives_have_ratios_and_patches_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_no_hard_negatives_are_asked_for_by_null(count: int) -> None:
+def test_a_count_below_1_is_refused(count: int) -> None:
     with pytest.raises(UserError, match=r"at least 1.*`hard_negative: null`"):
         function_of(Choice("blur", {"hard_negative": {"count": count}}))
 
@@ -306,7 +304,7 @@ def test_the_published_ratios_are_the_defaults(pair: Pair, name: str) -> None:
     )
     steps = [n / 2000 for n in range(2001)]
     for mask, foreground in zip(query, salient(pair.query_activation), strict=True):
-        assert any(obeys(mask, foreground, "balanced", 0.05 + 0.2 * step) for step in steps)
+        assert any(follows_rule(mask, foreground, "balanced", 0.05 + 0.2 * step) for step in steps)
     for mask, foreground in zip(negative, salient(pair.key_activation), strict=True):
         available = int(foreground.sum())
         assert any(rounded(mask.sum(), (0.4 + 0.3 * step) * available) for step in steps)

@@ -1,4 +1,4 @@
-"""MixMask, MixMask* and the erasing masks: whose pixels are where, and how much they count."""
+"""MixMask, MixMask* and erasing masks: pixels and weights of mixed queries."""
 
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ def share_of(mask: Tensor) -> float:
 
 
 def check_mixture(images: Tensor, mixed: Mixed, other: list[int], switch: bool = True) -> Tensor:
-    """Whether positives say what the pixels show; returns where samples show their own."""
+    """Checks positives against the pixels. Returns where samples show their own pixels."""
     own = own_pixels(images, mixed.images, other)
     assert len(mixed.positives) == 1 + switch
     (rows, share), *rest = mixed.positives
@@ -311,15 +311,13 @@ def test_erased_pixels_may_be_noise() -> None:
         ("unmix", {"ratio": 0.5}, r"ratio: no such key"),
     ],
 )
-def test_an_option_that_does_not_fit_is_named(
-    name: str, options: dict[str, Any], message: str
-) -> None:
+def test_invalid_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         function_of(Choice(name, options))
 
 
 def test_bounds_of_a_ratio_may_come_as_a_list() -> None:
-    """YAML knows no tuples."""
+    """YAML has no tuples."""
     pair = scene(2, 8, 4)
     listed, tupled = (apply("mixmask", pair, 4, ratio=kind((0, 1))) for kind in (list, tuple))
     assert torch.equal(listed.mixed[0].images, tupled.mixed[0].images)

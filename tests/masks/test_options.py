@@ -1,5 +1,7 @@
-"""What holds for every mask, and how params choose one."""
+"""Properties of all masks, and their options in params.yaml."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +20,7 @@ from tests.helpers.mask_scenes import apply, draws_for, part, scene, tensors
 
 FUNCTIONS = [name for name, mask in MASKS.items() if not mask.learns]
 GUIDED = ["high_pass", "blur", "mean"]
-PER_IMAGE = ["none", *GUIDED, "mscn"]  # those that show an image nothing of its batch
+PER_IMAGE = ["none", *GUIDED, "mscn"]  # masks that do not mix images
 MIXING = ["mixmask", "unmix", "mixmask_star", "erase"]
 SIZES = [(32, 4), (64, 8), (224, 7)]
 MOCO = Wiring("moco", "moco v2", hard_negatives=True)
@@ -35,7 +37,27 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_every_mask_is_one_kind_or_the_other() -> None:
+OF_BLUR = """
+import sys
+from salmask import frameworks
+from salmask.masks.ready import build
+from salmask.params.values import Choice
+from salmask.params.view import ViewConfig
+
+wiring = frameworks.wiring_of(Choice("moco", {}), 128)
+build(Choice("blur", {}), wiring, ViewConfig())
+print(*(name for name in sys.modules if name.startswith(("salmask.masks.", "salmask.frameworks."))))
+"""
+
+
+def test_only_the_chosen_mask_and_framework_are_imported() -> None:
+    """Code digests rely on it."""
+    output = subprocess.run([sys.executable, "-c", OF_BLUR], check=True, capture_output=True)
+    names = {name.rpartition(".")[2] for name in output.stdout.decode().split()}
+    assert names == {"moco", "blur", "guided", "where", "fill", "options", "ready", "wiring"}
+
+
+def test_every_mask_is_tested_here() -> None:
     assert set(FUNCTIONS) == {*PER_IMAGE, *MIXING}
     assert set(MASKS) == {*FUNCTIONS, "adios"}
 
@@ -67,7 +89,7 @@ def test_views_keep_their_shape_and_type(
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_a_mask_is_pure(name: str, options: dict[str, Any]) -> None:
-    """Nothing is written in place: masks share their inputs with the framework."""
+    """Nothing is written in place, since masks share their inputs with the framework."""
     pair, draws = scene(3, 32, 4, extra=2), draws_for(3)
     given = [pair.query, pair.key, pair.query_activation, pair.key_activation, *pair.extra]
     before = [tensor.clone() for tensor in (*given, draws.key)]
@@ -77,7 +99,7 @@ def test_a_mask_is_pure(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_draws_alone_decide(name: str, options: dict[str, Any]) -> None:
+def test_results_depend_on_the_draws_only(name: str, options: dict[str, Any]) -> None:
     pair = scene(4, 32, 4, extra=2)
     torch.manual_seed(0)
     first = tensors(apply(name, pair, 4, seed=1, **options))
@@ -92,7 +114,9 @@ def test_draws_alone_decide(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "options"), [(name, options) for name, options in VARIANTS if name in PER_IMAGE]
 )
-def test_an_images_masking_does_not_depend_on_its_batch(name: str, options: dict[str, Any]) -> None:
+def test_the_masks_of_an_image_do_not_depend_on_its_batch(
+    name: str, options: dict[str, Any]
+) -> None:
     pair, rows = scene(8, 32, 4, extra=2), [3, 0, 7]
     mask = function_of(Choice(name, options))
     together = mask(pair, Draws.of(0, 4, torch.arange(8)), 4)
@@ -111,7 +135,7 @@ def test_a_batch_may_be_a_single_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_mask_says_whether_it_needs_saliency(name: str) -> None:
+def test_reads_saliency(name: str) -> None:
     pair = scene(2, 32, 4, extra=2)
     blind = replace(pair, query_activation=None, key_activation=None)
     reads = reads_saliency(Choice(name, {}))
@@ -141,7 +165,7 @@ def test_a_random_mask_is_built_without_saliency(name: str) -> None:
 # ------------------------------------------------------------------------------- options
 
 
-def test_an_unknown_mask_lists_those_there_are() -> None:
+def test_an_unknown_mask_lists_all_masks() -> None:
     message = r"runs\.a\.mask: no `bluur` here; choose from adios, blur, erase"
     with pytest.raises(UserError, match=message):
         function_of(Choice("bluur", {}), "runs.a.mask")
@@ -164,9 +188,7 @@ def test_an_unknown_mask_lists_those_there_are() -> None:
         ("adios", {"bases": 8}, "bases: no such key"),
     ],
 )
-def test_an_option_that_does_not_fit_is_named(
-    name: str, options: dict[str, Any], message: str
-) -> None:
+def test_invalid_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
     for refuse in (
         lambda choice: function_of(choice, "params.yaml: mask"),
         lambda choice: build(choice, MOCO, ViewConfig(), "params.yaml: mask"),
@@ -176,7 +198,7 @@ def test_an_option_that_does_not_fit_is_named(
 
 
 def test_published_numbers_are_the_defaults() -> None:
-    """METHOD 2 and 4; whoever changes one changes a paper's recipe."""
+    """docs/method.md: a change of a default changes the recipe of a paper."""
     high_pass = options_of(Choice("high_pass", {}))
     hard = high_pass.pop("hard_negative")
     assert (hard.ratio, hard.count) == ((0.4, 0.7), 1)
@@ -222,7 +244,7 @@ def test_published_numbers_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", ["high_pass", "mscn"])
-def test_the_filter_that_evaluations_apply_is_resolved_to_the_view(name: str) -> None:
+def test_the_input_filter_scales_with_the_view(name: str) -> None:
     expected = {"name": "high_pass", "kernel": 3, "sigma": pytest.approx(5 * 64 / 224)}
     assert input_filter(Choice(name, {}), 64) == expected
     expected = {"name": "high_pass", "kernel": 11, "sigma": pytest.approx(5.0)}
@@ -232,7 +254,7 @@ def test_the_filter_that_evaluations_apply_is_resolved_to_the_view(name: str) ->
 
 
 @pytest.mark.parametrize("name", [n for n in MASKS if n not in ("high_pass", "mscn")])
-def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
+def test_other_masks_have_no_input_filter(name: str) -> None:
     assert input_filter(Choice(name, {}), 64) is None
 
 
@@ -248,6 +270,6 @@ def test_other_masks_leave_the_encoder_unfiltered(name: str) -> None:
         ("unmix", {"global_p": -1}, "global_p: "),
     ],
 )
-def test_shares_lie_between_nothing_and_everything(name, options, message):
+def test_shares_are_between_0_and_1(name, options, message):
     with pytest.raises(UserError, match=message):
         options_of(Choice(name, options))

@@ -1,4 +1,4 @@
-"""Which masked views a framework compares with which, and which masks go with which framework."""
+"""Comparisons of masked views, and the masks that are defined for each framework."""
 
 from itertools import combinations, permutations
 from typing import Any
@@ -34,8 +34,8 @@ def pair() -> Pair:
 
 
 def wire(name: str, wiring: Wiring, pair: Pair, **options: Any) -> Views:
-    strategy = build(Choice(name, options), wiring, VIEW)
-    views = strategy.views(pair, draws_for(BATCH), SHUFFLE)
+    ready_mask = build(Choice(name, options), wiring, VIEW)
+    views = ready_mask.views(pair, draws_for(BATCH), SHUFFLE)
     assert torch.equal(views.shuffle, SHUFFLE)
     return views
 
@@ -64,7 +64,7 @@ def test_without_a_mask_there_are_two_views_and_no_more(wiring: Wiring, pair: Pa
 
 @pytest.mark.parametrize("wiring", [MOCO, MOCO_V1, SIMCLR])
 @pytest.mark.parametrize("name", ["blur", "high_pass"])
-def test_the_masked_query_meets_the_key_and_its_negatives(
+def test_the_masked_query_is_compared_with_the_key_and_its_negatives(
     name: str, wiring: Wiring, pair: Pair
 ) -> None:
     views = wire(name, wiring, pair, hard_negative={"count": 2})
@@ -195,11 +195,9 @@ def test_chins_variant_is_one_comparison(pair: Pair) -> None:
     ("options", "expected"),
     [({}, 2), ({"extra_views": 3}, 3), ({"extra_views": 0}, 0), ({"share_view": True}, 0)],
 )
-def test_a_strategy_says_how_many_more_views_it_needs(
-    options: dict[str, Any], expected: int
-) -> None:
-    strategy = build(Choice("mscn", options), MOCO, VIEW)
-    assert strategy.extra_views == expected and not strategy.reads_saliency
+def test_the_number_of_further_views(options: dict[str, Any], expected: int) -> None:
+    ready_mask = build(Choice("mscn", options), MOCO, VIEW)
+    assert ready_mask.extra_views == expected and not ready_mask.reads_saliency
     assert build(Choice("blur", {}), MOCO, VIEW).extra_views == 0
 
 
@@ -233,7 +231,7 @@ def test_mixtures_stand_beside_the_clean_views_once(
 
 @pytest.mark.parametrize("wiring", [BYOL, SIMSIAM])
 @pytest.mark.parametrize("name", ["blur", "mean", "high_pass"])
-def test_hard_negatives_need_a_framework_that_pushes_away(name: str, wiring: Wiring) -> None:
+def test_hard_negatives_need_a_framework_with_negatives(name: str, wiring: Wiring) -> None:
     message = rf"runs\.a \(name: {name}\): {wiring.label} has no negatives.*hard_negative: null"
     with pytest.raises(UserError, match=message):
         build(Choice(name, {}), wiring, VIEW, "runs.a")
@@ -261,9 +259,9 @@ def test_every_published_combination_is_built(name: str, wiring: Wiring) -> None
     guided = name in ("blur", "mean", "high_pass")
     choice = Choice(name, {"hard_negative": None} if guided else {})
     if wiring.label in apart.get(name, {wiring.label}):
-        strategy = build(choice, wiring, VIEW)
-        assert strategy.reads_saliency == guided
-        assert isinstance(strategy.masker, Masker) == (name == "adios")
+        ready_mask = build(choice, wiring, VIEW)
+        assert ready_mask.reads_saliency == guided
+        assert isinstance(ready_mask.masker, Masker) == (name == "adios")
     else:
         with pytest.raises(UserError):
             build(choice, wiring, VIEW)
