@@ -45,18 +45,18 @@ def _pair(annotations: Annotations, image: AnnotatedImage, detections: Detection
         [_IGNORED_COLOR if image.ignored[i] else _color(image.labels[i]) for i in objects],
         image.masks,
     )
-    shown = np.flatnonzero(detections.scores >= _MIN_SCORE)
-    labels, scores = detections.labels[shown], 100 * detections.scores[shown]
+    visible = np.flatnonzero(detections.scores >= _MIN_SCORE)
+    labels, scores = detections.labels[visible], 100 * detections.scores[visible]
     masks = detections.masks
     right = _drawn(
         image,
-        detections.boxes[shown],
+        detections.boxes[visible],
         [
             f"{annotations.classes[i]} {percent:.0f}"
             for i, percent in zip(labels, scores, strict=True)
         ],
         [_color(label) for label in labels],
-        None if masks is None else tuple(masks[i] for i in shown),
+        None if masks is None else tuple(masks[i] for i in visible),
     )
     return torch.cat([_with_margin(side, bottom_right=True) for side in (left, right)], dim=2)
 

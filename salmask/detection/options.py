@@ -11,7 +11,7 @@ from salmask.params.values import Choice, bind, option_names
 def training_options(choice: Choice, where: str) -> tuple[dict[str, Any], DetectorRecipe]:
     """The options of `protocol.run` in a section, and the recipe that they resolve to.
 
-    Options of the data set stand in the same section, and are not checked here.
+    The section also has the options of the data set, which `configured_reader` checks.
 
     Args:
         choice: the section.

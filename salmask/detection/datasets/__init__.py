@@ -24,8 +24,8 @@ Splits = tuple[Path, Annotations, Annotations]  # root of the images, to train o
 DATASETS: ByName[Callable[..., Splits]] = ByName(__name__, "DATASET")
 
 
-# The options of a detector's training, which stand in the same section. They are listed here, and
-# not read from `protocol.run`, so that a change of the training does not rerun the reading.
+# The options of a detector's training, which are in the same section. This list replaces an import
+# of `protocol.run`, so that a change of the training does not rerun the reading.
 TRAINING_OPTIONS = (
     "recipe", "masks", "freeze_encoder", "norm", "precise_norm", "iterations", "milestones",
     "batch", "lr", "scale_lr", "warmup", "warmup_factor", "short_sides", "test_short_side",
