@@ -35,7 +35,7 @@ _MESSAGES = ("print", "log.", "logging.", "warnings.", "click.echo", "click.opti
 # Fields of records that only describe: labels, licences, costs.
 _DESCRIPTIONS = {
     "Mask": {"label", "hard_negatives", "extra_passes", "kinds"},
-    "Dataset": {"layout", "origin", "terms", "note", "downloads"},
+    "Dataset": {"layout", "origin", "terms", "note", "downloads", "train_images"},
     "Evaluation": {"labels"},
 }
 _WITHOUT_MEANING = ("ctx", "kind", "type_comment")  # fields that follow from others or from layout

@@ -58,7 +58,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
             {"framework": {"name": "moco", "bn_group": 5, "queue": 64}},
             "runs.blurred: framework.bn_group: 5 does not",
         ),
-        ({"localizer": {"name": "lite1"}}, "choose from lite0, resnet50, vgg16"),
+        ({"localizer": {"name": "lite1"}}, "choose from coco_resnet50, encoder, file, lite0"),
         ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
         ({"view": {"size": 32, "grid": 5}}, "grid 5 does not divide size 32"),
         ({"evaluate": chosen(linear=["nobody"])}, "evaluate.chosen.linear: no run 'nobody'"),
@@ -85,7 +85,10 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
             "detect.voc (name: voc): recipe: Field",
         ),
         ({"detect": {"a": SCENES | {"learning_rate": 1}}}, "detect.a: learning_rate: no such key"),
-        ({"detect": {"a": SCENES | {"iterations": 5}}}, "must grow and lie below the 5 iterations"),
+        (
+            {"detect": {"a": SCENES | {"iterations": 5}}},
+            "must increase and be smaller than iterations (5)",
+        ),
         ({"detect": {"a_b": SCENES}}, "detect.a_b: a name is made of a-z, 0-9 and -"),
         ({"evaluate": chosen(detect=["nobody"])}, "evaluate.chosen.detect: no run 'nobody'"),
         (
