@@ -1,17 +1,21 @@
-"""Additions as CONTRIBUTING.md describes them: one new file, and one line in params.yaml."""
+"""Additions as CONTRIBUTING describes them: one new file, and one line of params.yaml."""
 
 import copy
 import csv
 import json
 import math
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from salmask.provenance import file_digest
-from tests.helpers.project import TINY, Project
+from tests.helpers.project import Project
+from tests.pipeline.conftest import FINISHED
+from tests.pipeline.test_imported_encoder import write_checkpoint
 
 pytestmark = pytest.mark.pipeline
 
@@ -23,7 +27,7 @@ from salmask.shapes import Masked, Pair
 
 
 def blank(pair: Pair, draws: Draws, grid: int, *, share: float = 0.5) -> Masked:
-    """The query's most salient patches are 0. share: of all patches."""
+    """The most salient patches of the query are 0. share: of all patches."""
     assert pair.query_activation is not None
     maps = pair.query_activation.flatten(1)
     salient = maps.argsort(dim=1).argsort(dim=1) >= (1 - share) * maps.shape[1]
@@ -36,7 +40,7 @@ def blank(pair: Pair, draws: Draws, grid: int, *, share: float = 0.5) -> Masked:
 MASK = Mask(blank, label="blank", reads_saliency=lambda options: True)
 '''
 
-FRAMEWORK = '''"""Alike: both views of an image should have the same features, whatever they are."""
+FRAMEWORK = '''"""Alike: both views of an image should have the same features."""
 
 import torch
 from torch import Tensor
@@ -49,7 +53,7 @@ from salmask.shapes import Views, Wiring
 
 
 class Framework(BaseFramework):
-    """One encoder, and nothing that keeps it from making everything the same."""
+    """One encoder, without a defence against collapse."""
 
     def __init__(self, encoder: EncoderConfig, wiring: Wiring, *, strength: float = 1.0) -> None:
         super().__init__(encoder, wiring)
@@ -64,8 +68,8 @@ class Framework(BaseFramework):
         return self.losses(views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        found = [self.encoder(view) for view in views.images]
-        terms = [w * cosine(found[i], found[j].detach()).mean() for i, j, w in views.pairs]
+        features = [self.encoder(view) for view in views.images]
+        terms = [w * cosine(features[i], features[j].detach()).mean() for i, j, w in views.pairs]
         return {"loss": self.strength * torch.stack(terms).sum()}
 '''
 
@@ -91,58 +95,73 @@ def read(out: Path, seed: int, *, root: Path, held: str = "b") -> Listing:
 DATASET = Dataset(read)
 '''
 
-RUNS = {
-    "blank": "  blank: {mask: {name: blank, share: 0.25}}",
-    "alike": "  alike: {framework: {name: alike, strength: 3.0}}",
-}
+EVALUATION = '''"""The mean length of the features of each validation split."""
+
+from salmask.evaluate import Evaluation
+from salmask.evaluate.features import extract, labelled_splits
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """As far as saliency, before anything is added."""
-    params = copy.deepcopy(TINY)
-    params["data"]["images"] = {"train": 32, "val": 8, "decorrelated": 8}
-    params["saliency"]["correction"] = 0
-    params["train"] |= {"epochs": 2, "batch": 16}
-    params["runs"] = {"plain": {}}
-    params["transfer"] = {"shapes": TINY["data"]}
-    made = Project(tmp_path_factory.mktemp("additions"), params)
-    for stage in ("prepare", "localizer", "saliency"):
-        made.stage(stage)
-    return made
+def run(encoders, manifest, job, *, power: float = 1.0) -> dict[str, float]:
+    """`<split>_length`. power: of the lengths."""
+    metrics = {}
+    for split, prefix in labelled_splits(manifest).items():
+        features = extract(encoders["trained"], manifest, split, job).features
+        metrics[f"{prefix}length"] = float(features.norm(dim=1).pow(power).mean())
+    return metrics
+
+
+EVALUATION = Evaluation(run, every_run=True)
+'''
+
+LOCALIZER = '''"""Lite0 under another name."""
+
+from dataclasses import replace
+
+from salmask.saliency.localizers import FittedLocalizer
+from salmask.saliency.localizers.lite0 import lite0
+
+
+def other(*, suffix: str = "") -> FittedLocalizer:
+    """suffix: of the name."""
+    description, weights = lite0()
+    return replace(description, name=f"other{suffix}"), weights
+
+
+LOCALIZER = other
+'''
+
+LAYOUT = '''"""Checkpoints whose encoder is called `net`."""
+
+from salmask.encoders.layouts import Layout
+
+LAYOUT = Layout("net.", ("optimizer",))
+'''
 
 
 def sources(project: Project) -> dict[str, str]:
-    """Digest of every file that a person may edit: all but what stages and Python leave."""
-    found = {}
-    for folder, below, files in os.walk(project.folder):
-        kept = {".git", "artifacts", "runs", "__pycache__"}
-        below[:] = [name for name in below if name not in kept]
+    """The digest of every file that a person edits, so not of what stages and Python write."""
+    digests = {}
+    for folder, folders, files in os.walk(project.folder):
+        skipped = {".git", "artifacts", "runs", "__pycache__", "cache", "tmp"}
+        folders[:] = [name for name in folders if name not in skipped]
         for path in (Path(folder) / name for name in files):
-            found[str(path.relative_to(project.folder))] = file_digest(path)
-    return found
+            digests[str(path.relative_to(project.folder))] = file_digest(path)
+    return digests
 
 
-def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+def add(project: Project, file: str, text: str, params: dict[str, Any]) -> set[str]:
+    """Adds a source file and parameters, which `salmask check` accepts. Returns the names of the
+    files that differ."""
+    before = sources(project)
+    (project.folder / file).write_text(text)
+    project.write_params(copy.deepcopy(FINISHED) | params)
+    assert "params.yaml is sound" in project.salmask("check")
+    after = sources(project)
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def use(project: Project, run: str) -> None:
-    """Adds the run's one line to params.yaml, which is found sound."""
-    insert(project, "runs:", RUNS[run])
-
-
-def insert(project: Project, after: str, line: str) -> None:
-    path = project.folder / "params.yaml"
-    lines = path.read_text().splitlines()
-    lines.insert(lines.index(after) + 1, line)
-    path.write_text("\n".join(lines) + "\n")
-    here = str(project.folder)  # the command is installed from elsewhere
-    assert "params.yaml is sound" in project.run("salmask", "check", PYTHONPATH=here)
-
-
-def trained(project: Project, run: str) -> tuple[dict, list[dict[str, str]]]:
-    """encoder.json and history.csv of a run, made for real."""
+def train(project: Project, run: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """encoder.json and the rows of history.csv of a run, after its training."""
     project.stage("pretrain", "--run", run)
     out = project.folder / "artifacts/pretrain" / run
     assert (out / "encoder.safetensors").stat().st_size > 10_000
@@ -151,38 +170,68 @@ def trained(project: Project, run: str) -> tuple[dict, list[dict[str, str]]]:
 
 
 def test_a_mask_is_a_file(project: Project) -> None:
-    before = sources(project)
-    (project.folder / "salmask/masks/blank.py").write_text(MASK)
-    use(project, "blank")
-
-    described, history = trained(project, "blank")
-    assert described["input"]["filter"] is None
+    """It trains, and the cost estimate, the gallery and the report show it."""
+    runs = FINISHED["runs"] | {"blank": {"mask": {"name": "blank", "share": 0.25}}}
+    file = "salmask/masks/blank.py"
+    assert add(project, file, MASK, {"runs": runs}) == {"params.yaml", file}
+    description, history = train(project, "blank")
+    assert description["input"]["filter"] is None
     assert len(history) == 2 and all(math.isfinite(float(row["loss"])) for row in history)
-    assert changed(before, sources(project)) == {"params.yaml", "salmask/masks/blank.py"}
-    assert history != trained(project, "plain")[1]  # so it did mask something
+    assert history != train(project, "plain")[1]  # the mask has an effect
+
+    shutil.copy(project.folder / "params.yaml", project.folder / "suites/mine.yaml")
+    (line,) = [x for x in project.salmask("suite").splitlines() if x.startswith("mine ")]
+    assert "?" not in line
+    image = next((project.folder / "artifacts/data/images/val").iterdir())
+    assert "1 picture" in project.salmask("gallery", str(image), "--run", "blank", "--out", "x.png")
+    (project.folder / "suites/mine.yaml").unlink()
+    project.repro("evaluate@blank-knn", "evaluate@blank-linear_fast", "report")
+    assert "blank" in (project.folder / "artifacts/report/index.html").read_text()
 
 
 def test_a_framework_is_a_file(project: Project) -> None:
-    before = sources(project)
-    (project.folder / "salmask/frameworks/alike.py").write_text(FRAMEWORK)
-    use(project, "alike")
-
-    _, history = trained(project, "alike")
+    runs = FINISHED["runs"] | {"alike": {"framework": {"name": "alike", "strength": 3.0}}}
+    file = "salmask/frameworks/alike.py"
+    assert add(project, file, FRAMEWORK, {"runs": runs}) == {"params.yaml", file}
+    _, history = train(project, "alike")
     assert set(history[0]) == {"epoch", "lr", "loss"}
     losses = [float(row["loss"]) for row in history]
-    assert -3 <= losses[1] < losses[0] < 0  # three times minus a cosine, and falling
-    assert changed(before, sources(project)) == {"params.yaml", "salmask/frameworks/alike.py"}
+    assert -3 <= losses[1] < losses[0] < 0  # three times minus a cosine, and decreasing
 
 
-def test_a_data_set_is_one_file(project: Project, tmp_path: Path) -> None:
-    before = sources(project)
+def test_a_data_set_is_a_file(project: Project, tmp_path: Path) -> None:
     for index, name in enumerate(("cat-a1", "cat-b1", "dog-a1", "dog-a2", "dog-b1", "unnamed")):
         Image.new("RGB", (16, 12), (40 * index, 9, 9)).save(tmp_path / f"{name}.png")
-    (project.folder / "salmask/datasets/prefixed.py").write_text(DATASET)
-    insert(project, "transfer:", f"  pets: {{name: prefixed, root: {tmp_path}, held: b}}")
+    pets = {"pets": {"name": "prefixed", "root": str(tmp_path), "held": "b"}}
+    file = "salmask/datasets/prefixed.py"
+    transfer = {"transfer": FINISHED["transfer"] | pets}
+    assert add(project, file, DATASET, transfer) == {"params.yaml", file}
+    output = project.stage("transfer_data", "--name", "pets")
+    assert "pets: 5 images (3 train, 2 val), 2 classes" in output
+    dataset = json.loads((project.folder / "artifacts/transfer/pets/dataset.json").read_text())
+    assert dataset["classes"] == ["cat", "dog"] and dataset["root"] == str(tmp_path)
 
-    said = project.stage("transfer_data", "--name", "pets")
-    assert "pets: 5 images (3 train, 2 val), 2 classes" in said
-    told = json.loads((project.folder / "artifacts/transfer/pets/dataset.json").read_text())
-    assert told["classes"] == ["cat", "dog"] and told["root"] == str(tmp_path)
-    assert changed(before, sources(project)) == {"params.yaml", "salmask/datasets/prefixed.py"}
+
+def test_an_evaluation_is_a_file(project: Project) -> None:
+    evaluate = FINISHED["evaluate"] | {"protocols": ["knn", "linear_fast", "length"]}
+    evaluate["length"] = {"power": 2.0}
+    file = "salmask/evaluate/length.py"
+    assert add(project, file, EVALUATION, {"evaluate": evaluate}) == {"params.yaml", file}
+    assert project.repro() == ["evaluate@plain-length", "evaluate@blurred-length", "report"]
+    results = json.loads((project.folder / "artifacts/report/results.json").read_text())
+    assert all(row["metrics"]["length"] > 0 for row in results["rows"])
+
+
+def test_a_localizer_is_a_file(project: Project) -> None:
+    file = "salmask/saliency/localizers/other.py"
+    params = {"localizer": {"name": "other", "suffix": "-a"}}
+    assert add(project, file, LOCALIZER, params) == {"params.yaml", file}
+    assert "localizer other-a" in project.stage("localizer")
+
+
+def test_a_layout_of_checkpoints_is_a_file(project: Project) -> None:
+    write_checkpoint(project, seed=0, prefix="net.")
+    entry = {"path": "moco.pth.tar", "arch": "resnet18", "width": 4, "size": 32, "layout": "net"}
+    file = "salmask/encoders/layouts/net.py"
+    assert add(project, file, LAYOUT, {"imports": {"theirs": entry}}) == {"params.yaml", file}
+    assert "of layout net" in project.stage("imported", "--name", "theirs")

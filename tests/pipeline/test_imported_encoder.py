@@ -28,9 +28,9 @@ PARAMS["evaluate"] |= {
 }
 
 
-def write_checkpoint(project: Project, seed: int) -> str:
-    """Writes a checkpoint in MoCo's layout. Returns its sha256."""
-    query = {f"module.encoder_q.{k}": v for k, v in lively(CONFIG, seed).state_dict().items()}
+def write_checkpoint(project: Project, seed: int, prefix: str = "module.encoder_q.") -> str:
+    """Writes a checkpoint, by default in MoCo's layout. Returns its sha256."""
+    query = {f"{prefix}{k}": v for k, v in lively(CONFIG, seed).state_dict().items()}
     torch.save({"epoch": 1, "state_dict": query}, project.folder / "moco.pth.tar")
     return file_digest(project.folder / "moco.pth.tar")
 
