@@ -55,7 +55,7 @@ def test_a_change_without_effect_keeps_the_digest(
         ("salmask/deep/part.py", "x = salmask.other.Y", "x = 2"),
         ("salmask/other.py", "math.pi", "math.e"),  # reached through deep.part
         ("salmask/deep/table.json", "{}", "{ }"),
-        ("salmask/__init__.py", "", "V = 1\n"),
+        ("salmask/deep/__init__.py", "", "V = 1\n"),
         ("stages/__init__.py", "", "V = 1\n"),
     ],
 )
