@@ -43,12 +43,12 @@ def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype) -> Maps
     place(trunk, there).to(held)
     raw: dict[int, Tensor] = {}
     for level, images in pixels.items():
-        found = []
+        result = []
         for part in images.split(_BATCH):
             ready = (part.to(there).to(held) / 255).contiguous(memory_format=torch.channels_last)
             with autocast(there, precision), cudnn.flags(enabled=True, allow_tf32=False):
-                found.append(activation_map(trunk(ready)).cpu())
-        raw[int(level)] = torch.cat(found)
+                result.append(activation_map(trunk(ready)).cpu())
+        raw[int(level)] = torch.cat(result)
     known = torch.ones(len(images), 32, dtype=torch.uint8)
     return {str(level): maps for level, maps in store.scaled(raw, known).activation.items()}
 
@@ -103,15 +103,15 @@ def main(
     print(f"{localizer}, {len(files)} images at {levels} px, beside this CPU's float32 "
           f"(goal: {_FURTHEST}, {_SHARE:.1%})", flush=True)  # fmt: skip
 
-    def tell(name: str, found: Maps) -> None:
-        furthest, share = compared(first, found)
+    def tell(name: str, result: Maps) -> None:
+        furthest, share = compared(first, result)
         print(f"{name}: {furthest:.1e}, equal foreground {share:.4%}", flush=True)
 
     for name, kind in kinds.items():
-        found = computed(trunk, pixels, *kind)
-        tell(name, found)
+        result = computed(trunk, pixels, *kind)
+        tell(name, result)
         if name == "GPU, float32":
-            kept = found
+            kept = result
     for path in beside:
         tell(path.name, load_file(path))
     if save:

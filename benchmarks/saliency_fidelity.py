@@ -28,13 +28,16 @@ FOLDS = 5
 BANDS = (("20-40%", 0.0, 0.4), ("40-70%", 0.4, 0.7), ("70-100%", 0.7, 1.01))
 
 
-def blended(maps: dict[int, Tensor], seen: Measured, *levels: int) -> Tensor:
+def blended(maps: dict[int, Tensor], measured: Measured, *levels: int) -> Tensor:
     """The pyramid without correction: (n,7,7)."""
-    read = {n: crops.resample(_scaled(maps[n])[seen.ids], seen.boxes, seen.grid) for n in levels}
-    return crops.blend(read, crops.zoom_of(seen.boxes))
+    read = {
+        n: crops.resample(_scaled(maps[n])[measured.ids], measured.boxes, measured.grid)
+        for n in levels
+    }
+    return crops.blend(read, crops.zoom_of(measured.boxes))
 
 
-def area_pooled(maps: dict[int, Tensor], seen: Measured, *levels: int) -> Tensor:
+def area_pooled(maps: dict[int, Tensor], measured: Measured, *levels: int) -> Tensor:
     """As `blended`, each cell the exact mean of the map under it, read without interpolation."""
 
     def shares(start: Tensor, side: Tensor, cells: int, grid: int) -> Tensor:
@@ -44,14 +47,14 @@ def area_pooled(maps: dict[int, Tensor], seen: Measured, *levels: int) -> Tensor
         covered = torch.minimum(high, index + 1.0) - torch.maximum(low, index * 1.0)
         return covered.clamp(min=0) / (high - low)
 
-    y, x, h, w = seen.boxes.unbind(1)
+    y, x, h, w = measured.boxes.unbind(1)
     read = {}
     for n in levels:
-        whole = _scaled(maps[n])[seen.ids]
-        rows = shares(y, h, whole.shape[1], seen.grid[0])
-        columns = shares(x, w, whole.shape[2], seen.grid[1])
+        whole = _scaled(maps[n])[measured.ids]
+        rows = shares(y, h, whole.shape[1], measured.grid[0])
+        columns = shares(x, w, whole.shape[2], measured.grid[1])
         read[n] = torch.einsum("bui,bij,bvj->buv", rows, whole, columns)
-    return crops.blend(read, crops.zoom_of(seen.boxes))
+    return crops.blend(read, crops.zoom_of(measured.boxes))
 
 
 def hysteresis(activation: Tensor, band: float = 0.1) -> Tensor:
@@ -63,86 +66,92 @@ def hysteresis(activation: Tensor, band: float = 0.1) -> Tensor:
     return strong | (weak & beside)
 
 
-def corrected(seen: Measured, views: int, *levels: int) -> Tensor:
+def corrected(measured: Measured, views: int, *levels: int) -> Tensor:
     """With the correction, always fitted on views of other images than it is applied to."""
     margin = correction.MARGIN
     read = {
-        n: crops.resample(_scaled(seen.levels[n])[seen.ids], seen.boxes, seen.grid, margin)
+        n: crops.resample(
+            _scaled(measured.levels[n])[measured.ids], measured.boxes, measured.grid, margin
+        )
         for n in levels
     }
-    zoom, found = crops.zoom_of(seen.boxes), torch.empty_like(seen.own)
+    zoom, result = crops.zoom_of(measured.boxes), torch.empty_like(measured.own)
     generator = torch.Generator().manual_seed(0)
     for fold in range(FOLDS):
-        held = seen.ids % FOLDS == fold
+        held = measured.ids % FOLDS == fold
         others = torch.nonzero(~held)[:, 0]
         some = others[torch.randperm(len(others), generator=generator)[:views]]
-        model = correction.fit({n: c[some] for n, c in read.items()}, zoom[some], seen.own[some])
-        found[held] = model({n: c[held] for n, c in read.items()}, zoom[held])
-    return found
+        model = correction.fit(
+            {n: c[some] for n, c in read.items()}, zoom[some], measured.own[some]
+        )
+        result[held] = model({n: c[held] for n, c in read.items()}, zoom[held])
+    return result
 
 
 def _scaled(maps: Tensor) -> Tensor:
     return maps / maps.abs().mean(dim=(1, 2), keepdim=True)
 
 
-def iou(found: Tensor, wanted: Tensor) -> Tensor:
+def iou(result: Tensor, expected: Tensor) -> Tensor:
     """(n,U,V) bool twice -> (n,) float32."""
-    both = (found & wanted).sum(dim=(1, 2))
-    return both / (found | wanted).sum(dim=(1, 2)).clamp(min=1)
+    both = (result & expected).sum(dim=(1, 2))
+    return both / (result | expected).sum(dim=(1, 2)).clamp(min=1)
 
 
-def attempts(seen: Measured) -> dict[str, tuple[float, int, Callable[[], Tensor]]]:
+def attempts(measured: Measured) -> dict[str, tuple[float, int, Callable[[], Tensor]]]:
     """Name -> (forwards of 224 px per image, bytes per image, foreground (n,U,V))."""
 
     def cost(*levels: int) -> float:
         return sum((level / 224) ** 2 for level in levels)
 
     def size(*levels: int) -> int:
-        return sum(2 * seen.levels[n][0].numel() for n in levels)
+        return sum(2 * measured.levels[n][0].numel() for n in levels)
 
     def row(read: Callable[..., Tensor], *levels: int, times: float = 1.0):  # type: ignore[no-untyped-def]
         return cost(*levels) * times, size(*levels), lambda: foreground(read(*levels))
 
     def plain(*levels: int) -> Tensor:
-        return blended(seen.levels, seen, *levels)
+        return blended(measured.levels, measured, *levels)
 
-    pyramid = tuple(sorted(seen.levels))
-    found = {f"one level, {n}": row(plain, n) for n in pyramid}
-    found["pyramid, 224 and 320"] = row(plain, 224, 320)
-    found["pyramid"] = row(plain, *pyramid)
-    found["pyramid, exact area pooling"] = row(
-        lambda *levels: area_pooled(seen.levels, seen, *levels), *pyramid
+    pyramid = tuple(sorted(measured.levels))
+    result = {f"one level, {n}": row(plain, n) for n in pyramid}
+    result["pyramid, 224 and 320"] = row(plain, 224, 320)
+    result["pyramid"] = row(plain, *pyramid)
+    result["pyramid, exact area pooling"] = row(
+        lambda *levels: area_pooled(measured.levels, measured, *levels), *pyramid
     )
-    found["pyramid, hysteresis"] = (
+    result["pyramid, hysteresis"] = (
         cost(*pyramid),
         size(*pyramid),
         lambda: hysteresis(plain(*pyramid)),
     )
-    if seen.reflected:
+    if measured.reflected:
         wider = sum((n + 2 * BORDER) ** 2 for n in pyramid) / sum(n**2 for n in pyramid)
-        found["pyramid, reflection at the border"] = row(
-            lambda *levels: blended(seen.reflected, seen, *levels), *pyramid, times=wider
+        result["pyramid, reflection at the border"] = row(
+            lambda *levels: blended(measured.reflected, measured, *levels), *pyramid, times=wider
         )
-        found["pyramid, mean with its mirror image"] = row(
-            lambda *levels: blended(seen.mirrored, seen, *levels), *pyramid, times=2
+        result["pyramid, mean with its mirror image"] = row(
+            lambda *levels: blended(measured.mirrored, measured, *levels), *pyramid, times=2
         )
     for views, levels in ((1024, (224,)), (1024, (224, 320)), (256, pyramid), (1024, pyramid)):
         name = "pyramid" if levels == pyramid else " and ".join(map(str, levels))
-        found[f"{name}, correction from {views} views"] = row(
-            lambda *levels, views=views: corrected(seen, views, *levels), *levels
+        result[f"{name}, correction from {views} views"] = row(
+            lambda *levels, views=views: corrected(measured, views, *levels), *levels
         )
-    return found
+    return result
 
 
-def table(seen: Measured) -> str:
+def table(measured: Measured) -> str:
     """The fidelity table in Markdown."""
-    wanted = foreground(seen.own)
-    share = wanted.flatten(1).sum(1)
+    expected = foreground(measured.own)
+    share = expected.flatten(1).sum(1)
     generator = torch.Generator().manual_seed(0)
-    order = torch.rand(len(wanted), wanted[0].numel(), generator=generator).argsort(1).argsort(1)
-    floor = (order < share[:, None]).view_as(wanted)
-    area = seen.boxes[:, 2] * seen.boxes[:, 3]
-    seconds = sum(seen.seconds.values()) / sum((n / 224) ** 2 for n in seen.seconds)
+    order = (
+        torch.rand(len(expected), expected[0].numel(), generator=generator).argsort(1).argsort(1)
+    )
+    floor = (order < share[:, None]).view_as(expected)
+    area = measured.boxes[:, 2] * measured.boxes[:, 3]
+    seconds = sum(measured.seconds.values()) / sum((n / 224) ** 2 for n in measured.seconds)
 
     lines = [
         "| read from | forwards | ms | bytes | IoU | 5th pct. | "
@@ -151,20 +160,20 @@ def table(seen: Measured) -> str:
         "|---" + "|--:" * (5 + len(BANDS)) + "|",
     ]
 
-    def add(name: str, cost: str, found: Tensor) -> None:
-        score = iou(found, wanted)
+    def add(name: str, cost: str, result: Tensor) -> None:
+        score = iou(result, expected)
         parts = [f"{score.mean():.3f}", f"{score.quantile(0.05):.2f}"]
         parts += [f"{score[(area >= low) & (area < high)].mean():.3f}" for _, low, high in BANDS]
         lines.append(f"| {name} | {cost} | " + " | ".join(parts) + " |")
         print(lines[-1], flush=True)
 
     add("floor: as many random patches", "| | ", floor)
-    for name, (forwards, size, read) in attempts(seen).items():
+    for name, (forwards, size, read) in attempts(measured).items():
         add(name, f"{forwards:.1f} | {1000 * forwards * seconds:.0f} | {size}", read())
-    if seen.flipped is not None and seen.bfloat16 is not None:
-        add("view mirrored, and back", "| | ", foreground(seen.flipped))
-        add("view in bfloat16", "| | ", foreground(seen.bfloat16))
-    add("ceiling: view with colours augmented", "| | ", foreground(seen.coloured))
+    if measured.flipped is not None and measured.bfloat16 is not None:
+        add("view mirrored, and back", "| | ", foreground(measured.flipped))
+        add("view in bfloat16", "| | ", foreground(measured.bfloat16))
+    add("ceiling: view with colours augmented", "| | ", foreground(measured.coloured))
     return "\n".join(lines)
 
 
@@ -197,12 +206,14 @@ def main(
     if photos:
         paths = sorted(photos.rglob("*.jpg"))
         paths = paths[:: max(1, len(paths) // limit)][:limit]
-        seen = measure(network, paths, not main_rows)
-        print(f"\n{spec.name} ({spec.arch}), {len(seen.levels[224])} photographs, "
-              f"{len(seen.ids)} views\n")  # fmt: skip
-        table(seen)
+        measured = measure(network, paths, not main_rows)
+        print(f"\n{spec.name} ({spec.arch}), {len(measured.levels[224])} photographs, "
+              f"{len(measured.ids)} views\n")  # fmt: skip
+        table(measured)
         if overlays:
-            overlays.write_bytes(seen.sheet(corrected(seen, 1024, *sorted(seen.levels))))
+            overlays.write_bytes(
+                measured.sheet(corrected(measured, 1024, *sorted(measured.levels)))
+            )
     if pets:
         print(f"\n{spec.name} ({spec.arch}), true masks\n")
         print(true_masks.table(network, pets, (224,) if main_rows else (224, 448)))

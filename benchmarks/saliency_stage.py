@@ -61,14 +61,14 @@ def main(photos: Path, count: int, levels: str, precision: str, workers: int, ro
     trunk.layers.load_state_dict(tensors)
     trunk = place(trunk, device)
     files = sorted(photos.rglob("*.jpg"))
-    found = [
+    result = [
         ListedFile(str(files[i % len(files)].relative_to(photos)), -1, "train")
         for i in range(count)
     ]
     times: dict[str, list[float]] = {"bare": [], "stage": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_manifest(Listing(photos.resolve(), (), found), "photos", folder / "data", 0.05)
+        write_manifest(Listing(photos.resolve(), (), result), "photos", folder / "data", 0.05)
         rows = manifest.load(folder / "data")
         plan = maps.plan(rows, config, spec)
         job = Job("0" * 12, folder / "work", folder / "out", device, seed=0, workers=workers)

@@ -29,12 +29,12 @@ def table(network: ViewMaps, pets: Path, levels: Sequence[int]) -> str:
     ]
     used = 0
     for level in levels:
-        found = [scores for path in masks if (scores := _scores(network, path, level, pets))]
+        result = [scores for path in masks if (scores := _scores(network, path, level, pets))]
         for edges in ("left out", "animal"):
-            means = np.mean([scores[edges] for scores in found], axis=0)
+            means = np.mean([scores[edges] for scores in result], axis=0)
             numbers = " | ".join(f"{mean:.3f}" for mean in means)
             lines.append(f"| {level} | {edges} | {numbers} |")
-        used = len(found)
+        used = len(result)
     return "\n".join([*lines, "", f"{used} of {len(masks)} images show both."])
 
 
@@ -48,15 +48,15 @@ def _scores(network: ViewMaps, mask: Path, level: int, pets: Path) -> dict[str, 
     activation = F.interpolate(raw[None], size=size, mode="bilinear", align_corners=False)[0, 0]
     every = torch.ones_like(trimap, dtype=torch.bool)
     cases = {"left out": (trimap == 1, trimap != 3), "animal": (trimap != 2, every)}
-    found = {}
+    result = {}
     for edges, (animal, known) in cases.items():
         some = known & _every_other(known)  # AUC sorts: a quarter of the pixels tells the same
         scores = [float(roc_auc_score(animal[some].numpy(), activation[some].numpy()))]
         for threshold in (0.0, 0.6):
             salient = activation >= raw.mean() - threshold * raw.std(correction=0)
             scores += [_iou(salient, animal, known), _iou(_box(salient), animal, known)]
-        found[edges] = [*scores, _iou(every, animal, known)]
-    return found
+        result[edges] = [*scores, _iou(every, animal, known)]
+    return result
 
 
 def _every_other(mask: Tensor) -> Tensor:
@@ -65,16 +65,16 @@ def _every_other(mask: Tensor) -> Tensor:
     return some
 
 
-def _iou(found: Tensor, wanted: Tensor, known: Tensor) -> float:
-    both, either = (found & wanted & known).sum(), ((found | wanted) & known).sum()
+def _iou(result: Tensor, expected: Tensor, known: Tensor) -> float:
+    both, either = (result & expected & known).sum(), ((result | expected) & known).sum()
     return float(both / either.clamp(min=1))
 
 
-def _box(found: Tensor) -> Tensor:
+def _box(result: Tensor) -> Tensor:
     """A centred box of the picture's shape and of as many pixels."""
-    high, wide = found.shape
-    side = float(found.float().mean()) ** 0.5
+    high, wide = result.shape
+    side = float(result.float().mean()) ** 0.5
     top, left = round(high * (1 - side) / 2), round(wide * (1 - side) / 2)
-    box = torch.zeros_like(found)
+    box = torch.zeros_like(result)
     box[top : high - top, left : wide - left] = True
     return box

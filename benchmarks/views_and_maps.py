@@ -38,13 +38,13 @@ class ViewMaps:
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, precision: str | None = None) -> Tensor:
         """(n,3,S,S) in [0,255] -> activation maps (n,U,V) float32."""
-        found = []
+        result = []
         for part in pixels.split(_BATCH):
             images = part.to(self.device).float() / 255
             with autocast(self.device, precision or self.precision):  # type: ignore[arg-type]
                 features = self.trunk(images.contiguous(memory_format=torch.channels_last))
-            found.append(activation_map(features).cpu())
-        return torch.cat(found)
+            result.append(activation_map(features).cpu())
+        return torch.cat(result)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def measure(network: ViewMaps, paths: Sequence[Path], everything: bool = True) -
         wide = network(F.pad(whole, (BORDER,) * 4, mode="reflect"))
         cut = BORDER * levels[level].shape[1] // level
         reflected[level] = wide[:, cut:-cut, cut:-cut]
-    parts = {name: torch.cat(found) if found else None for name, found in maps.items()}
+    parts = {name: torch.cat(result) if result else None for name, result in maps.items()}
     return Measured(
         paths,
         every.repeat(VIEWS),
@@ -126,8 +126,8 @@ def measure(network: ViewMaps, paths: Sequence[Path], everything: bool = True) -
 
 
 def _stacked(images: Sequence[Image.Image], side: int, boxes: Tensor | None = None) -> Tensor:
-    found = [
+    result = [
         resample(image, (side, side), None if boxes is None else boxes[i])
         for i, image in enumerate(images)
     ]
-    return torch.stack(found).float()
+    return torch.stack(result).float()

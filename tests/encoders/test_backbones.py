@@ -258,10 +258,10 @@ def test_every_norm_of_an_encoder_is_grouped():
 def test_residual_blocks_can_start_as_the_identity(config, last):
     plain, zeroed = (build_encoder(config, seed=0, zero_init=z) for z in (False, True))
     blocks = [name for name, m in plain.named_modules() if hasattr(m, "downsample")]
-    wanted = copy.deepcopy(plain)
+    expected = copy.deepcopy(plain)
     for name in blocks:
-        nn.init.zeros_(wanted.get_parameter(f"{name}.{last}.weight"))
-    assert _same(zeroed, wanted) and not _same(zeroed, plain)
+        nn.init.zeros_(expected.get_parameter(f"{name}.{last}.weight"))
+    assert _same(zeroed, expected) and not _same(zeroed, plain)
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])

@@ -49,9 +49,9 @@ def test_torchvisions_own_network_finds_the_same_features(tmp_path, arch, suffix
     images = pictures(2, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
-        found = theirs.eval()((images - mean[:, None, None]) / std[:, None, None])
-    wanted = features(tmp_path / "mine", images)
-    torch.testing.assert_close(found, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+        result = theirs.eval()((images - mean[:, None, None]) / std[:, None, None])
+    expected = features(tmp_path / "mine", images)
+    torch.testing.assert_close(result, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
     assert made.difference < 1e-5 and made.largest > 0
 
 
@@ -62,9 +62,9 @@ def test_timms_own_network_finds_the_same_features(tmp_path, arch):
     theirs = timm.create_model(arch, num_classes=0, checkpoint_path=str(tmp_path / "theirs.pth"))
     images = pictures(2, 64)
     with torch.inference_mode():
-        found = theirs.eval()((images - 0.5) / 0.25)
-    wanted = features(tmp_path / "mine", images)
-    torch.testing.assert_close(found, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+        result = theirs.eval()((images - 0.5) / 0.25)
+    expected = features(tmp_path / "mine", images)
+    torch.testing.assert_close(result, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
 # --------------------------------------------------------------------------------- detectron2
@@ -105,7 +105,7 @@ def test_a_pickle_holds_arrays_as_detectron2_loads_them(tmp_path):
     assert {by_replacing(key) for key in state} == set(held["model"])
     for key, value in state.items():
         assert torch.equal(torch.from_numpy(held["model"][by_replacing(key)]), value)
-    for told in (
+    for message in (
         "PIXEL_MEAN: [123.675, 116.28, 103.53]",
         "PIXEL_STD: [58.395, 57.12, 57.375]",
         'FORMAT: "RGB"',
@@ -113,7 +113,7 @@ def test_a_pickle_holds_arrays_as_detectron2_loads_them(tmp_path):
         "DEPTH: 50",
         "RES2_OUT_CHANNELS: 32",
     ):
-        assert told in made.notes
+        assert message in made.notes
     assert (tmp_path / "r50.pkl.txt").read_text() == made.notes + "\n"
 
 
@@ -121,7 +121,7 @@ def test_a_pickle_holds_arrays_as_detectron2_loads_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "layout", "told"),
+    ("config", "layout", "message"),
     [
         (EncoderConfig("resnet18", stem="small"), "torchvision", "no `stem: small`"),
         (EncoderConfig("resnet18", stem="small2"), "timm", "no `stem: small2`"),
@@ -136,10 +136,10 @@ def test_a_pickle_holds_arrays_as_detectron2_loads_them(tmp_path):
         (EncoderConfig("mnasnet0_5"), "torchvision", "loads no state"),
     ],
 )
-def test_what_a_format_cannot_express_is_refused(config, layout, told):
+def test_what_a_format_cannot_express_is_refused(config, layout, message):
     with torch.device("meta"):
         weights = build_encoder(config).state_dict()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         FORMATS[layout].refuse(config, weights)
 
 
@@ -244,10 +244,10 @@ def test_out_and_in_again_finds_the_same_features(tmp_path_factory, config, spec
     saved(place / "mine", config, spec, seed)
     out = place / "out.safetensors"
     export(place / "mine", "safetensors", out)
-    wanted = importing.Import(
+    expected = importing.Import(
         out, config.arch, width=config.width, stem=config.stem, size=spec.size,
         shorter=spec.shorter, mean=spec.mean, std=spec.std, filter=spec.filter,
     )  # fmt: skip
-    importing.save(wanted, importing.read(wanted, "imports.x"), place / "back")
+    importing.save(expected, importing.read(expected, "imports.x"), place / "back")
     images = pictures()
     assert torch.equal(features(place / "mine", images), features(place / "back", images))

@@ -37,13 +37,13 @@ def test_each_group_is_normalised_as_a_batch_of_its_own(batch, group, shape, aff
     ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
 
     out = grouped(ours.flatten(1) if shape == (3, 1, 1) else ours).view(images.shape)
-    wanted = torch.cat(
+    expected = torch.cat(
         [norm(part) for norm, part in zip(copies, theirs.split(group or batch), strict=True)]
     )
-    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(out, expected)
 
     (out * weights).sum().backward()
-    (wanted * weights).sum().backward()
+    (expected * weights).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
     for name, parameter in grouped.named_parameters():
         gradient = sum(norm.get_parameter(name).grad for norm in copies)
@@ -51,8 +51,8 @@ def test_each_group_is_normalised_as_a_batch_of_its_own(batch, group, shape, aff
 
     # every copy moved by momentum from the same start, so their mean is the averaged statistic
     for name in ("running_mean", "running_var"):
-        wanted = torch.stack([getattr(norm, name) for norm in copies]).mean(0)
-        torch.testing.assert_close(getattr(grouped, name), wanted)
+        expected = torch.stack([getattr(norm, name) for norm in copies]).mean(0)
+        torch.testing.assert_close(getattr(grouped, name), expected)
     assert grouped.num_batches_tracked == 1
 
 
@@ -128,7 +128,7 @@ def test_ordinary_norms_become_grouped_ones_in_the_same_state():
     before = {k: v.clone() for k, v in network.state_dict().items()}
     parameters = list(network.parameters())
     x = torch.randn(4, 4, 3, 3)
-    wanted = copy.deepcopy(network)(x)
+    expected = copy.deepcopy(network)(x)
 
     assert group_norms(network, 0) is network
     after = network.state_dict()
@@ -137,7 +137,7 @@ def test_ordinary_norms_become_grouped_ones_in_the_same_state():
     assert (network[0].eps, network[0].momentum, network[0].training) == (0.1, 0.3, True)
     assert network[4][0].weight is None and not network[4][0].training
     assert isinstance(network[1], nn.GroupNorm)
-    assert torch.equal(network(x), wanted)
+    assert torch.equal(network(x), expected)
 
     group_norms(network, 2)  # and from those to other groups
     assert [network[0].group, network[4][0].group] == [2, 2]

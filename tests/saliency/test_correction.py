@@ -26,9 +26,9 @@ def views(count: int, seed: int, grid: tuple[int, int] = (5, 5), levels=LEVELS):
     }
     size = 0.45 + 0.5 * torch.rand(count, 2, generator=generator)
     boxes = torch.cat([torch.rand(count, 2, generator=generator) * (1 - size), size], 1)
-    seen = {level: crops.resample(m, boxes, grid, margin=1) for level, m in maps.items()}
+    measured = {level: crops.resample(m, boxes, grid, margin=1) for level, m in maps.items()}
     zoom = crops.zoom_of(boxes)
-    return seen, zoom, crops.blend(seen, zoom)[:, 1:-1, 1:-1]
+    return measured, zoom, crops.blend(measured, zoom)[:, 1:-1, 1:-1]
 
 
 def lifted(blended: torch.Tensor) -> torch.Tensor:
@@ -38,29 +38,29 @@ def lifted(blended: torch.Tensor) -> torch.Tensor:
     return own
 
 
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def off(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Mean squared distance, whatever the scale."""
-    return float((standard(found) - standard(wanted)).square().mean())
+    return float((standard(result) - standard(expected)).square().mean())
 
 
 @pytest.fixture(scope="module")
 def fitted() -> Correction:
     """A correction that learnt `lifted` from 96 views, in fewer steps than usual."""
-    seen, zoom, blended = views(96, seed=1)
+    measured, zoom, blended = views(96, seed=1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(correction, "_STEPS", 100)
-        return fit(seen, zoom, lifted(blended))
+        return fit(measured, zoom, lifted(blended))
 
 
 def briefly(monkeypatch, mirrored: bool = False, levels=LEVELS) -> Correction:
     """A few steps on a few views, or on the same views mirrored."""
     monkeypatch.setattr(correction, "_STEPS", 10)
-    seen, zoom, blended = views(40, seed=3, levels=levels)
+    measured, zoom, blended = views(40, seed=3, levels=levels)
     own = lifted(blended)
     own[:, :, 0] *= 3  # so that it matters which side is which
     if mirrored:
-        seen, own = {level: crop.flip(-1) for level, crop in seen.items()}, own.flip(-1)
-    return fit(seen, zoom, own)
+        measured, own = {level: crop.flip(-1) for level, crop in measured.items()}, own.flip(-1)
+    return fit(measured, zoom, own)
 
 
 def equal(a: Correction, b: Correction) -> bool:
@@ -73,67 +73,67 @@ def equal(a: Correction, b: Correction) -> bool:
 
 @given(st.integers(0, 100), st.integers(1, 6), st.integers(1, 6))
 def test_untrained_it_adds_nothing(seed, high, wide):
-    seen, zoom, blended = views(3, seed, (high, wide))
-    torch.testing.assert_close(Correction(2)(seen, zoom), blended, atol=1e-5, rtol=1e-5)
+    measured, zoom, blended = views(3, seed, (high, wide))
+    torch.testing.assert_close(Correction(2)(measured, zoom), blended, atol=1e-5, rtol=1e-5)
 
 
 # -------------------------------------------------------------------------------------- fitting
 
 
 def test_what_is_the_same_in_all_views_is_learnt(fitted):
-    seen, zoom, blended = views(64, seed=2)
+    measured, zoom, blended = views(64, seed=2)
     own = lifted(blended)
-    assert off(fitted(seen, zoom), own) < off(blended, own) / 30
+    assert off(fitted(measured, zoom), own) < off(blended, own) / 30
 
 
 def test_the_result_keeps_the_units_of_the_maps(fitted):
     # lifting two rows of five raises the mean too, but a mean says nothing of where to look
     # (Eq. 1), so it is not learnt: the corrected map stands where the blended one stood
-    seen, zoom, blended = views(16, seed=4)
-    large = fitted({level: 1000 * crop for level, crop in seen.items()}, zoom)
-    found = fitted(seen, zoom)
-    torch.testing.assert_close(large, 1000 * found, rtol=1e-3, atol=0.1)
-    torch.testing.assert_close(found.mean((1, 2)), blended.mean((1, 2)), atol=0.05, rtol=0)
+    measured, zoom, blended = views(16, seed=4)
+    large = fitted({level: 1000 * crop for level, crop in measured.items()}, zoom)
+    result = fitted(measured, zoom)
+    torch.testing.assert_close(large, 1000 * result, rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(result.mean((1, 2)), blended.mean((1, 2)), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("grid", [(8, 6), (3, 3), (7, 10)])
 def test_other_grids_than_the_one_it_learnt_from_are_corrected_too(fitted, grid):
-    seen, zoom, blended = views(64, 5, grid)
-    own, found = lifted(blended), fitted(seen, zoom)
-    assert found.shape == (64, *grid)
-    assert off(found, own) < off(blended, own) / 4
+    measured, zoom, blended = views(64, 5, grid)
+    own, result = lifted(blended), fitted(measured, zoom)
+    assert result.shape == (64, *grid)
+    assert off(result, own) < off(blended, own) / 4
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 4), (2, 1)])
 def test_the_smallest_grids_give_numbers(fitted, grid):
-    seen, zoom, _ = views(3, 6, grid)
-    found = fitted(seen, zoom)
-    assert found.shape == (3, *grid) and found.isfinite().all()
+    measured, zoom, _ = views(3, 6, grid)
+    result = fitted(measured, zoom)
+    assert result.shape == (3, *grid) and result.isfinite().all()
 
 
 def test_one_level_is_enough(monkeypatch):
     monkeypatch.setattr(correction, "_STEPS", 100)
-    seen, zoom, blended = views(64, seed=7, levels=(64,))
-    model = fit(seen, zoom, lifted(blended))
-    seen, zoom, blended = views(64, seed=8, levels=(64,))
+    measured, zoom, blended = views(64, seed=7, levels=(64,))
+    model = fit(measured, zoom, lifted(blended))
+    measured, zoom, blended = views(64, seed=8, levels=(64,))
     own = lifted(blended)
-    assert off(model(seen, zoom), own) < off(blended, own) / 10
+    assert off(model(measured, zoom), own) < off(blended, own) / 10
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, 1.0, 300.0])
 def test_a_constant_map_stays_constant(fitted, value):
-    seen = {level: torch.full((2, 9, 9), value) for level in LEVELS}
-    found = fitted(seen, torch.tensor([1.0, 1.7]))
-    torch.testing.assert_close(found, torch.full((2, 7, 7), value), rtol=1e-6, atol=0)
+    measured = {level: torch.full((2, 9, 9), value) for level in LEVELS}
+    result = fitted(measured, torch.tensor([1.0, 1.7]))
+    torch.testing.assert_close(result, torch.full((2, 7, 7), value), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_view_of_nothing_stays_empty_whatever_lies_around_it(fitted, value):
-    seen = {level: torch.rand(2, 9, 9) for level in LEVELS}
-    for crop in seen.values():
+    measured = {level: torch.rand(2, 9, 9) for level in LEVELS}
+    for crop in measured.values():
         crop[:, 1:-1, 1:-1] = value
-    found = fitted(seen, torch.tensor([1.0, 1.0]))
-    torch.testing.assert_close(found, torch.full((2, 7, 7), value), rtol=1e-6, atol=0)
+    result = fitted(measured, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(result, torch.full((2, 7, 7), value), rtol=1e-6, atol=0)
 
 
 # --------------------------------------------------------------------------------------- mirrors
@@ -174,15 +174,15 @@ def test_views_and_their_mirror_images_teach_the_same(monkeypatch):
 
 
 def test_the_number_of_threads_does_not_change_a_byte_and_is_put_back(monkeypatch):
-    found = {}
+    result = {}
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found[threads] = briefly(monkeypatch)
+            result[threads] = briefly(monkeypatch)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
-    assert equal(found[1], found[2])
+    assert equal(result[1], result[2])
 
 
 def test_fitting_neither_reads_nor_moves_the_global_generator(monkeypatch):
@@ -226,11 +226,11 @@ def test_a_store_crops_with_its_correction(drawn_correction, generator):
     held = SaliencyStore({}, maps, drawn_correction)
     ids, flips = torch.tensor([2, 0]), torch.tensor([False, False])
     boxes = torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0]])
-    found = held.crop(ids, boxes, flips, (3, 4))
-    seen = {n: crops.resample(m[ids].float(), boxes, (3, 4), margin=1) for n, m in maps.items()}
+    result = held.crop(ids, boxes, flips, (3, 4))
+    measured = {n: crops.resample(m[ids].float(), boxes, (3, 4), margin=1) for n, m in maps.items()}
     zoom = torch.tensor([(0.6 * 0.7) ** -0.5, 1.0])
-    torch.testing.assert_close(found, drawn_correction(seen, zoom))
+    torch.testing.assert_close(result, drawn_correction(measured, zoom))
     plain = SaliencyStore({}, maps).crop(ids, boxes, flips, (3, 4))
-    assert off(found, plain) > 1e-2
+    assert off(result, plain) > 1e-2
     mirrored = held.crop(ids, boxes, torch.tensor([True, False]), (3, 4))
-    torch.testing.assert_close(mirrored, torch.stack([found[0].flip(-1), found[1]]))
+    torch.testing.assert_close(mirrored, torch.stack([result[0].flip(-1), result[1]]))

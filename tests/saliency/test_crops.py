@@ -24,7 +24,7 @@ RAMP = torch.arange(4.0).expand(4, 4)  # 0 1 2 3 in every row
 
 
 @pytest.mark.parametrize(
-    ("box", "flip", "grid", "wanted"),
+    ("box", "flip", "grid", "expected"),
     [
         # 0..3 / 4..7 / 8..11 / 12..15 rises evenly, so a cell inside reads its own middle:
         # the four cells in the centre, plain and flipped
@@ -42,10 +42,10 @@ RAMP = torch.arange(4.0).expand(4, 4)  # 0 1 2 3 in every row
         ),
     ],
 )
-def test_crops_by_hand(box, flip, grid, wanted):
+def test_crops_by_hand(box, flip, grid, expected):
     held = in_memory(torch.arange(16.0).view(4, 4))
-    found = held.crop(torch.tensor([0]), torch.tensor([box]), torch.tensor([flip]), grid)
-    torch.testing.assert_close(found[0], torch.tensor(wanted, dtype=torch.float32))
+    result = held.crop(torch.tensor([0]), torch.tensor([box]), torch.tensor([flip]), grid)
+    torch.testing.assert_close(result[0], torch.tensor(expected, dtype=torch.float32))
 
 
 def _average(maps: torch.Tensor, box: list[float], u: int, v: int, grid: tuple[int, int]) -> float:
@@ -77,33 +77,33 @@ def _bilinear(maps: torch.Tensor, y: float, x: float) -> float:
 def _slow(maps: torch.Tensor, box: list[float], grid: tuple[int, int], margin: int = 0):
     """One map (Us,Vs) cropped by the book: each cell the mean of 4x4 reads."""
     rows, columns = (range(-margin, n + margin) for n in grid)
-    found = torch.zeros(len(rows), len(columns))
+    result = torch.zeros(len(rows), len(columns))
     for u, v, i, j in itertools.product(rows, columns, range(4), range(4)):
         y = (box[0] + box[2] * (u + (i + 0.5) / 4) / grid[0]) * maps.shape[0]
         x = (box[1] + box[3] * (v + (j + 0.5) / 4) / grid[1]) * maps.shape[1]
-        found[u + margin, v + margin] += _bilinear(maps, y, x) / 16
-    return found
+        result[u + margin, v + margin] += _bilinear(maps, y, x) / 16
+    return result
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("box", BOXES)
 def test_a_cell_is_the_mean_of_sixteen_bilinear_reads(generator, box, flip):
     maps = torch.rand(6, 5, generator=generator).half().float()
-    found = in_memory(maps).crop(
+    result = in_memory(maps).crop(
         torch.tensor([0]), torch.tensor([box]), torch.tensor([flip]), (3, 4)
     )[0]
-    wanted = _slow(maps, box, (3, 4))
-    torch.testing.assert_close(found, wanted.flip(1) if flip else wanted, atol=1e-5, rtol=0)
+    expected = _slow(maps, box, (3, 4))
+    torch.testing.assert_close(result, expected.flip(1) if flip else expected, atol=1e-5, rtol=0)
 
 
 def test_the_right_half_of_a_ramp_flipped_by_hand():
     # columns 0 1 2 3 with centres at 0.5 1.5 2.5 3.5; the right half is read at
     # x = 2.125 2.375 2.625 2.875 -> 1.625 1.875 2.125 2.375, mean 2
     # x = 3.125 3.375 3.625 3.875 -> 2.625 2.875 3 3 (nothing beyond 3.5), mean 2.875
-    found = in_memory(RAMP).crop(
+    result = in_memory(RAMP).crop(
         torch.tensor([0]), torch.tensor([[0, 0.5, 1, 0.5]]), torch.tensor([True]), (4, 2)
     )[0]
-    torch.testing.assert_close(found, torch.tensor([[2.875, 2.0]]).expand(4, 2))
+    torch.testing.assert_close(result, torch.tensor([[2.875, 2.0]]).expand(4, 2))
 
 
 @pytest.mark.parametrize("box", [*BOXES, [0.5, 0.5, 0.5, 0.5], [0.0, 0.4, 0.3, 0.6]])
@@ -111,24 +111,26 @@ def test_the_right_half_of_a_ramp_flipped_by_hand():
 def test_crops_of_a_smooth_map_follow_their_box(box, flip):
     rows = torch.arange(16.0)
     maps = rows[:, None] + 0.5 * rows
-    found = in_memory(maps).crop(
+    result = in_memory(maps).crop(
         torch.tensor([0]), torch.tensor([box]), torch.tensor([flip]), (3, 4)
     )[0]
-    wanted = torch.tensor([[_average(maps, box, u, v, (3, 4)) for v in range(4)] for u in range(3)])
-    torch.testing.assert_close(found, wanted.flip(1) if flip else wanted, atol=0.3, rtol=0)
+    expected = torch.tensor(
+        [[_average(maps, box, u, v, (3, 4)) for v in range(4)] for u in range(3)]
+    )
+    torch.testing.assert_close(result, expected.flip(1) if flip else expected, atol=0.3, rtol=0)
 
 
 def test_flips_and_ids_belong_to_their_sample():
     maps = torch.stack([RAMP, 10 + RAMP, 20 + RAMP]).half()
     held = SaliencyStore({}, {64: maps})
-    found = held.crop(
+    result = held.crop(
         torch.tensor([2, 0, 1]),
         WHOLE.expand(3, 4),
         torch.tensor([True, False, False]),
         (4, 4),
     )
-    torch.testing.assert_close(found.mean((1, 2)), torch.tensor([21.5, 1.5, 11.5]))
-    slope = (found[..., -1] - found[..., 0]).mean(1)
+    torch.testing.assert_close(result.mean((1, 2)), torch.tensor([21.5, 1.5, 11.5]))
+    slope = (result[..., -1] - result[..., 0]).mean(1)
     assert slope[0] < -2 and slope[1] > 2 and slope[2] > 2
 
 
@@ -150,7 +152,7 @@ def test_a_crop_does_not_depend_on_its_batch(seed):
 
 
 @pytest.mark.parametrize(
-    ("box", "wanted"),
+    ("box", "expected"),
     [
         # 0 1 2 3 with centres at 0.5 1.5 2.5 3.5, seen at 1..3: two cells read their own middles;
         # the one before is read at 0.125 0.375 0.625 0.875 -> 0 0 .125 .375, mean .125, and the
@@ -161,11 +163,11 @@ def test_a_crop_does_not_depend_on_its_batch(seed):
         ((0.0, 0.0, 1.0, 1.0), [0, 0.5625, 2.4375, 3]),
     ],
 )
-def test_the_margin_goes_on_in_the_image_and_then_in_its_rim(box, wanted):
-    found = crops.resample(RAMP[None], torch.tensor([box]), (2, 2), margin=1)[0]
-    torch.testing.assert_close(found, torch.tensor(wanted).expand(4, 4))
+def test_the_margin_goes_on_in_the_image_and_then_in_its_rim(box, expected):
+    result = crops.resample(RAMP[None], torch.tensor([box]), (2, 2), margin=1)[0]
+    torch.testing.assert_close(result, torch.tensor(expected).expand(4, 4))
     across = crops.resample(RAMP.T[None].contiguous(), torch.tensor([box]), (2, 2), margin=1)[0]
-    torch.testing.assert_close(across, torch.tensor(wanted)[:, None].expand(4, 4))
+    torch.testing.assert_close(across, torch.tensor(expected)[:, None].expand(4, 4))
 
 
 SIDES = st.integers(1, 7)
@@ -186,18 +188,18 @@ def _views(draw):
 @given(_views(), st.integers(0, 2))
 def test_crops_of_any_map_are_means_of_bilinear_reads(views, margin):
     maps, boxes, grid = views
-    found = crops.resample(maps, boxes, grid, margin)
-    wanted = [_slow(maps[i], boxes[i].tolist(), grid, margin) for i in range(2)]
-    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-4, rtol=0)
+    result = crops.resample(maps, boxes, grid, margin)
+    expected = [_slow(maps[i], boxes[i].tolist(), grid, margin) for i in range(2)]
+    torch.testing.assert_close(result, torch.stack(expected), atol=1e-4, rtol=0)
 
 
 @given(_views())
 def test_a_margin_leaves_the_inside_as_it_is(views):
     maps, boxes, grid = views
-    found = crops.resample(maps, boxes, grid, margin=1)
-    assert found.shape == (2, grid[0] + 2, grid[1] + 2)
+    result = crops.resample(maps, boxes, grid, margin=1)
+    assert result.shape == (2, grid[0] + 2, grid[1] + 2)
     plain = crops.resample(maps, boxes, grid)
-    torch.testing.assert_close(found[:, 1:-1, 1:-1], plain, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result[:, 1:-1, 1:-1], plain, atol=1e-4, rtol=0)
 
 
 # ------------------------------------------------------------------------------------- levels
@@ -217,7 +219,7 @@ def test_level_weights_sum_to_one_on_neighbouring_levels(levels, zooms):
 
 
 @pytest.mark.parametrize(
-    ("side", "wanted"),
+    ("side", "expected"),
     [
         (1.0, [1, 0, 0]),  # the whole image
         (0.5, [0, 1, 0]),  # half the side: twice the resolution
@@ -227,19 +229,19 @@ def test_level_weights_sum_to_one_on_neighbouring_levels(levels, zooms):
         (2**-1.75, [0, 0.25, 0.75]),
     ],
 )
-def test_the_level_follows_the_zoom(side, wanted):
+def test_the_level_follows_the_zoom(side, expected):
     held = in_memory(*(torch.full((n, n), float(v)) for n, v in ((2, 1), (4, 10), (8, 100))))
     box = torch.tensor([[0.0, 0.0, side, side]])
-    found = held.crop(torch.tensor([0]), box, UNFLIPPED, (2, 2))
-    value = wanted[0] * 1 + wanted[1] * 10 + wanted[2] * 100
-    torch.testing.assert_close(found, torch.full((1, 2, 2), float(value)), rtol=1e-4, atol=1e-4)
+    result = held.crop(torch.tensor([0]), box, UNFLIPPED, (2, 2))
+    value = expected[0] * 1 + expected[1] * 10 + expected[2] * 100
+    torch.testing.assert_close(result, torch.full((1, 2, 2), float(value)), rtol=1e-4, atol=1e-4)
 
 
 def test_an_oblong_box_zooms_by_its_area():
     # 0.5 wide and high by 1: sqrt(2) times, half way between the levels
     held = in_memory(torch.full((2, 2), 1.0), torch.full((4, 4), 2.0))
-    found = held.crop(torch.tensor([0]), torch.tensor([[0.0, 0, 1, 0.5]]), UNFLIPPED, (2, 2))
-    torch.testing.assert_close(found, torch.full((1, 2, 2), 1.5))
+    result = held.crop(torch.tensor([0]), torch.tensor([[0.0, 0, 1, 0.5]]), UNFLIPPED, (2, 2))
+    torch.testing.assert_close(result, torch.full((1, 2, 2), 1.5))
 
 
 def test_zooms_by_hand():
@@ -251,5 +253,5 @@ def test_zooms_by_hand():
 def test_levels_are_blended_by_zoom_whatever_their_order():
     # 2**0.5 is half way from 64 to 128; 4 lies beyond the last
     values = {128: torch.full((3, 1, 2), 10.0), 64: torch.full((3, 1, 2), 1.0)}
-    found = crops.blend(values, torch.tensor([1, 2**0.5, 4]))
-    torch.testing.assert_close(found, torch.tensor([1, 5.5, 10])[:, None, None].expand(3, 1, 2))
+    result = crops.blend(values, torch.tensor([1, 2**0.5, 4]))
+    torch.testing.assert_close(result, torch.tensor([1, 5.5, 10])[:, None, None].expand(3, 1, 2))

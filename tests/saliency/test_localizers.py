@@ -49,19 +49,19 @@ def _normalised(statistics=IMAGENET) -> Tensor:
 @torch.inference_mode()
 def _seen_by(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
     """What a forward of `model` hands to its `layer`, such as the pooling."""
-    seen = []
-    handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    measured = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: measured.append(inputs[0]))
     model(images)
     handle.remove()
-    return seen[0]
+    return measured[0]
 
 
 @torch.inference_mode()
-def _stored(found: FittedLocalizer, folder: Path) -> Tensor:
+def _stored(result: FittedLocalizer, folder: Path) -> Tensor:
     """The features of IMAGES by a localizer that was saved and loaded again."""
-    stored_localizer.save(*found, folder)
+    stored_localizer.save(*result, folder)
     spec, trunk = stored_localizer.load(folder, CPU)
-    assert spec == found[0] and not trunk.training
+    assert spec == result[0] and not trunk.training
     return trunk(IMAGES)
 
 
@@ -98,12 +98,12 @@ def test_resnet50_is_torchvisions(tmp_path, publish, version):
     reference = _lively(torchvision.models.resnet50(weights=None))
     entry = torchvision.models.ResNet50_Weights[version]
     source = publish(entry, reference.state_dict())
-    found = LOCALIZERS["resnet50"](weights=version, download=True)
-    assert found[0] == Localizer(
+    result = LOCALIZERS["resnet50"](weights=version, download=True)
+    assert result[0] == Localizer(
         "resnet50", "torchvision", "resnet50", *IMAGENET, 32, _digest(source)
     )
-    wanted = _seen_by(reference.avgpool, reference, _normalised())
-    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+    target = _seen_by(reference.avgpool, reference, _normalised())
+    torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
 def test_missing_resnet50_weights_name_the_file_to_get(tmp_path, monkeypatch):
@@ -130,12 +130,12 @@ def vgg_features() -> nn.Sequential:
 def test_vgg16_takes_any_file_of_its_features(tmp_path, vgg_features, prefix):
     halves = {f"{prefix}{k}": v.half() for k, v in vgg_features.state_dict().items()}
     path = _write(halves, tmp_path / "vgg.safetensors")
-    found = LOCALIZERS["vgg16"](path=path, sha256=_digest(path))
-    assert found[0] == Localizer("vgg16", "torchvision", "vgg16", *IMAGENET, 32, _digest(path))
+    result = LOCALIZERS["vgg16"](path=path, sha256=_digest(path))
+    assert result[0] == Localizer("vgg16", "torchvision", "vgg16", *IMAGENET, 32, _digest(path))
     with torch.inference_mode():
-        wanted = vgg_features(_normalised())
-    features = _stored(found, tmp_path / "localizer")
-    torch.testing.assert_close(features, wanted, atol=1e-3, rtol=1e-2)
+        target = vgg_features(_normalised())
+    features = _stored(result, tmp_path / "localizer")
+    torch.testing.assert_close(features, target, atol=1e-3, rtol=1e-2)
     with pytest.raises(UserError, match="not the expected file"):
         LOCALIZERS["vgg16"](path=path, sha256="0" * 64)
 
@@ -144,8 +144,8 @@ def test_vgg16_by_torchvisions_name_must_be_torchvisions_file(tmp_path, publish,
     tensors = {f"features.{k}": v for k, v in vgg_features.state_dict().items()}
     entry = torchvision.models.VGG16_Weights.IMAGENET1K_V1
     source = publish(entry, tensors | {"classifier.6.bias": torch.zeros(1000)})
-    spec, found = LOCALIZERS["vgg16"](download=True)
-    assert spec.source == _digest(source) and set(found) == set(tensors)
+    spec, result = LOCALIZERS["vgg16"](download=True)
+    assert spec.source == _digest(source) and set(result) == set(tensors)
     assert LOCALIZERS["vgg16"](path=source)[0] == spec
     with pytest.raises(UserError, match="give only one"):
         LOCALIZERS["vgg16"](path=source, download=True)
@@ -164,22 +164,22 @@ def test_coco_resnet50_is_the_body_that_torchvision_detects_with(tmp_path, publi
     variances[0].fill_(1e-5)  # where an eps of 1e-5 would show
     entry = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     source = publish(entry, tensors)
-    found = LOCALIZERS["coco_resnet50"](download=True)
+    result = LOCALIZERS["coco_resnet50"](download=True)
     reference = detection.fasterrcnn_resnet50_fpn(weights=entry, progress=False).eval()
-    seen = reference.transform
-    assert found[0] == Localizer(
+    measured = reference.transform
+    assert result[0] == Localizer(
         "coco_resnet50",
         "torchvision",
         "fasterrcnn_resnet50_fpn",
-        tuple(seen.image_mean),
-        tuple(seen.image_std),
+        tuple(measured.image_mean),
+        tuple(measured.image_std),
         32,
         _digest(source),
     )
     with torch.inference_mode():
-        wanted = reference.backbone.body(_normalised())["3"]
-    assert wanted.isfinite().all() and wanted.std() > 0
-    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+        target = reference.backbone.body(_normalised())["3"]
+    assert target.isfinite().all() and target.std() > 0
+    torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
 # -------------------------------------------------------------------- any of two model libraries
@@ -195,26 +195,26 @@ def test_any_torchvision_network_brings_its_own_normalisation(tmp_path, publish,
     source = publish(entry, reference.state_dict())
     with pytest.raises(UserError, match="no weights at"):
         LOCALIZERS["torchvision"](arch="squeezenet1_1")
-    found = LOCALIZERS["torchvision"](arch="squeezenet1_1", download=True)
-    assert found[0] == Localizer(
+    result = LOCALIZERS["torchvision"](arch="squeezenet1_1", download=True)
+    assert result[0] == Localizer(
         "torchvision", "torchvision", "squeezenet1_1", *own, 16, _digest(source)
     )
-    assert LOCALIZERS["torchvision"](arch="squeezenet1_1", weights="IMAGENET1K_V1")[0] == found[0]
-    wanted = _seen_by(reference.classifier, reference, _normalised(own))
-    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+    assert LOCALIZERS["torchvision"](arch="squeezenet1_1", weights="IMAGENET1K_V1")[0] == result[0]
+    target = _seen_by(reference.classifier, reference, _normalised(own))
+    torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
 @pytest.mark.parametrize(
-    ("arch", "weights", "told"),
+    ("arch", "weights", "message"),
     [
         ("resnet18", "V7", r"localizer\.weights: resnet18 has no `V7`; choose from IMAGENET1K_V1"),
         ("vit_b_16", "DEFAULT", "no convolutional trunk"),
         ("fasterrcnn_resnet50_fpn", "DEFAULT", "no model `fasterrcnn_resnet50_fpn`"),
     ],
 )
-def test_what_torchvision_cannot_offer_is_never_fetched(monkeypatch, arch, weights, told):
+def test_what_torchvision_cannot_offer_is_never_fetched(monkeypatch, arch, weights, message):
     monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         LOCALIZERS["torchvision"](arch=arch, weights=weights, download=True)
 
 
@@ -230,16 +230,16 @@ def test_any_timm_network_brings_its_own_normalisation(tmp_path, arch, pool, hea
     torch.manual_seed(0)
     reference = _lively(timm.create_model(arch, pretrained=False, num_classes=7))
     path = _write(reference.state_dict(), tmp_path / f"weights{suffix}")
-    found = LOCALIZERS["timm"](arch=arch, path=path, sha256=_digest(path))
+    result = LOCALIZERS["timm"](arch=arch, path=path, sha256=_digest(path))
     config = reference.pretrained_cfg
-    assert found[0] == Localizer(
+    assert result[0] == Localizer(
         "timm", "timm", arch, config["mean"], config["std"], 32, _digest(path)
     )
-    names = {key.removeprefix("model.") for key in found[1]}
+    names = {key.removeprefix("model.") for key in result[1]}
     assert set(reference.state_dict()) - names == {f"{head}.weight", f"{head}.bias"}
     pooling = reference.get_submodule(pool)
-    wanted = _seen_by(pooling, reference, _normalised((config["mean"], config["std"])))
-    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+    target = _seen_by(pooling, reference, _normalised((config["mean"], config["std"])))
+    torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
 def test_timm_weights_of_another_network_are_refused(tmp_path, network):
@@ -271,23 +271,23 @@ def _exported(folder: Path, mask: str) -> nn.Module:
 def test_an_encoder_of_ours_sees_what_its_evaluation_sees(tmp_path, mask, filtered):
     network = _exported(tmp_path / "encoder", mask)
     weights = tmp_path / "encoder" / "encoder.safetensors"
-    found = LOCALIZERS["encoder"](path=tmp_path / "encoder", sha256=_digest(weights))
-    spec = found[0]
+    result = LOCALIZERS["encoder"](path=tmp_path / "encoder", sha256=_digest(weights))
+    spec = result[0]
     assert (spec.name, spec.family, spec.stride) == ("encoder", "salmask", 16)
     assert ((spec.mean, spec.std), spec.source) == (IMAGENET, _digest(weights))
     assert (spec.arch["filter"] is not None) == filtered
-    features = _stored(found, tmp_path / "localizer")
+    features = _stored(result, tmp_path / "localizer")
     assert features.shape == (2, 64, 4, 4)
     evaluated = encoder_file.load(tmp_path / "encoder", CPU)
-    wanted = _seen_by(evaluated.network.avgpool, evaluated, IMAGES)
-    torch.testing.assert_close(features, wanted)
+    target = _seen_by(evaluated.network.avgpool, evaluated, IMAGES)
+    torch.testing.assert_close(features, target)
     with torch.inference_mode():  # and it is the filter that makes the difference
         plain = network(_normalised())
     assert torch.allclose(features.mean(dim=(2, 3)), plain, atol=1e-4) != filtered
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda d: d["encoder"].update(width=16), "of another shape: conv1.weight"),
         (lambda d: d["encoder"].update(arch="resnet19"), r"encoder\.json: encoder\.arch: .*19"),
@@ -297,12 +297,12 @@ def test_an_encoder_of_ours_sees_what_its_evaluation_sees(tmp_path, mask, filter
         (lambda d: d["input"].update(filter={"kernel": 3}), r"input\.filter\.name: Field required"),
     ],
 )
-def test_an_encoder_that_is_not_as_described_is_refused(tmp_path, change, told):
+def test_an_encoder_that_is_not_as_described_is_refused(tmp_path, change, message):
     _exported(tmp_path, "none")
     description = json.loads((tmp_path / "encoder.json").read_text())
     change(description)
     (tmp_path / "encoder.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         LOCALIZERS["encoder"](path=tmp_path)
 
 
@@ -329,18 +329,18 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
 def test_a_file_in_torchvisions_layout_becomes_a_localizer(tmp_path, network, suffix, head, prefix):
     tensors = {k: v for k, v in network.state_dict().items() if head or not k.startswith("fc.")}
     path = _write({f"{prefix}{k}": v for k, v in tensors.items()}, tmp_path / f"weights{suffix}")
-    found = LOCALIZERS["file"](path=path, arch="resnet18")
-    assert found[0] == Localizer("file", "torchvision", "resnet18", *IMAGENET, 32, _digest(path))
-    wanted = _seen_by(network.avgpool, network, _normalised())
-    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+    result = LOCALIZERS["file"](path=path, arch="resnet18")
+    assert result[0] == Localizer("file", "torchvision", "resnet18", *IMAGENET, 32, _digest(path))
+    target = _seen_by(network.avgpool, network, _normalised())
+    torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
 def test_a_file_may_want_another_normalisation(tmp_path, network):
     own = (0.1, 0.2, 0.3), (1.0, 0.5, 0.25)
     path = _write(network.state_dict(), tmp_path / "weights.pth")
-    found = LOCALIZERS["file"](path=path, arch="resnet18", mean=own[0], std=own[1])
-    wanted = _seen_by(network.avgpool, network, _normalised(own))
-    torch.testing.assert_close(_stored(found, tmp_path / "localizer"), wanted)
+    result = LOCALIZERS["file"](path=path, arch="resnet18", mean=own[0], std=own[1])
+    target = _seen_by(network.avgpool, network, _normalised(own))
+    torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
     with pytest.raises(UserError, match=r"localizer\.std: must be positive"):
         LOCALIZERS["file"](path=path, arch="resnet18", std=(1.0, -1.0, 1.0))
 

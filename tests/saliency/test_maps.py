@@ -100,8 +100,8 @@ def test_every_row_holds_the_activation_of_its_squashed_image(manifest, trunk, c
         for level in (33, 65):
             pixels = resample(image, (level, level))[None].float() / 255
             raw = trunk(pixels).sum(dim=1)
-            found = held.activation(torch.tensor([row]), level)
-            torch.testing.assert_close(found, raw / raw.mean(), atol=1e-3, rtol=1e-3)
+            result = held.activation(torch.tensor([row]), level)
+            torch.testing.assert_close(result, raw / raw.mean(), atol=1e-3, rtol=1e-3)
             torch.testing.assert_close(rows.mean[level][row], raw.mean(), rtol=1e-4, atol=0)
 
 
@@ -129,10 +129,10 @@ def test_bfloat16_gives_nearly_the_same_maps_and_is_not_the_default_on_a_cpu(man
 # --------------------------------------------------------------------------------------- kills
 
 
-def _before_the_second_shard(path, plan, index, found, write=store.write_shard) -> None:
+def _before_the_second_shard(path, plan, index, result, write=store.write_shard) -> None:
     if index == 1:
         raise KeyboardInterrupt
-    write(path, plan, index, found)
+    write(path, plan, index, result)
 
 
 def _before_the_correction(path, fitted) -> None:
@@ -236,11 +236,11 @@ def test_a_damaged_earlier_store_is_told_and_not_reused(manifest, compute, caplo
     full, first = compute("full", manifest), compute("first", manifest)
     good = compute("good", some(manifest, [1, 2]))
     damage(first)
-    found = compute("out", manifest, earlier=[first, good])
-    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert str(first) in told and told.endswith("not reused")
+    result = compute("out", manifest, earlier=[first, good])
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert str(first) in message and message.endswith("not reused")
     assert compute.read == names([0, 3, 4, 5, 6])
-    assert tree_digest(found.parent) == tree_digest(full.parent)
+    assert tree_digest(result.parent) == tree_digest(full.parent)
 
 
 # ------------------------------------------------------------------------- images that are lost
@@ -279,8 +279,8 @@ def test_an_image_that_is_lost_leaves_an_empty_map_and_is_told(
     damage(manifest.file(2))
     path = compute("after", manifest, CORRECTED)
     assert compute.lost == [2]
-    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert told == f"002.png: {reason}; its map is empty"
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message == f"002.png: {reason}; its map is empty"
     assert compute.read.count("002.png") == 1  # it teaches the correction nothing
     after, rest = store.read_rows(path), torch.arange(7) != 2
     assert not after.sha256[2].any()
@@ -289,10 +289,10 @@ def test_an_image_that_is_lost_leaves_an_empty_map_and_is_told(
         assert not after.activation[level][2].any() and after.mean[level][2] == 0
         assert torch.equal(after.activation[level][rest], before.activation[level][rest])
         assert torch.equal(after.mean[level][rest], before.mean[level][rest])
-    found = SaliencyStore.open(path, manifest.digest).crop(
+    result = SaliencyStore.open(path, manifest.digest).crop(
         torch.tensor([2]), torch.tensor([[0.1, 0.2, 0.5, 0.6]]), torch.tensor([True]), (5, 5)
     )
-    assert foreground(found).all()
+    assert foreground(result).all()
 
 
 def test_an_image_that_comes_back_is_computed(manifest, compute):
@@ -301,9 +301,9 @@ def test_an_image_that_comes_back_is_computed(manifest, compute):
     manifest.file(2).unlink()
     lacking = compute("lacking", manifest)
     manifest.file(2).write_bytes(content)
-    found = compute("found", manifest, earlier=[lacking])
+    result = compute("result", manifest, earlier=[lacking])
     assert compute.read == ["002.png"] and compute.lost == []
-    assert tree_digest(found.parent) == tree_digest(full.parent)
+    assert tree_digest(result.parent) == tree_digest(full.parent)
 
 
 def test_an_image_that_is_lost_again_stays_lost(manifest, compute):
@@ -338,14 +338,14 @@ def test_a_folder_that_vanishes_loses_no_image(manifest, compute, tmp_path):
 @pytest.fixture
 def taught(monkeypatch):
     """What `correction.fit` was last given: crops, zoom, own maps."""
-    seen, fit = [], correction.fit
+    measured, fit = [], correction.fit
 
     def spied(*given):
-        seen[:] = given
+        measured[:] = given
         return fit(*given)
 
     monkeypatch.setattr(correction, "fit", spied)
-    return seen
+    return measured
 
 
 def test_the_correction_learns_what_the_localizer_says_of_the_views(
@@ -357,8 +357,8 @@ def test_the_correction_learns_what_the_localizer_says_of_the_views(
     torch.testing.assert_close(taught[1], crops.zoom_of(boxes))
     for view, (row, box) in enumerate(zip(ids.tolist(), boxes, strict=True)):
         pixels = resample(decode(manifest.file(row)), (33, 33), box)[None].float() / 255
-        wanted = trunk(pixels).sum(dim=1)[0]
-        torch.testing.assert_close(taught[2][view], wanted, atol=1e-3, rtol=1e-3)
+        expected = trunk(pixels).sum(dim=1)[0]
+        torch.testing.assert_close(taught[2][view], expected, atol=1e-3, rtol=1e-3)
         for level, whole in rows.activation.items():
             cropped = crops.resample(whole[row][None].float(), box[None], (2, 2), margin=1)[0]
             torch.testing.assert_close(held[level][view], cropped)

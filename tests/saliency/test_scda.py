@@ -14,7 +14,7 @@ def test_the_activation_is_the_sum_over_channels():
 
 
 @pytest.mark.parametrize(
-    ("activation", "wanted"),
+    ("activation", "expected"),
     [
         # mean 3; squares 4 1 0 9 of deviations, population std sqrt(14/4) = 1.871;
         # threshold 3 - 0.6 * 1.871 = 1.878
@@ -30,9 +30,9 @@ def test_the_activation_is_the_sum_over_channels():
         ([[2, 2], [2, 2]], [[1, 1], [1, 1]]),
     ],
 )
-def test_equation_1_by_hand(activation, wanted):
-    found = foreground(torch.tensor([activation], dtype=torch.float32))
-    assert torch.equal(found, torch.tensor([wanted], dtype=torch.bool))
+def test_equation_1_by_hand(activation, expected):
+    result = foreground(torch.tensor([activation], dtype=torch.float32))
+    assert torch.equal(result, torch.tensor([expected], dtype=torch.bool))
 
 
 def test_a_cell_at_the_threshold_is_foreground():

@@ -31,11 +31,11 @@ def test_what_is_written_is_read_divided_by_its_mean(filled):
     assert held.levels == [64, 128] and held.correction is None
     ids = torch.tensor([7, 0, 9])
     for level, maps in MAPS.items():
-        wanted = maps[ids] / maps[ids].mean((1, 2), keepdim=True)
-        found = held.activation(ids, level)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, wanted, atol=0, rtol=2**-11)  # half of float16's step
-        torch.testing.assert_close(found.mean((1, 2)), torch.ones(3), atol=1e-3, rtol=0)
+        expected = maps[ids] / maps[ids].mean((1, 2), keepdim=True)
+        result = held.activation(ids, level)
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result, expected, atol=0, rtol=2**-11)  # half of float16's step
+        torch.testing.assert_close(result.mean((1, 2)), torch.ones(3), atol=1e-3, rtol=0)
 
 
 def test_the_means_that_were_divided_out_and_the_digests_are_kept(filled):
@@ -49,10 +49,10 @@ def test_the_means_that_were_divided_out_and_the_digests_are_kept(filled):
 
 
 def test_a_correction_is_read_as_it_was_written(corrected, drawn_correction):
-    found = SaliencyStore.open(corrected).correction
-    assert not found.training and not any(p.requires_grad for p in found.parameters())
+    result = SaliencyStore.open(corrected).correction
+    assert not result.training and not any(p.requires_grad for p in result.parameters())
     for name, weight in drawn_correction.state_dict().items():
-        assert torch.equal(found.state_dict()[name], weight)
+        assert torch.equal(result.state_dict()[name], weight)
 
 
 def test_sums_beyond_float16_survive(path):
@@ -61,9 +61,9 @@ def test_sums_beyond_float16_survive(path):
 
 
 def test_an_all_zero_map_stays_zero(path):
-    found = fill_one(path, torch.stack([torch.zeros(2, 2), torch.eye(2)]))
-    assert torch.equal(found, torch.stack([torch.zeros(2, 2), 2 * torch.eye(2)]))
-    assert foreground(found)[0].all()
+    result = fill_one(path, torch.stack([torch.zeros(2, 2), torch.eye(2)]))
+    assert torch.equal(result, torch.stack([torch.zeros(2, 2), 2 * torch.eye(2)]))
+    assert foreground(result)[0].all()
 
 
 @pytest.mark.parametrize("values", [[-4.0, -2.0, -1.0, -1.0], [-3.0, 1.0, 1.0, -1.0]])
@@ -101,9 +101,9 @@ def test_an_image_without_digest_has_empty_maps_that_are_all_foreground(path, dr
     for box in ((0.0, 0.0, 1.0, 1.0), (0.2, 0.1, 0.4, 0.7)):
         views = torch.tensor([box]).expand(3, 4)
         for some in (held, SaliencyStore({}, held.maps)):  # with and without the correction
-            found = some.crop(ids, views, flips, (7, 7))
-            assert torch.equal(found[1], torch.zeros(7, 7))
-            assert foreground(found).all(dim=2).all(dim=1).tolist() == [False, True, False]
+            result = some.crop(ids, views, flips, (7, 7))
+            assert torch.equal(result[1], torch.zeros(7, 7))
+            assert foreground(result).all(dim=2).all(dim=1).tolist() == [False, True, False]
 
 
 # --------------------------------------------------------------------------------------- kills

@@ -81,8 +81,8 @@ def test_a_changed_byte_is_told_or_changes_nothing(intact, file, place, change):
     content = bytearray(file.read_bytes())
     content[place % len(content)] ^= change
     with damaged(file, bytes(content)):
-        found = outcome(path)
-    assert found == whole or "dvc repro" in found
+        result = outcome(path)
+    assert result == whole or "dvc repro" in result
 
 
 def test_a_missing_file_is_told_or_changes_nothing(intact):
@@ -90,8 +90,8 @@ def test_a_missing_file_is_told_or_changes_nothing(intact):
     untold = []
     for file in files:
         with damaged(file, None):
-            found = outcome(path)
-        if found != whole and "dvc repro" not in found:
+            result = outcome(path)
+        if result != whole and "dvc repro" not in result:
             untold.append(file.relative_to(path.parent).as_posix())
     assert not untold
 
@@ -127,7 +127,7 @@ def without_digests(path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (with_attribute("schema", "salmask.saliency/1"), r"schema salmask\.saliency/1, not .*/2"),
         (with_attribute("manifest", "n" * 64), "attributes were changed"),
@@ -141,14 +141,14 @@ def without_digests(path) -> None:
         (without_digests, "damaged.*digests are missing"),
     ],
 )
-def test_what_is_not_whole_is_refused_with_the_way_out(corrected, change, told):
+def test_what_is_not_whole_is_refused_with_the_way_out(corrected, change, message):
     change(corrected)
-    with pytest.raises(UserError, match=rf"{told}.*{REPAIR}"):
+    with pytest.raises(UserError, match=rf"{message}.*{REPAIR}"):
         SaliencyStore.open(corrected, "m" * 64, LOCALIZER)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("expected", "message"),
     [
         (("n" * 64,), "another set of images .*mmmm.*yours is nnnn"),
         (
@@ -159,10 +159,10 @@ def test_what_is_not_whole_is_refused_with_the_way_out(corrected, change, told):
     ],
     ids=["manifest", "weights", "stride"],
 )
-def test_a_store_of_something_else_is_refused(filled, wanted, told):
+def test_a_store_of_something_else_is_refused(filled, expected, message):
     SaliencyStore.open(filled)  # which asks for nothing in particular
-    with pytest.raises(UserError, match=rf"{told}.*{REPAIR}"):
-        SaliencyStore.open(filled, *wanted)
+    with pytest.raises(UserError, match=rf"{message}.*{REPAIR}"):
+        SaliencyStore.open(filled, *expected)
 
 
 def test_a_store_whose_correction_was_not_written_is_refused(path):

@@ -53,10 +53,10 @@ def test_layers_are_those_before_torchvisions_pooling(arch, node, stride):
     ours = layers.state_dict()
     layers.load_state_dict({k: v for k, v in reference.state_dict().items() if k in ours})
     with torch.inference_mode():
-        found = layers(IMAGES)
-        wanted = create_feature_extractor(reference, {node: "map"})(IMAGES)["map"]
-    assert found.ndim == 4 and found.std() > 0
-    torch.testing.assert_close(found, wanted)
+        result = layers(IMAGES)
+        target = create_feature_extractor(reference, {node: "map"})(IMAGES)["map"]
+    assert result.ndim == 4 and result.std() > 0
+    torch.testing.assert_close(result, target)
     assert trunks.stride_of(layers, arch) == stride
 
 
@@ -101,14 +101,14 @@ def test_timm_layers_are_those_before_its_pooling(arch, pool):
     ours = layers.state_dict()
     theirs = {f"model.{k}": v for k, v in reference.state_dict().items()}
     layers.load_state_dict({k: v for k, v in theirs.items() if k in ours})
-    seen = []
-    hook = lambda module, inputs: seen.append(inputs[0])  # noqa: E731
+    measured = []
+    hook = lambda module, inputs: measured.append(inputs[0])  # noqa: E731
     reference.get_submodule(pool).register_forward_pre_hook(hook)
     with torch.inference_mode():
         reference(IMAGES)
-        found = layers(IMAGES)
-    assert found.ndim == 4 and found.std() > 0
-    torch.testing.assert_close(found, seen[0])
+        result = layers(IMAGES)
+    assert result.ndim == 4 and result.std() > 0
+    torch.testing.assert_close(result, measured[0])
     assert trunks.stride_of(layers, arch) == 32
     heads = trunks.head_names(layers)
     assert not heads or set(theirs) - set(ours) == {
@@ -123,16 +123,16 @@ def test_the_stride_of_maps_that_round_up():
 
 
 @pytest.mark.parametrize(
-    ("arch", "told"),
+    ("arch", "message"),
     [
         ("vit_tiny_patch16_224", "Input width"),  # one size only
         ("mambaout_femto", r"\(1, 7, 7, 288\) for 224x224 px"),  # channels last
         ("test_vit", r"\(1, 197, 64\)"),  # tokens
     ],
 )
-def test_a_timm_model_without_a_map_is_refused(arch, told):
+def test_a_timm_model_without_a_map_is_refused(arch, message):
     layers = trunks.build_layers("timm", arch)
-    with pytest.raises(UserError, match=rf"{arch} has no convolutional trunk .*{told}"):
+    with pytest.raises(UserError, match=rf"{arch} has no convolutional trunk .*{message}"):
         trunks.stride_of(layers, arch)
 
 
@@ -174,9 +174,9 @@ def test_our_encoders_of_torchvision_have_a_trunk(arch, kept, head, tmp_path):
     layers.load_state_dict(fitted(theirs, layers.state_dict(), tmp_path, heads))
     assert trunks.stride_of(layers, described) == 8
     with torch.inference_mode():
-        found = layers(IMAGES)
-        torch.testing.assert_close(head(network, found), network(IMAGES))
-    assert found.shape == (2, kept, 12, 12) and found.std() > 0
+        result = layers(IMAGES)
+        torch.testing.assert_close(head(network, result), network(IMAGES))
+    assert result.shape == (2, kept, 12, 12) and result.std() > 0
 
 
 def test_an_encoder_that_there_is_not_has_no_trunk():
@@ -246,11 +246,11 @@ def test_lite0_computes_what_timm_computes_from_the_file_in_its_order(lite0):
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)
     with torch.inference_mode():
-        found = trunk(IMAGES)
-        wanted = reference.forward_features((255 * IMAGES - 127) / 128)
-    assert found.shape == (2, 1280, 3, 3)
-    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
-    assert found.abs().max() > 0.1
+        result = trunk(IMAGES)
+        target = reference.forward_features((255 * IMAGES - 127) / 128)
+    assert result.shape == (2, 1280, 3, 3)
+    torch.testing.assert_close(result, target, atol=1e-3, rtol=1e-3)
+    assert result.abs().max() > 0.1
 
 
 def test_lite0_without_its_package_says_what_to_install(monkeypatch):

@@ -81,8 +81,10 @@ def test_a_download_with_the_right_first_digits_only_is_refused(hub, published):
 
 def test_offline_says_where_to_put_the_file(hub, published):
     published.unlink()
-    told = rf"{NAME} cannot be downloaded to {hub / NAME}: .*Offline: put torchvision's file {NAME}"
-    with pytest.raises(UserError, match=told):
+    message = (
+        rf"{NAME} cannot be downloaded to {hub / NAME}: .*Offline: put torchvision's file {NAME}"
+    )
+    with pytest.raises(UserError, match=message):
         _torchvision(published, download=True)
     assert not list(hub.iterdir())
 
@@ -115,7 +117,7 @@ def test_a_wrong_file_in_the_hub_is_told_and_left_alone(hub, published):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"sha256": SHA[:8]}, "localizer.sha256: must be all 64 hex digits"),
         ({"sha256": ""}, "localizer.sha256: must be all 64 hex digits"),
@@ -123,8 +125,8 @@ def test_a_wrong_file_in_the_hub_is_told_and_left_alone(hub, published):
         ({"path": Path("there.pth"), "download": True}, "give only one"),
     ],
 )
-def test_options_that_make_no_sense(hub, published, options, told):
-    with pytest.raises(UserError, match=told):
+def test_options_that_make_no_sense(hub, published, options, message):
+    with pytest.raises(UserError, match=message):
         _torchvision(published, **options)
 
 
@@ -207,9 +209,9 @@ def test_floats_are_read_as_float32_and_counters_as_they_are(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     tensors = {"a": A.half(), "n": torch.tensor(3)}
     (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
-    found = weights.read(path)
-    assert found["a"].dtype == torch.float32 and torch.equal(found["a"], A)
-    assert found["n"].dtype == torch.int64
+    result = weights.read(path)
+    assert result["a"].dtype == torch.float32 and torch.equal(result["a"], A)
+    assert result["n"].dtype == torch.int64
 
 
 def test_a_file_may_hold_its_weights_under_state_dict(tmp_path):
@@ -218,16 +220,16 @@ def test_a_file_may_hold_its_weights_under_state_dict(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ({"epoch": 3, "model": {"a": A}}, "epoch, model are not tensors"),
         ([A], "not a state dict but a list"),
         ({"state_dict": A}, "not a state dict but a Tensor"),
     ],
 )
-def test_a_file_with_other_things_in_it_is_a_users_mistake(tmp_path, content, told):
+def test_a_file_with_other_things_in_it_is_a_users_mistake(tmp_path, content, message):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=rf"weights\.pth is .*{told}"):
+    with pytest.raises(UserError, match=rf"weights\.pth is .*{message}"):
         weights.read(tmp_path / "weights.pth")
 
 
@@ -267,19 +269,19 @@ FILE = Path("theirs.pth")
 def test_shared_prefixes_and_heads_do_not_count(prefix, head):
     theirs = {f"{prefix}block.weight": B, f"{prefix}stem.weight": A}
     theirs |= {f"{prefix}fc.weight": B, f"{prefix}fc.bias": A} if head else {}
-    found = weights.fitted(theirs, OURS, FILE, heads=("fc",))
-    assert list(found) == list(OURS)
-    assert torch.equal(found["stem.weight"], A) and torch.equal(found["block.weight"], B)
+    result = weights.fitted(theirs, OURS, FILE, heads=("fc",))
+    assert list(result) == list(OURS)
+    assert torch.equal(result["stem.weight"], A) and torch.equal(result["block.weight"], B)
 
 
 @pytest.mark.parametrize("theirs", ["", "features.", "module.", "module.features."])
 @pytest.mark.parametrize("head", ["", "classifier.0."])
 def test_our_own_prefix_may_be_missing(theirs, head):
     ours = {"features.0.weight": A + 9, "features.3.weight": B + 9}
-    found = {f"{theirs}0.weight": A, f"{theirs}3.weight": B}
+    result = {f"{theirs}0.weight": A, f"{theirs}3.weight": B}
     if head and "features." in theirs:
-        found[theirs.replace("features.", head) + "weight"] = A
-    kept = weights.fitted(found, ours, FILE, heads=("classifier",))
+        result[theirs.replace("features.", head) + "weight"] = A
+    kept = weights.fitted(result, ours, FILE, heads=("classifier",))
     assert list(kept) == list(ours)
     assert torch.equal(kept["features.0.weight"], A) and torch.equal(kept["features.3.weight"], B)
 
@@ -305,7 +307,7 @@ def test_densenet_files_of_torchvision_say_some_names_otherwise():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda t: t.pop("stem.weight"), r"missing: stem\.weight"),
         (lambda t: t.update(extra=A), "unknown: extra"),
@@ -313,8 +315,8 @@ def test_densenet_files_of_torchvision_say_some_names_otherwise():
         (lambda t: t.clear(), r"missing: stem\.weight, block\.weight"),
     ],
 )
-def test_keys_and_shapes_that_do_not_fit_are_named(change, told):
+def test_keys_and_shapes_that_do_not_fit_are_named(change, message):
     theirs = dict(OURS)
     change(theirs)
-    with pytest.raises(UserError, match=rf"theirs\.pth does not fit the architecture: {told}"):
+    with pytest.raises(UserError, match=rf"theirs\.pth does not fit the architecture: {message}"):
         weights.fitted(theirs, OURS, FILE)
