@@ -319,7 +319,7 @@ def test_an_image_that_is_lost_again_stays_lost(manifest, compute):
 def test_no_image_at_all_is_an_error(manifest, compute):
     for row in range(7):
         manifest.file(row).write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"none of the 7 images can be read.*`dvc repro`"):
+    with pytest.raises(UserError, match=r"none of the 7 images can still be read.*`dvc repro`"):
         compute("out", manifest, CORRECTED)
 
 
