@@ -29,6 +29,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "blur": {"mask": {"name": "blur"}},
         "high-pass": {"mask": {"name": "high_pass"}, "train": {"images": "stream"}},
     }
+    params["evaluate"]["linear"] |= {"batch": 8, "images": "resident"}
+    params["evaluate"]["finetune"]["shares"] = [100]
     made = Project(tmp_path_factory.mktemp("resume"), params)
     (made.folder / "often.yaml").write_text(OFTEN)
     for stage in ("prepare", "localizer", "saliency"):
@@ -49,7 +51,7 @@ def start(project: Project, stage: str, *arguments: str, **env: str) -> subproce
 
 
 def checkpoints(runs: Path) -> list[str]:
-    return sorted(p.name for p in runs.glob("pretrain-*/*/step-*.pt"))
+    return sorted(p.name for p in runs.rglob("step-*.pt"))
 
 
 def wait_for(condition, process: subprocess.Popen[str]) -> None:  # type: ignore[no-untyped-def]
@@ -59,27 +61,47 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:  # type: ignore
         time.sleep(0.01)
 
 
+def kill_and_resume(
+    project: Project, runs: Path, kills: tuple[int, ...], stage: str, *arguments: str
+) -> None:
+    """Kills a stage each time that its newest checkpoint is of one of these steps or a later one,
+    then lets it finish."""
+    for step in kills:
+        process = start(project, stage, *arguments, SALMASK_RUNS=str(runs))
+        wait_for(lambda least=step: reached(runs) >= least, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert checkpoints(runs)
+    project.stage(stage, *arguments, SALMASK_RUNS=str(runs), SALMASK_CLUSTER="often.yaml")
+
+
 @pytest.mark.parametrize("run", ["blur", "high-pass"])
 def test_a_killed_pretraining_ends_in_the_same_bytes(
     project: Project, tmp_path: Path, run: str
 ) -> None:
     env = {"SALMASK_CLUSTER": "often.yaml"}
     out = project.folder / "artifacts/pretrain" / run
-    project.stage("pretrain", "--run", run, SALMASK_RUNS=str(tmp_path / "calm"), **env)
-    calm = tree_digest(out)
+    project.stage("pretrain", "--run", run, SALMASK_RUNS=str(tmp_path / "undisturbed"), **env)
+    undisturbed = tree_digest(out)
+    kills = (2, 7, 11)  # in the first epoch, in the third, in the fourth
+    kill_and_resume(project, tmp_path / "killed", kills, "pretrain", "--run", run)
+    assert tree_digest(out) == undisturbed
 
-    runs = tmp_path / "killed"
-    kills = 0
-    for steps in (2, 7, 11):  # in the first epoch, across epochs, near the end
-        process = start(project, "pretrain", "--run", run, SALMASK_RUNS=str(runs))
-        wait_for(lambda least=steps: reached(runs) >= least, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        kills += 1
-    assert kills == 3 and checkpoints(runs)
-    project.stage("pretrain", "--run", run, SALMASK_RUNS=str(runs), **env)
-    assert tree_digest(out) == calm
+
+@pytest.mark.parametrize("protocol", ["linear", "finetune"])
+def test_a_killed_classifier_ends_in_the_same_bytes(
+    project: Project, tmp_path: Path, protocol: str
+) -> None:
+    env = {"SALMASK_CLUSTER": "often.yaml"}
+    project.stage("pretrain", "--run", "blur", **env)
+    out = project.folder / "artifacts/evaluate/blur" / protocol
+    command = ("evaluate", "--protocol", protocol, "--run", "blur")
+    project.stage(*command, SALMASK_RUNS=str(tmp_path / "undisturbed"), **env)
+    undisturbed = tree_digest(out)
+    kills = (3, 15)  # of 24 steps, 12 in each epoch
+    kill_and_resume(project, tmp_path / "killed", kills, *command)
+    assert tree_digest(out) == undisturbed
 
 
 def reached(runs: Path) -> int:
