@@ -13,6 +13,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass as checked
 
 from salmask.errors import UserError
+from salmask.evaluate import EVALUATIONS
 from salmask.params.names import chosen_evaluations, import_names, run_names
 from salmask.params.values import STRICT
 from salmask.params.yaml_file import Params
@@ -22,7 +23,6 @@ from salmask.report.responses import Sweep, half_width, sweeps
 from salmask.report.text import DASH, metric, number, text_table
 
 _SIDE_BY_SIDE = 3  # a table with more columns has a line per column in the terminal
-_PROTOCOLS = ("linear_fast", "linear", "knn", "finetune", "variance")
 RowRuns = str | None | list[str | None]  # one run for all columns, or one for each
 
 
@@ -163,7 +163,7 @@ def _refuse_unevaluated(name: str, evaluations: Sequence[str], where: str) -> No
     """Raises UserError unless one of a run's evaluations computes the metric `name`."""
     plain = re.sub(r"^(knn|finetune)\d+", r"\1", name)
     folders = {folder.replace("-", "_"): folder for folder in evaluations}
-    known = sorted({*_PROTOCOLS, *folders}, key=len, reverse=True)
+    known = sorted({*EVALUATIONS, *folders}, key=len, reverse=True)
     protocol = next((protocol for protocol in known if plain.startswith(f"{protocol}_")), None)
     if protocol not in folders:
         raise UserError(
