@@ -23,9 +23,9 @@ from salmask.data.decode import decode
 from salmask.data.resample import resample
 from salmask.devices import Precision, autocast, place
 from salmask.params.values import Choice, bind, pick
-from salmask.saliency import store
 from salmask.saliency.localizers import LOCALIZERS
 from salmask.saliency.scda import activation_map, foreground
+from salmask.saliency.store_rows import scaled
 from salmask.saliency.trunks import Trunk
 
 Maps = dict[str, Tensor]  # level in px -> (N,U,V) float16
@@ -50,7 +50,7 @@ def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype) -> Maps
                 result.append(activation_map(trunk(ready)).cpu())
         raw[int(level)] = torch.cat(result)
     known = torch.ones(len(images), 32, dtype=torch.uint8)
-    return {str(level): maps for level, maps in store.scaled(raw, known).activation.items()}
+    return {str(level): maps for level, maps in scaled(raw, known).activation.items()}
 
 
 def compared(a: Maps, b: Maps) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from salmask.params.saliency import SaliencyConfig
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, Recipe, environment, recipe
 from salmask.saliency import maps, stored_localizer
-from salmask.saliency.store import StorePlan
+from salmask.saliency.store_rows import StorePlan
 from salmask.saliency.trunks import Trunk
 from salmask.stage_modules import stage_modules
 from slurm import launch

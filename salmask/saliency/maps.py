@@ -24,7 +24,7 @@ from salmask.progress import progress
 from salmask.randomness import Draws
 from salmask.saliency import correction, crops, store
 from salmask.saliency.scda import activation_map
-from salmask.saliency.store import Maps, StorePlan
+from salmask.saliency.store_rows import Maps, StorePlan, scaled
 from salmask.saliency.trunks import Localizer, Trunk
 
 _CROP, _ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # of MoCo's views, on which the correction is fitted
@@ -195,7 +195,7 @@ def _merged(
     computed = {
         n: torch.cat([torch.empty(0, *grid), *(p.cpu() for p in raw[n])]) for n, grid in grids
     }
-    new = store.scaled(computed, sha256[fresh])
+    new = scaled(computed, sha256[fresh])
     if earlier is None:
         return new
     old = earlier.pick(known[~fresh])

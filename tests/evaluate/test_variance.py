@@ -23,6 +23,7 @@ from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.saliency import store as stores
+from salmask.saliency.store_rows import StorePlan, scaled
 
 VIEW = ViewConfig(size=8, grid=4, crop=(0.3, 1.0), blur_p=0.0)
 STILL = ViewConfig(8, 4, (1.0, 1.0), (0.75, 0.75), 0.0, jitter_p=0, gray_p=0, blur_p=0)
@@ -189,9 +190,9 @@ def test_numbers_do_not_depend_on_the_batch(rows, job, tmp_path, images, mask):
 def saliency(rows, tmp_path) -> Path:
     """A store of random maps for the rows."""
     path = tmp_path / "saliency.zarr"
-    plan = stores.StorePlan(len(rows), 100, {16: (4, 4)}, {"manifest": rows.digest})
+    plan = StorePlan(len(rows), 100, {16: (4, 4)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 4, 4, generator=torch.Generator().manual_seed(0))
-    recorded = stores.scaled({16: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
+    recorded = scaled({16: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
     stores.fill(path, plan, lambda _: iter([recorded]))
     return path
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from salmask.saliency import store
-from salmask.saliency.store import Maps, SaliencyStore, StorePlan
+from salmask.saliency.store import SaliencyStore
+from salmask.saliency.store_rows import Maps, StorePlan, scaled
 
 ROWS, SHARD = 10, 4  # shards of 4, 4 and 2
 GRIDS = {64: (2, 2), 128: (4, 3)}
@@ -23,7 +24,7 @@ REPAIR = r"remove the folder .* and run `dvc repro` again"  # in a folder of unf
 def part(rows: range, raw=MAPS, sha256=SHA256) -> Maps:
     """Some rows of raw maps, as a store holds them."""
     some = slice(rows.start, rows.stop)
-    return store.scaled({level: maps[some] for level, maps in raw.items()}, sha256[some])
+    return scaled({level: maps[some] for level, maps in raw.items()}, sha256[some])
 
 
 def compute(shards):

@@ -21,6 +21,7 @@ from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe, record
 from salmask.saliency import store as stores
+from salmask.saliency.store_rows import StorePlan, scaled
 from stages.report import main as stage
 
 EVIL = "<script>alert(1)</script>"
@@ -75,10 +76,10 @@ def make_project(
     found.append(ListedFile("train/broken.png", -1, "train"))
     write_manifest(Listing(data / "images", classes, found), "mine", data, 0.5)
     rows = manifest.load(data)
-    plan = stores.StorePlan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
+    plan = StorePlan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))
     (root / "artifacts/saliency").mkdir()
-    seen = stores.scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
+    seen = scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
     stores.fill(root / "artifacts/saliency/saliency.zarr", plan, lambda _: iter([seen]))
     for name in params()["runs"]:
         config = read_run(Params(params()), name)

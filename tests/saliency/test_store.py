@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from salmask.provenance import tree_digest
 from salmask.saliency import store
 from salmask.saliency.scda import foreground
-from salmask.saliency.store import SaliencyStore, StorePlan
+from salmask.saliency.store import SaliencyStore
+from salmask.saliency.store_rows import StorePlan
 from tests.helpers.small_store import (
     CORRECTED,
     GRIDS,
