@@ -5,6 +5,7 @@ A new framework is one new module here with a class `Framework`, a subclass of `
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from salmask.params.values import Choice, bind, pick
 from salmask.shapes import Views, Wiring
 
 
-class BaseFramework(nn.Module):
+class BaseFramework(nn.Module, ABC):
     """Base class of the frameworks. A subclass has these attributes and methods.
 
     The keyword-only arguments of its `__init__` are its options in params.yaml. A submodule
@@ -40,6 +41,7 @@ class BaseFramework(nn.Module):
         self.wiring = wiring
 
     @classmethod
+    @abstractmethod
     def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
         """The wiring for these options. Builds no network.
 
@@ -49,8 +51,8 @@ class BaseFramework(nn.Module):
 
         Raises UserError for options that do not fit.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
         """One training step without the optimizer: the same as `losses`, plus updates of the state.
 
@@ -58,11 +60,10 @@ class BaseFramework(nn.Module):
             views: what is compared.
             progress: share of the training that is done.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, views: Views) -> dict[str, Tensor]:
         """`loss` () and further metrics (). Changes no state except that of batch norms."""
-        raise NotImplementedError
 
 
 FRAMEWORKS: ByName[type[BaseFramework]] = ByName("salmask.frameworks", "Framework")

@@ -4,6 +4,7 @@ A new mask is one new module here with a record `MASK`. Modules without one are 
 Lengths in pixels are for views of 224 px and scale with the size of the view.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from salmask.shapes import Pair, Views
 Options = Mapping[str, Any]  # the options of a mask, checked, with defaults filled in
 
 
-class LearnedMask(nn.Module):
+class LearnedMask(nn.Module, ABC):
     """Base class of a mask that is trained against the encoder.
 
     A subclass takes `(side, wiring, *, options)`: the side of the views in px, and the `Wiring` of
@@ -28,10 +29,11 @@ class LearnedMask(nn.Module):
     momentum: float
     weight_decay: float
 
+    @abstractmethod
     def views(self, pair: Pair, draws: Draws, shuffle: Tensor) -> Views:
         """The views that the encoder trains on. The mask gets no gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(
         self,
         losses: Callable[[Views], dict[str, Tensor]],
@@ -47,7 +49,6 @@ class LearnedMask(nn.Module):
             draws: random numbers of the batch.
             shuffle: see `Views`.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
