@@ -83,7 +83,7 @@ def _report(params: Params, name: str) -> list[str]:
 _SELECTED: dict[str, Callable[[Params, str], list[str] | tuple[str, ...]]] = {
     "prepare": _data_set("salmask.datasets", "data"),
     "transfer_data": _data_set("salmask.datasets", "transfer.{name}"),
-    "detect_data": _data_set("salmask.detection.datasets", "detect.{name}"),
+    "detect_data": _data_set("salmask.detection.datasets", "detect.{name}.data"),
     "localizer": _data_set("salmask.saliency.localizers", "localizer"),
     "saliency": lambda params, name: _ALL_BACKBONES,
     "pretrain": _pretrain,

@@ -36,8 +36,8 @@ def work(job: Job, options: dict[str, Any], data: Path, encoder: Path) -> None:
 @readable_errors
 def main(name: str, dataset: str) -> None:
     """Writes metrics.json, classes.csv, detections.png to artifacts/evaluate/<run>/detect-<set>."""
-    params, key = Params.read(), f"detect.{dataset}"
-    options, schedule = training_options(params.choice(key), f"{params.source}: {key}")
+    params, key = Params.read(), f"detect.{dataset}.training"
+    options, schedule = training_options(params.mapping(key), f"{params.source}: {key}")
     seed, data, encoder = params.seed(), DETECT / dataset, PRETRAIN / name
     files = [data / file for file in prepared_files.FILES]
     files += [encoder / file for file in ENCODER_FILES]

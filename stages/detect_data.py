@@ -23,8 +23,8 @@ from stages.paths import DETECT
 @readable_errors
 def main(name: str) -> None:
     """Writes artifacts/detect/<name>: dataset.json, pictures.jsonl, skipped.csv."""
-    params, key = Params.read(), f"detect.{name}"
-    read = configured_reader(params, key)
+    params, key = Params.read(), f"detect.{name}.data"
+    read = configured_reader(params.choice(key), f"{params.source}: {key}")
     out = DETECT / name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -23,7 +23,7 @@ PARAMS: dict[str, Any] = copy.deepcopy(TINY) | {
     },
     "imports": {"theirs": {"path": "moco.pth", "arch": "resnet18", "layout": "moco"}},
     "transfer": {"flowers": {"name": "flowers102", "root": "flowers"}},
-    "detect": {"scenes": {"name": "demo", "root": "artifacts/code/demo.sha256"}},
+    "detect": {"scenes": {"data": {"name": "demo", "root": "x"}, "training": {"recipe": "voc"}}},
 }
 
 

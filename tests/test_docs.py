@@ -27,7 +27,6 @@ from salmask.params.encoder import EncoderConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice, check
 from salmask.params.view import ViewConfig
-from salmask.params.yaml_file import Params
 
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "docs/data.md").read_text()
@@ -97,9 +96,10 @@ def test_sets_to_detect_in_are_accepted() -> None:
     (example,) = [example for example in examples if example.startswith("detect")]
     sets = yaml.safe_load(example)["detect"]
     assert list(sets) == ["voc", "coco", "mine"]
-    for name, options in sets.items():
-        configured_reader(Params({"detect": sets}), f"detect.{name}")
-        training_options(Choice(options.pop("name"), options), name)
+    for name, section in sets.items():
+        data = section["data"]
+        configured_reader(Choice(data.pop("name"), data), name)
+        training_options(section["training"], name)
 
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])

@@ -67,8 +67,10 @@ def validate(params: Params) -> None:
     for name in params.names("transfer"):
         dataset_reader(params.choice(f"transfer.{name}"), f"{params.source}: transfer.{name}")
     for name in params.names("detect"):
-        configured_reader(params, f"detect.{name}")
-        training_options(params.choice(f"detect.{name}"), f"{params.source}: detect.{name}")
+        where = f"{params.source}: detect.{name}"
+        _refuse_unknown_keys(params.mapping(f"detect.{name}"), ("data", "training"), where)
+        configured_reader(params.choice(f"detect.{name}.data"), f"{where}.data")
+        training_options(params.mapping(f"detect.{name}.training"), f"{where}.training")
     _validate_evaluations(params)
     comparison.read_tables(params)
 

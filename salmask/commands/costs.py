@@ -61,7 +61,8 @@ def estimate(params: Params, root: Path) -> SuiteCost:
         UserError: for a suite that does not fit.
     """
     source = params.choice("data")
-    others = [f"{key}.{name}" for key in ("transfer", "detect") for name in params.raw(key)]
+    others = [f"transfer.{name}" for name in params.names("transfer")]
+    others += [f"detect.{name}.data" for name in params.names("detect")]
     choices = [source, *(params.choice(key) for key in others)]
     data = {choice.name: _exists(choice, root) for choice in choices}
     runs = [read_run(params, name) for name in run_names(params)]

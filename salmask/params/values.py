@@ -58,15 +58,21 @@ def check(value: Any, schema: type[T], where: str) -> T:
 
 
 def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, Any]:
-    """Validates the options of a choice against the keyword-only arguments of a function.
+    """`bind_options` for the options of a choice. Errors contain the name of the choice."""
+    return bind_options(function, choice.options, f"{where} (name: {choice.name})")
+
+
+def bind_options(
+    function: Callable[..., Any], options: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Validates options against the keyword-only arguments of a function.
 
     Returns all of these arguments, with defaults filled in. Raises UserError as `check` does.
     """
     model = _options_model(function)
     try:
-        checked = model.model_validate(dict(choice.options))
+        checked = model.model_validate(dict(options))
     except ValidationError as error:
-        where = f"{where} (name: {choice.name})"
         raise UserError(_explain(error, where, _allowed(model))) from None
     return {name: getattr(checked, name) for name in model.model_fields}
 
@@ -81,12 +87,6 @@ def _options_model(function: Callable[..., Any]) -> type[BaseModel]:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     return create_model("options", __config__=STRICT, **fields)
-
-
-def option_names(function: Callable[..., Any]) -> list[str]:
-    """The names of a function's keyword-only arguments, which are its options in params.yaml."""
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def pick(table: Mapping[str, T], choice: Choice, where: str) -> T:

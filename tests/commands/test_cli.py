@@ -41,7 +41,8 @@ def test_check_accepts_what_fits(project: Path) -> None:
     assert call("check").output.strip() == "params.yaml is valid"
 
 
-SCENES = {"name": "demo", "root": "x", "recipe": "voc"}
+DATA = {"name": "demo", "root": "x"}
+SCENES = {"data": DATA, "training": {"recipe": "voc"}}
 
 
 def chosen(**runs: list[str]) -> dict[str, Any]:
@@ -81,12 +82,15 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         ({"transfer": {"a b": TINY["data"]}}, "transfer.a b: a name is made of a-z, 0-9 and -"),
         (
-            {"detect": {"voc": {"name": "voc", "root": "x"}}},
-            "detect.voc (name: voc): recipe: Field",
+            {"detect": {"voc": {"data": DATA, "training": {}}}},
+            "detect.voc.training: recipe: Field",
         ),
-        ({"detect": {"a": SCENES | {"learning_rate": 1}}}, "detect.a: learning_rate: no such key"),
         (
-            {"detect": {"a": SCENES | {"iterations": 5}}},
+            {"detect": {"a": SCENES | {"lr": 1}}},
+            "detect.a: no such key `lr` (allowed: data, training",
+        ),
+        (
+            {"detect": {"a": {"data": DATA, "training": {"recipe": "voc", "iterations": 5}}}},
             "must increase and be smaller than iterations (5)",
         ),
         ({"detect": {"a_b": SCENES}}, "detect.a_b: a name is made of a-z, 0-9 and -"),

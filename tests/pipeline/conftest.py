@@ -12,10 +12,15 @@ from tests.helpers.project import TINY, Project
 
 TRACE = Path(__file__).parents[1] / "helpers" / "import_trace"
 SCENES = {
-    "name": "demo", "root": "artifacts/code/demo.sha256", "side": 48,
-    "images": {"train": 6, "test": 3}, "recipe": "coco_1x", "iterations": 3, "milestones": [2],
-    "batch": 2, "lr": 0.01, "warmup": 1, "short_sides": [48], "test_short_side": 48,
-    "anchors": [16, 32], "regions": 8, "pictures": 2, "precise_norm": 2,
+    "data": {
+        "name": "demo", "root": "artifacts/code/demo.sha256", "side": 48,
+        "images": {"train": 6, "test": 3},
+    },
+    "training": {
+        "recipe": "coco_1x", "iterations": 3, "milestones": [2], "batch": 2, "lr": 0.01,
+        "warmup": 1, "short_sides": [48], "test_short_side": 48, "anchors": [16, 32],
+        "regions": 8, "pictures": 2, "precise_norm": 2,
+    },
 }  # fmt: skip
 SHAPES = TINY["data"] | {"images": {"train": 40, "val": 20}, "first": 1000}
 FINISHED = copy.deepcopy(TINY) | {"transfer": {"shapes": SHAPES}, "detect": {"scenes": SCENES}}
