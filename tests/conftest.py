@@ -1,4 +1,4 @@
-"""Small shared pieces. Nothing here touches the network or anything outside tmp_path."""
+"""Fixtures for all tests. They use neither the network nor files outside tmp_path."""
 
 import signal
 import tempfile
@@ -19,7 +19,7 @@ from salmask.datasets.listing import ListedFile, Listing
 from salmask.job import Job
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in xdist's workers, and what they start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in xdist's workers and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("suite")

@@ -1,4 +1,4 @@
-"""Which device is picked, and what is said where there is none such."""
+"""The choice of the device, and errors for missing devices."""
 
 import pytest
 import torch

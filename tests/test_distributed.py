@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "simsiam": {"dim": 6, "hidden": 4},
 }
 BOTH = ((0, 1, 0.5), (1, 0, 0.5))
-KINDS: dict[str, dict[str, Any]] = {  # how many hard negatives and mixtures, which comparisons
+KINDS: dict[str, dict[str, Any]] = {  # numbers of hard negatives and mixtures, and the comparisons
     "hard negatives": {"negatives": 2, "mixed": 0, "pairs": ((0, 1, 1.0),)},
     "mixtures": {"negatives": 0, "mixed": 2, "pairs": ((0, 1, 1.0),)},
     "many views": {"negatives": 0, "mixed": 0, "pairs": tuple((n, 1, 0.5) for n in (0, 2, 3))},
@@ -61,7 +61,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 RUNS = [(*case, LOCAL // 2) for case in CASES]
 RUNS += [(*case, LOCAL) for case in CASES if case[1] == "hard negatives"]
 RUNS += [(*case, 0) for case in CASES if case[1] in ("hard negatives", "both ways")]
-NORMS: dict[str, dict[str, Any]] = {  # of the whole batch: its inputs, the layer's options
+NORMS: dict[str, dict[str, Any]] = {  # inputs of the whole batch, and options of the layer
     "features": {"shape": (BATCH, 3)},
     "images": {"shape": (BATCH, 3, 4, 5)},
     "channels last": {"shape": (BATCH, 3, 4, 5), "layout": torch.channels_last},
@@ -99,7 +99,7 @@ def whole(kind: str, seed: int) -> Views:
 
 
 def shared(views: Views) -> Views:
-    """This process's part; rows count from its own first sample."""
+    """The part of this process; rows are indices into this part."""
     mine = views.map(local_rows)
     mixed = tuple(
         Mixed(
@@ -112,13 +112,13 @@ def shared(views: Views) -> Views:
 
 
 def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str, Any]:
-    """Two steps without an optimizer: what is metrics in each, and the sum of their gradients. One
-    where no queue makes a difference between them."""
+    """Metrics and summed gradients of two steps without an optimizer; one step for frameworks
+    without a queue."""
     torch.manual_seed(0)
     given = Choice(name, SMALL[name] | options | {"bn_group": group})
     model = frameworks.build(given, ENCODER, BATCH).train()
     with torch.no_grad():
-        for parameter in model.parameters():  # followers differ from their leaders, too
+        for parameter in model.parameters():  # so that a moving average differs from its network
             parameter.add_(0.1 * torch.randn_like(parameter))
     metrics = []
     for step in range(2 if name == "moco" else 1):
@@ -163,13 +163,13 @@ def normalise(
 
 
 def crops(count: int) -> Crops:
-    """`count` samples in the third step of the second epoch; their pixels do not matter."""
+    """`count` samples in the third step of the second epoch; all pixels are zero."""
     grey = {branch: torch.zeros(count, 3, SIDE, SIDE) for branch in ("query", "key")}
     return Crops(1, 2, torch.arange(count), grey, {}, {})
 
 
 def collect() -> dict[str, Any]:
-    """Everything that the tests look at, as this process sees it."""
+    """All results that the tests compare, as this process computes them."""
     rows = local_rows(torch.arange(BATCH * 3.0).view(BATCH, 3)).clone().requires_grad_()
     beside = torch.zeros(BATCH, 3, requires_grad=True)
     weights = torch.randn(BATCH, 3, generator=torch.Generator().manual_seed(rank()))
@@ -212,7 +212,7 @@ def work(number: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes process."""
+    """The results of each of two processes."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(WORLD)]
@@ -220,7 +220,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    """What one process finds on the whole batch."""
+    """The results of one process on the whole batch."""
     return collect()
 
 
@@ -242,7 +242,7 @@ def test_rows_are_gathered_in_rank_order(both, alone, what):
 
 
 def test_rows_of_any_layout_can_be_gathered(both, alone):
-    mine = alone["gathered"][:, 0, 0]  # (BATCH,2), of which each process sends (2,2) turned over
+    mine = alone["gathered"][:, 0, 0]  # (BATCH,2), each process sends (2,2), transposed
     halves = [mine[:LOCAL].T[:, :2], mine[LOCAL:].T[:, :2]]
     for process in both:
         assert torch.equal(process["transposed"], torch.cat(halves))
@@ -259,7 +259,7 @@ def test_gathering_leaves_other_gradients_alone(both, alone):
 
 
 def test_means_over_unequal_parts_are_weighed(both, alone):
-    """Of 3 and 5 things: the first mean counts 3/8 of two, the second 5/8."""
+    """Means of 3 and 5 items: the weights are 2 * 3/8 and 2 * 5/8."""
     expected = [[1, 0.75, 0], [1, 1.25, 0]]
     assert [[float(value) for value in process["shares"]] for process in both] == expected
     assert [float(value) for value in alone["shares"]] == [1, 1, 1]
@@ -282,7 +282,7 @@ def test_the_mean_over_processes_is_what_one_process_sees(both, alone, run):
     ours, theirs = of(run, both, alone)
     for step, expected in enumerate(theirs["metrics"]):
         for name, value in expected.items():
-            if name == "spread":  # of a process's own part
+            if name == "spread":  # computed on the part of a process
                 continue
             mean = torch.stack([process["metrics"][step][name] for process in ours]).mean()
             torch.testing.assert_close(mean, value, atol=1e-5, rtol=1e-5)

@@ -185,7 +185,7 @@ def test_nt_xent_logits_by_hand():
     logits, positive = nt_xent_logits(
         FIRST, SECOND, temperature=0.5, hard_negative=HARD, penalty=2.0
     )
-    no = -math.inf  # itself, and hard negatives where there are none
+    no = -math.inf  # not compared: itself, and rows without hard negatives
     expected = [
         [no, 0.0, 1.2, -1.6, 3.2],
         [0.0, no, 1.6, 1.2, 3.2],
@@ -197,7 +197,7 @@ def test_nt_xent_logits_by_hand():
 
 
 def naive_nt_xent(first, second, temperature, negatives, penalty):
-    """Row by row and pair by pair. negatives[i]: of image i."""
+    """Slow reference, pair by pair. negatives[i]: hard negatives of image i."""
     batch, both = len(first), [*first.tolist(), *second.tolist()]
 
     def similarity(a, b):
@@ -293,7 +293,7 @@ def test_first_wins_by_hand():
 
 
 def test_lambda_mix_by_hand():
-    # (0.25 * 4 + 1 * 2 + 0 * 8) / 3: by the batch, not by the sum of shares
+    # (0.25 * 4 + 1 * 2 + 0 * 8) / 3: divided by the batch size, not by the sum of shares
     mixed = lambda_mix(torch.tensor([4.0, 2.0, 8.0]), torch.tensor([0.25, 1.0, 0.0]))
     assert mixed.item() == pytest.approx(1.0)
 
@@ -339,7 +339,8 @@ def test_autocast_does_not_touch_the_losses(generator):
 
     expected = all_of_them()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (first @ second.T).dtype == torch.bfloat16  # what the losses must escape
+        # the losses must not be computed like this
+        assert (first @ second.T).dtype == torch.bfloat16
         values = all_of_them()
     for a, b in zip(values, expected, strict=True):
         assert a.dtype == torch.float32 and torch.equal(a, b)

@@ -107,7 +107,7 @@ def test_a_file_digest_is_its_sha256(tmp_path):
 
 
 def made(root, stage: str, out: str, inputs: list[str], **files: str):
-    """Plays a stage: writes its files and their provenance; returns the folder."""
+    """Writes files and their provenance as a stage does; returns the folder."""
     folder = root / out
     folder.mkdir(parents=True)
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""The `salmask` command, called as a person calls it."""
+"""The commands of `salmask`, run from the command line."""
 
 import subprocess
 from pathlib import Path
@@ -116,7 +116,8 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
             "evaluate: no such key `knn20` (allowed: protocols, chosen, finetune, knn",
         ),
         (
-            {"evaluate": TINY["evaluate"] | {"linear": {"rate": 1.0}}},  # chosen by no run, and yet
+            # checked although no run has it
+            {"evaluate": TINY["evaluate"] | {"linear": {"rate": 1.0}}},
             "evaluate.linear (name: linear): rate: no such key, got 1.0",
         ),
         (

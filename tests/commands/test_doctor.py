@@ -1,4 +1,4 @@
-"""`salmask doctor`: what it finds, before hours are spent."""
+"""`salmask doctor`: its findings about machine, parameters, data and weights."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Suites: what they build on, how grids become runs, and that every one of ours is sound."""
+"""Suites: extension, expansion of grids, and the validity of all suites in suites/."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ COMMON = {"mask": {"name": "blur"}, "runs": {"plain": {}, "other": {"train": {"e
 
 
 def project(folder: Path, **files: Any) -> Path:
-    """A project whose suites are the mappings given; a name with __ lies in a folder."""
+    """A project with these mappings as suites; `__` in a name stands for a slash."""
     for name, values in files.items():
         path = folder / "suites" / f"{name.replace('__', '/')}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,8 @@ def test_a_suite_is_laid_over_what_it_extends_and_later_ones_win(tmp_path: Path)
     )
     values = suites.load(root, "mine").values
     assert values["seed"] == 2 and values["view"] == {"size": 64, "grid": 4}
-    assert values["data"] == {"name": "imagefolder", "root": "y"}  # another source: all of it
+    # another name replaces all options
+    assert values["data"] == {"name": "imagefolder", "root": "y"}
     assert "extends" not in values and suites.names(root) == ["mine"]
 
 
@@ -123,7 +124,7 @@ def test_seeds_alone_repeat_a_run_and_one_seed_is_no_grid() -> None:
         ({"mask.negative": [None, {"count": 2}]}, ["r-negative-none", "r-negative-count-2"]),
         ({"mask.name": ["mixmask_star"]}, ["r-name-mixmask-star"]),
         ({"mask.switch": [True, False]}, ["r-switch-true", "r-switch-false"]),
-        (  # two keys end alike, so the names say all of them
+        (  # two keys have the same last part, so the names contain the whole keys
             {"mask.momentum": [0.9], "train.momentum": [-1]},
             ["r-mask-momentum-0p9-train-momentum-m1"],
         ),
@@ -215,7 +216,7 @@ def test_the_papers_tables_all_have_a_suite() -> None:
 
 @pytest.mark.parametrize("name", [n for n in suites.names(ROOT) if n.endswith("-small")])
 def test_a_small_twin_has_the_runs_of_its_table(name: str) -> None:
-    if name == "imagenette-small":  # no table of a paper
+    if name == "imagenette-small":  # not for a table of a paper
         return
     small, large = (suites.load(ROOT, n).raw("runs") for n in (name, name.removesuffix("-small")))
     assert list(small) == list(large)

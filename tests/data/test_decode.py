@@ -15,7 +15,7 @@ from salmask.datasets.listing import ListedFile, Listing
 from tests.helpers.icc import ADOBE_RGB, DISPLAY_P3, SRGB, in_srgb, of_gray, of_primaries
 from tests.helpers.image_files import chunk, palette, png, saved
 
-RED = (254, 0, 0)  # as JPEG keeps it
+RED = (254, 0, 0)  # pure red after JPEG's rounding
 
 
 def oriented(value) -> Image.Exif:
@@ -63,7 +63,8 @@ KINDS = {
     "gray jpeg": (saved(plain("L", 120), "JPEG"), (120,) * 3),
     "1-bit white": (saved(plain("1", 1), "PNG"), (255,) * 3),
     "1-bit black": (saved(plain("1", 0), "TIFF", compression="group4"), (0,) * 3),
-    "CMYK jpeg": (saved(plain("CMYK", (0, 255, 255, 0)), "JPEG"), RED),  # inverted, as Adobe does
+    # inverted, as in Adobe's files
+    "CMYK jpeg": (saved(plain("CMYK", (0, 255, 255, 0)), "JPEG"), RED),
     "CMYK tiff": (saved(plain("CMYK", (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
     "YCbCr tiff": (saved(plain("YCbCr", (76, 85, 255)), "TIFF"), RED),
     "LAB tiff": (saved(Image.new("RGB", (16, 16), (180, 90, 60)).convert("LAB"), "TIFF"),

@@ -19,7 +19,7 @@ from salmask.errors import DataGoneError, UserError
 
 @pytest.fixture
 def listing(tmp_path) -> Listing:
-    """Five files: three images, a truncated one and a text, in two splits."""
+    """Five files in two splits: three images, a truncated image and a text file."""
     root = tmp_path / "photos"
     (root / "a").mkdir(parents=True)
     names = ["a/one.png", "a/two.png", "three.png"]
@@ -288,7 +288,7 @@ def test_a_missing_folder_in_a_worker_gives_the_same_message(pair, workers, monk
         list(batches)
     assert str(error.value) == f"the images' folder {rows.root} does not exist: mount it"
     del batches, error
-    gc.collect()  # ends the worker now
+    gc.collect()  # ends the worker process at once
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])

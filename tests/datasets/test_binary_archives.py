@@ -17,7 +17,7 @@ LETTERS = list("abcdefghij")
 
 @pytest.fixture(autouse=True)
 def _any_md5(monkeypatch):
-    """Accepts any existing file but broken ones: these files are not the real ones."""
+    """Replaces the md5 check: only files with the content `broken` fail."""
     check = "torchvision.datasets.utils.check_md5"
     monkeypatch.setattr(check, lambda path, md5: Path(path).read_bytes() != b"broken")
 

@@ -50,7 +50,7 @@ def test_a_larger_side_draws_the_same_scene():
     ("split", "share"), [("train", 0.55), ("val", 0.55), ("decorrelated", 0.1)]
 )
 def test_backgrounds_follow_the_class_with_the_probability_of_the_split(split, share):
-    # train: in one half of the images, and by chance in a tenth of the others
+    # train: half of the images, and a tenth of the other half by chance
     drawn = [render(0, split, i, side=16) for i in range(400)]
     hits = np.mean([d.background == d.label for d in drawn])
     assert hits == pytest.approx(share, abs=4 * (share * (1 - share) / 400) ** 0.5)

@@ -26,7 +26,7 @@ def test_splits_by_lists(tmp_path):
         "train": [("b/3.jpg", "b"), ("a/1.jpg", "a")],
         "test": [("a/2.jpg", "a")],
     }
-    assert listing.classes == ("a", "b")  # what no list names is no class
+    assert listing.classes == ("a", "b")  # a folder that no list names is not a class
 
 
 @pytest.mark.parametrize(

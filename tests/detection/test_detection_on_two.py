@@ -26,7 +26,7 @@ OPTIONS = {
     "anchors": (16, 32),
     "regions": 400,
     "masks": True,
-}  # more than there are, so that the numbers differ
+}  # more regions than proposals, so that their number differs between images
 RESIZING = Resizing((32, 48, 64), 200)
 SHORT = {"recipe": "voc", "iterations": 3, "milestones": (2,), "batch": 4, "warmup": 2, "lr": 0.01,
          "short_sides": (32, 48), "test_short_side": 48, "regions": 16,

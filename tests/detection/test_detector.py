@@ -130,7 +130,7 @@ def test_the_loss_falls_on_a_fixed_batch(batch, masks):
 def test_masks_are_learned_from_the_features_of_regions_with_objects(batch, monkeypatch):
     built = detector(masks=True).train()
     built.trunk.eval()
-    built.heads.box_head.eval()  # else a region's features depend on the other regions
+    built.heads.box_head.eval()  # so that regions do not share batch statistics
     arguments = {}
 
     def recording(logits, regions, masks, labels, matched):
@@ -154,7 +154,7 @@ def test_masks_are_learned_from_the_features_of_regions_with_objects(batch, monk
 def test_samples_for_the_losses_depend_on_each_images_key_only(batch):
     built = detector().train()
     built.trunk.eval()
-    built.heads.box_head.eval()  # else an image's losses depend on the other images
+    built.heads.box_head.eval()  # so that images do not share batch statistics
     before = torch.random.get_rng_state()
 
     def losses(*places, seed=0):

@@ -76,7 +76,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(data, job, uninterrupted
         with pytest.raises(KeyboardInterrupt):
             run(data, job)
     assert newest(job)["step"] == 2
-    torch.rand(7)  # another process has drawn other numbers
+    torch.rand(7)  # another state of torch's generator
     assert run(data, job) == metrics
     assert equal(newest(whole), newest(job)) and newest(whole)["step"] == 4
     for name in ("classes.csv", "detections.png"):
@@ -84,7 +84,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(data, job, uninterrupted
     to_device, batches = training.to_device, []
     monkeypatch.setattr(training, "to_device", lambda *a: batches.append(a) or to_device(*a))
     assert run(data, job) == metrics
-    assert len(batches) == SHORT["precise_norm"]  # and no training batch
+    assert len(batches) == SHORT["precise_norm"]  # no training batch
 
 
 def test_a_signal_stops_a_training_at_a_checkpoint(data, job, uninterrupted, monkeypatch):

@@ -165,12 +165,13 @@ def test_they_learn_and_keep_their_state(arch):
     before = torch.get_rng_state()
     out = encoder(images)
     out.square().sum().backward()
-    assert torch.equal(torch.get_rng_state(), before)  # so that runs resume to the same bytes
+    # no draws, so that a resumed run ends in the same bytes
+    assert torch.equal(torch.get_rng_state(), before)
     assert out.isfinite().all() and out.std() > 0
     assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters())
 
     norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert bool(norms) == (arch != "convnext_tiny")  # which has layer norms
+    assert bool(norms) == (arch != "convnext_tiny")  # ConvNeXt has layer norms
     assert all(isinstance(m, GroupedBatchNorm) and m.group == 2 for m in norms)
 
     other = build_encoder(EncoderConfig(arch, stem="small"), seed=1)
@@ -287,7 +288,7 @@ def test_networks_without_residual_blocks_ignore_zero_init(arch):
 )
 @pytest.mark.parametrize("function", [build_encoder, feature_dim, check_encoder])
 def test_networks_that_do_not_fit_are_refused(function, config, message, monkeypatch):
-    monkeypatch.setattr(torchvision.models, "get_model", pytest.fail)  # builds no network
+    monkeypatch.setattr(torchvision.models, "get_model", pytest.fail)  # must not build a network
     with pytest.raises(UserError, match=rf"encoder\.arch: .*{message}.*; choose e\.g\. resnet50, "):
         function(config)
 
@@ -297,7 +298,8 @@ def test_networks_that_do_not_fit_are_refused(function, config, message, monkeyp
     [
         ("resnet19", "`resnet19`; did you mean resnet18, resnet10, "),
         ("convnext-tiny", "`convnext-tiny`; did you mean convnext_tiny, "),
-        ("fcn_resnet50", "`fcn_resnet50`; did you mean resnet50, "),  # would fetch its backbone
+        # building it would download its backbone
+        ("fcn_resnet50", "`fcn_resnet50`; did you mean resnet50, "),
         ("zzz", "`zzz`; choose e.g. resnet50, convnext_tiny, "),
     ],
 )

@@ -1,4 +1,4 @@
-"""Exports: what each program finds under its own names, and what is refused."""
+"""Exports: features in each program, names of weights, and refused networks."""
 
 import dataclasses
 import pickle
@@ -44,7 +44,8 @@ def test_torchvisions_own_network_finds_the_same_features(tmp_path, arch, suffix
     theirs = torchvision.models.get_model(arch)
     state = load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True)
     left = theirs.load_state_dict(state, strict=False)
-    assert not left.unexpected_keys and len(left.missing_keys) == 2  # its classifier's two
+    # weight and bias of the classifier
+    assert not left.unexpected_keys and len(left.missing_keys) == 2
     theirs.set_submodule(left.missing_keys[0].rpartition(".")[0], torch.nn.Identity())
     images = pictures(2, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -88,7 +89,7 @@ def test_names_are_detectron2s(ours, theirs):
 
 
 def by_replacing(key: str) -> str:
-    """The same names by a chain of replacements, as MoCo's converter goes about it."""
+    """The same names by a chain of replacements, as in MoCo's converter."""
     if "layer" not in key:
         key = f"stem.{key}"
     for i in (1, 2, 3, 4):
@@ -169,7 +170,7 @@ def test_a_suffix_of_another_format_is_refused(tmp_path, layout):
     ],
 )
 def test_a_file_that_finds_other_features_is_not_left(tmp_path, monkeypatch, layout, config, out):
-    """One batch norm of the last stage with another mean is enough."""
+    """Only the mean of one batch norm in the last stage is changed."""
     saved(tmp_path / "mine", config)
     honest = FORMATS[layout].write
 
@@ -239,7 +240,7 @@ CONFIGS = st.builds(
 @settings(max_examples=6)
 @given(CONFIGS, SPECS, st.integers(0, 99))
 def test_out_and_in_again_finds_the_same_features(tmp_path_factory, config, spec, seed):
-    """Any of ours, exported under our names and imported with what the notes say."""
+    """Any encoder, exported to safetensors and imported with the values of the notes."""
     place = tmp_path_factory.mktemp("round")
     saved(place / "mine", config, spec, seed)
     out = place / "out.safetensors"

@@ -66,7 +66,7 @@ def test_groups_of_samples_do_not_see_each_other(generator):
 @pytest.mark.parametrize("sizes", [[5, 3], [5, 7, 8, 3]])
 def test_a_head_comes_back_from_its_weights(norm, last, sizes, generator):
     head = mlp(sizes, norm=norm, last=last)
-    for _ in range(3):  # statistics that show
+    for _ in range(3):  # running statistics that affect the output
         head(3 + torch.randn(16, 5, generator=generator))
     again = from_weights(head.state_dict())
     assert [type(layer) for layer in again] == [type(layer) for layer in head]

@@ -95,11 +95,12 @@ def test_running_statistics_stay_alone_while_they_are_not_tracked(group):
     before = {name: getattr(norm, name).clone() for name in BUFFERS}
     images = torch.randn(4, 3, 5, 5)
     norm.track_running_stats = False
-    assert torch.equal(norm(images), reference(images))  # by the batch's statistics all the same
+    # still normalised by the batch's statistics
+    assert torch.equal(norm(images), reference(images))
     assert all(torch.equal(getattr(norm, name), value) for name, value in before.items())
     norm.track_running_stats = True
     norm(images)
-    for name in BUFFERS:  # and then moves from where it was left
+    for name in BUFFERS:  # the update starts from the old statistics
         assert torch.equal(getattr(norm, name), getattr(reference, name))
         assert not torch.equal(getattr(norm, name), before[name])
 
@@ -139,7 +140,7 @@ def test_ordinary_norms_become_grouped_ones_in_the_same_state():
     assert isinstance(network[1], nn.GroupNorm)
     assert torch.equal(network(x), expected)
 
-    group_norms(network, 2)  # and from those to other groups
+    group_norms(network, 2)  # back to groups, of another size
     assert [network[0].group, network[4][0].group] == [2, 2]
 
 

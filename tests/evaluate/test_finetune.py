@@ -1,4 +1,4 @@
-"""Fine-tuning: which labels it uses, what learns, how it resumes."""
+"""Fine-tuning: the choice of labels, the trained parameters, and resuming."""
 
 import dataclasses
 import hashlib
@@ -225,7 +225,7 @@ def test_the_encoders_filter_applies_to_what_it_learns_from(rows, job, tmp_path)
     plain = finetune.run(encoders(), rows, job, **OPTIONS)
     other = dataclasses.replace(job, work=tmp_path / "filtered")
     result = finetune.run(filtered, rows, other, **OPTIONS)
-    # without its filter an encoder would tell even colours apart; all that is left is zero
+    # without the filter an encoder could classify uniform colours; with it, its input is zero
     assert plain["finetune100_top1"] > 75 and result["finetune100_top1"] == pytest.approx(50)
 
 

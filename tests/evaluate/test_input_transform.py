@@ -1,4 +1,4 @@
-"""What an encoder wants done to its input travels with it: no evaluation has to be asked for it."""
+"""Every evaluation applies the input filter that encoder.json describes."""
 
 import dataclasses
 import importlib
@@ -18,13 +18,13 @@ from tests.helpers.tiny_encoders import FILTER, SMALL, features, pictures, saved
 
 MODULES = [importlib.import_module(f"salmask.evaluate.{m.name}")
            for m in pkgutil.iter_modules(evaluate.__path__)]  # fmt: skip
-# variance cuts the views of its run, which are filtered already: see test_variance.py
+# the views of `variance` are filtered by the mask of their run: see test_variance.py
 PROTOCOLS = [module for module in MODULES
              if callable(getattr(module, "run", None))
              and not module.__name__.endswith(".variance")]  # fmt: skip
 PLAIN = InputSpec(16, 18, None)
 FILTERED = dataclasses.replace(PLAIN, filter=FILTER)
-# whichever of these a protocol knows: what makes it short
+# options that shorten a protocol; each protocol gets those that it has
 SHORT = {"k": (1,), "epochs": 1, "batch": 8, "milestones": (), "images": "resident",
          "iterations": 2, "lr": 1e-3}  # fmt: skip
 
@@ -35,14 +35,14 @@ def test_leaving_out_the_filter_changes_the_features(tmp_path):
     images = pictures(4, 16)
     with_it, without = (features(tmp_path / name, images) for name in ("with", "without"))
     assert (with_it - without).abs().max() > 0.1 * without.abs().max()
-    # what is the same everywhere in an image does not pass
+    # the filter removes a constant
     darker = features(tmp_path / "with", images - 0.1)
     torch.testing.assert_close(darker, with_it, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture
 def rows(make_manifest):
-    """Images of one colour each: a high-pass filter leaves nothing of them, however cropped."""
+    """Images of one colour each: a high-pass filter turns every crop of them into zeros."""
     images = []
     for split in ("train", "val"):
         for i in range(16):
@@ -53,7 +53,7 @@ def rows(make_manifest):
 
 
 def largest_input(protocol, folder, rows, job) -> float:
-    """The largest absolute value that any network saw when a protocol scored the encoder."""
+    """The largest absolute input value of any network while a protocol scores the encoder."""
     recorded: list[float] = []
 
     def look(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:

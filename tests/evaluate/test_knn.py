@@ -111,7 +111,7 @@ def test_far_neighbours_at_a_low_temperature_still_vote():
 
 
 class MeanColour(nn.Module):
-    """Stands for a network: (B,3,H,W) -> (B,3). blind: sees no colour."""
+    """Stands for a network: (B,3,H,W) -> (B,3). blind: ignores colour."""
 
     def __init__(self, blind: bool = False) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def encoder(blind: bool = False) -> Encoder:
 
 
 def colours(*splits: str) -> list:
-    """Red images of label 0 and blue ones of label 1; an unlabelled one besides."""
+    """Red images of label 0, blue images of label 1, and an image without a label."""
     images = []
     for split in splits:
         for i in range(12):
@@ -149,7 +149,7 @@ def test_metrics_are_named_by_split_k_and_encoder(make_manifest, job):
         for k in (1, 200)
     }
     assert result["knn1_top1"] == result["decorrelated_knn1_top1"] == pytest.approx(100)
-    # one untrained encoder is right on all, the blind one on half: their mean
+    # the mean of 100% for one untrained encoder and 50% for the blind one
     assert result["random_knn1_top1"] == pytest.approx(75)
 
 

@@ -56,7 +56,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(rows, job, tmp_pat
 
     def dies_in_mid_epoch(folder, step, state):
         save(folder, step, state)
-        if step == 7:  # of 3 in each epoch
+        if step == 7:  # in the third epoch, at 3 steps an epoch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

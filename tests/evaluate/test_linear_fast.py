@@ -82,7 +82,7 @@ def test_separable_colours_are_told_apart_in_every_split(rows, job, name, option
 
 
 def test_the_penalty_is_the_one_under_which_held_out_labels_are_likeliest():
-    train, held = _scene(3), _scene(5)  # other labels of other centres: caution is best
+    train, held = _scene(3), _scene(5)  # unrelated labels: the largest penalty is best
     held = Labelled(held.features, held.labels % 3)
     grid = (1e-3, 1e-1, 10.0)
     scores = {}

@@ -1,4 +1,4 @@
-"""Transfer: which images do what, the choice of the penalty, and the two scores."""
+"""Transfer: the roles of the splits, the choice of the penalty, and the two scores."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def make(make_manifest):
 def test_mean_per_class_by_hand():
     labels = torch.tensor([7, 7, 7, 7, 2, 2, 9])
     result = torch.tensor([7, 7, 7, 2, 2, 7, 2])
-    # 3 of 4 of class 7, 1 of 2 of class 2, 0 of 1 of class 9; classes that do not occur count not
+    # 3 of 4 of class 7, 1 of 2 of class 2, 0 of 1 of class 9; other classes do not count
     assert mean_per_class(result, labels) == pytest.approx(100 * (0.75 + 0.5 + 0) / 3)
     assert accuracy(result, labels) == pytest.approx(100 * 4 / 7)
 
@@ -166,6 +166,6 @@ def test_of_equally_good_penalties_the_largest_is_taken():
     train, val = scene(60, 0), scene(1, 1)
     grid = [1e-3, 1e-2, 2e-2]
     scores = [reference(train, l2).predict(val.features.double().numpy()) for l2 in grid]
-    assert len({int(score[0]) for score in scores}) == 1  # right or wrong, alike
+    assert len({int(score[0]) for score in scores}) == 1  # equally accurate
     _, best = transfer.by_validation(train, val, 4, grid, iterations=500)
     assert best == 2e-2

@@ -1,4 +1,4 @@
-"""The spread of features over views, by hand and over batches."""
+"""The variance of features over views: numbers worked out by hand, and batches of any size."""
 
 import math
 from dataclasses import replace
@@ -46,7 +46,7 @@ def encoders(spec_filter: dict | None = None) -> dict[str, Encoder]:
 
 
 class Framework(nn.Module):
-    """Stands for what a run trained: a head that doubles, mirrors and adds up."""
+    """Replaces a framework: its projector doubles, negates and adds features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def test_through_another_encoder_views_are_filtered_as_their_run_does(rows, job,
     made = config("high_pass", ratio=(0.0, 0.0), focal=0.0, hard_negative=None)
     store = saliency(rows, tmp_path)
     options = {"views": 4, "masked": masked}
-    own = encoders(input_filter(made.mask, 8))  # whose weights are the plain one's, too
+    own = encoders(input_filter(made.mask, 8))  # with the same weights as the plain run's
     result = variance.run(own, rows, job, run_views(job, made, store), **options)
     plain = run_views(job, made, store, through="mocov2")
     through = variance.run(encoders(), rows, job, plain, **options)
@@ -198,7 +198,7 @@ def saliency(rows, tmp_path) -> Path:
 
 
 class Contrast(nn.Module):
-    """Stands for a network that notices flat patches: (B,3,H,W) -> (B,3)."""
+    """Replaces a network; the features are lower for flat patches: (B,3,H,W) -> (B,3)."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.std((2, 3))
@@ -212,7 +212,7 @@ def test_a_runs_mask_is_part_of_its_views_and_drawn_for_each(rows, job, tmp_path
     result = variance.run(given, rows, job, beside, **options)
     without = variance.run(given, rows, job, beside, masked=False, **options)
     assert set(without) == {n.replace("variance", "variance_unmasked") for n in result}
-    # nothing but the patches differs between views
+    # the views differ in their masks only
     assert without["variance_unmasked_pooled"] == pytest.approx(0, abs=1e-9)
     assert result["variance_pooled"] > 1e-4
 

@@ -76,7 +76,7 @@ def test_the_global_generator_alone_decides_the_weights(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_draws_nothing(name):
-    """What draws in a step does not resume to the same bytes."""
+    """Draws from torch's generator would make a resumed run differ."""
     model = build(name, bn_group=0)
     before = torch.get_rng_state()
     model(views(images(2), [(0, 1, 1.0)]), 0.0)["loss"].backward()

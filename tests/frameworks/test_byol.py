@@ -145,7 +145,7 @@ def test_gradient_by_hand():
     dd/dp1 = (-1.2, 0); through R: (0, 1.2); times x1: [[0, 0], [1.2, 0]].
     p2 = R x2 = (-0.8, 0.6), z1 = (1, 0): cos = -0.8, dcos/dp2 = z1 + 0.8 p2 = (0.36, 0.48);
     dd/dp2 = (-0.72, -0.96); through R: (-0.96, 0.72); times x2: [[-0.576, -0.768], [0.432, 0.576]].
-    With a gradient through the targets all of this would cancel (see SimSiam's test).
+    With a gradient through the targets, these terms would cancel (see SimSiam's test).
     """
     model = build()
     model.encoder, model.target_encoder = nn.Flatten(), nn.Flatten()

@@ -64,7 +64,7 @@ def keys_of(model: Framework, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def slow(model: Framework, batch: Views, group: int = 0) -> tuple[float, float]:
-    """Loss, and accuracy of the first comparison, on what the queue holds before the step."""
+    """Loss, and accuracy of the first comparison, with the queue as it is before the step."""
     queue = model.queue.T.tolist()
 
     def logit(a: list[float], b: list[float]) -> float:
@@ -143,7 +143,7 @@ def test_loss_and_accuracy_agree_with_loops(scene, group):
 
 def test_the_loss_is_that_of_the_queue_before_the_step():
     model = build()
-    for step in range(6):  # past the queue's end
+    for step in range(6):  # more steps than the queue has room for
         loss, _ = slow(model, plain(step))
         assert model(plain(step), 0.0)["loss"].item() == pytest.approx(loss, rel=1e-4)
 
@@ -164,7 +164,7 @@ def test_losses_compare_without_a_step():
     metrics = model.losses(with_negative())
     assert equal(model.key_encoder, before.key_encoder)
     assert torch.equal(model.queue, before.queue) and model.cursor == 0
-    model.momentum = 1.0  # then a step is made with the same key encoder
+    model.momentum = 1.0  # so that a step keeps the key encoder
     torch.testing.assert_close(metrics, model(with_negative(), 0.0))
 
 
@@ -213,18 +213,18 @@ def test_the_queue_wraps_around_and_replaces_the_oldest(symmetric):
         before, batch = model.queue.clone(), views(images(2, step), pairs)
         expected = [keys_of(model, batch.images[view]) for view in batch.targets]
         model(batch, 0.0)
-        before[:, start : start + count] = torch.cat(expected).T  # view after view
+        before[:, start : start + count] = torch.cat(expected).T  # in the order of the views
         torch.testing.assert_close(model.queue, before, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(QUEUE))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_further_target_views_do_not_enter_the_queue(symmetric):
-    """MSCN makes a target of every view where both directions count: 4 views, but 2B keys."""
+    """With both directions, every view of MSCN is a target, but only 2B of 4B keys enter."""
     targets = range(4) if symmetric else [1]
     pairs = [(i, j, 0.1) for i in range(4) for j in targets if i != j]
     count = 2 * BATCH if symmetric else BATCH
-    queue = 3 * count  # which 4B do not divide
+    queue = 3 * count  # not a multiple of 4B
     model = build(symmetric=symmetric, queue=queue)
     for step in range(4):
         batch = views(images(4, step), pairs)
@@ -252,7 +252,7 @@ def test_mixtures_never_enter_the_queue():
 
 
 def test_key_and_hard_negative_are_two_forwards():
-    """Together in one, they would share batch statistics, and the queue's keys would be others."""
+    """In one forward pass they would share batch statistics, which would change the keys."""
     near, far = (with_negative() for _ in range(2))
     far.negatives[1][0].mul_(50)
     queues = []
@@ -269,7 +269,7 @@ def test_shuffling_forms_the_keys_groups_and_is_undone(shuffle):
     batch = plain(shuffle=shuffle)
     parts = followed(model)
     keys: dict[int, list[float]] = {}
-    for group in (shuffle[:2], shuffle[2:]):  # batch norm sees these two at a time
+    for group in (shuffle[:2], shuffle[2:]):  # the groups of batch norm
         keys |= dict(zip(group, embed(batch.images[1][group], *parts), strict=True))
     model(batch, 0.0)
     expected_values = F.normalize(torch.tensor([keys[i] for i in range(BATCH)]), dim=1)
@@ -277,7 +277,7 @@ def test_shuffling_forms_the_keys_groups_and_is_undone(shuffle):
 
 
 def test_only_keys_are_shuffled():
-    """Queries and hard negatives keep their groups, whose members are random anyway."""
+    """Queries and hard negatives keep their groups, which are random already."""
     ours, theirs = build(bn_group=2), build(bn_group=2)
     batch = with_negative()
     shuffled = Views(batch.images, batch.pairs, torch.tensor([2, 0, 3, 1]), batch.negatives)

@@ -82,11 +82,11 @@ def slow(model: Framework, batch: Views, group: int) -> tuple[float, float]:
             others = [cosine(own, sides[s][j]) / tau for s, j in rows if j != i]
             assert len(others) == 2 * BATCH - 2
             hits.append(positive > max(others))
-            if side == 0:  # the row of the query, whose key was cut
+            if side == 0:  # the query: only it has hard negatives
                 hard = [cosine(own, n[i]) / tau for n in negatives.get(target, [])]
                 others += [model.penalty * value for value in hard]
             total += weight * cross_entropy(positive, others) / len(rows)
-    for mixed in batch.mixed:  # a forward of its own
+    for mixed in batch.mixed:  # a separate forward pass
         made = embed(mixed.images, model.encoder, model.projector, group=group)
         for rows, shares in mixed.positives:
             for i in range(BATCH):
@@ -125,7 +125,7 @@ def test_similarities_are_means_over_the_first_comparison():
 
 
 def graph(model: Framework, batch: Views) -> torch.Tensor:
-    """The loss, row by row, with a gradient everywhere. For batches of one comparison."""
+    """The loss of a batch with one comparison, row by row, with gradients for all views."""
     tau, pictures = model.temperature, [*batch.images, *batch.negatives.get(1, ())]
     parts = [F.normalize(model.projector(model.encoder(p)), dim=1) for p in pictures]
     (first, second), rows = parts[:2], []
@@ -146,9 +146,10 @@ def graph(model: Framework, batch: Views) -> torch.Tensor:
 
 @pytest.mark.parametrize("scene", ["two views", "two of another penalty", "two mixtures"])
 def test_the_gradient_is_that_of_the_whole_loss(scene):
-    """Nothing is held fixed: not hard negatives (Chin et al. 2024), nor the keys of mixtures."""
+    """Nothing is detached: neither hard negatives (Chin et al. 2024) nor keys of mixtures."""
     batch, options = SCENES[scene]
-    model = build(bn_group=BATCH, **options)  # statistics apart, so that parts can be apart
+    # separate statistics, since `graph` embeds each view alone
+    model = build(bn_group=BATCH, **options)
     twin = copy.deepcopy(model)
     metrics = model(batch, 0.0)["loss"]
     metrics.backward()
@@ -164,13 +165,13 @@ def test_the_gradient_is_that_of_the_whole_loss(scene):
 def test_the_gradient_of_a_hard_negative_reaches_its_pixels():
     batch, _ = SCENES["hard negative"]
     negative = C.clone().requires_grad_()
-    model = build(bn_group=BATCH)  # statistics of its own: no gradient comes by way of them
+    model = build(bn_group=BATCH)  # separate statistics, so that no gradient flows through them
     model(views(batch.images, batch.pairs, negatives={1: (negative,)}), 0.0)["loss"].backward()
     assert negative.grad.flatten(1).any(1).all()
 
 
 def test_everything_is_embedded_in_one_forward():
-    """With one batch-norm group, the hard negatives change what the views' statistics are."""
+    """With one batch-norm group, the hard negatives change the statistics of the views."""
     similarities = []
     for factor in (1, 50):
         batch = views((A, B), [(0, 1, 1.0)], negatives={1: (C * factor,)})

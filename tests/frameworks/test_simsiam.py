@@ -135,7 +135,7 @@ def test_without_the_stop_gradient_it_would_be_another():
 
 
 def test_targets_of_mixtures_have_no_gradient():
-    """Only the mixed term is left, and only the picture that is mixed can learn from it."""
+    """Only the mixed term has a weight, and only the mixed image gets its gradient."""
     clean, mixed = B.clone().requires_grad_(), C.clone().requires_grad_()
     build()(views((A, clean), [(0, 1, 0.0)], mixed=mixtures(mixed)), 0.0)["loss"].backward()
     assert clean.grad is None and mixed.grad.flatten(1).any(1).all()
@@ -156,7 +156,7 @@ def test_a_step_changes_nothing_but_running_statistics():
 
 
 def test_mixtures_look_backwards_at_the_second_view():
-    """So that the tests above are about pi(i) = B-1-i, which no other permutation equals."""
+    """The tests above therefore test pi(i) = B-1-i, and no other permutation."""
     (mixed,) = mixtures(C)
     assert mixed.positives[1][0].tolist() == BACKWARDS.tolist() == [3, 2, 1, 0]
 

@@ -1,4 +1,4 @@
-"""Colour profiles made by hand (ICC v2, three primaries and a gamma), and what they mean."""
+"""Hand-made colour profiles (ICC v2, three primaries and a gamma), and their colours in sRGB."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Image files made by hand, byte by byte where pillow would not write them."""
+"""Hand-made image files, written byte by byte where pillow cannot write them."""
 
 import struct
 import zlib

@@ -134,7 +134,7 @@ class Backend(_DummyBackendModule):
 
 
 def _moving(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.tensor and torch.as_tensor, which go past dispatch, by way of the CPU."""
+    """torch.tensor and torch.as_tensor through the CPU, because they bypass the dispatcher."""
 
     def made(data: Any, *, device: Any = None, **options: Any) -> Tensor:
         out = data if isinstance(data, Away) else make(data, **options)
@@ -144,7 +144,7 @@ def _moving(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _swapping(apply: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Module.to, which else keeps the class of the CPU's parameters."""
+    """Module.to with parameters of the device's class instead of the CPU's."""
 
     def applied(*arguments: Any, **options: Any) -> nn.Module:
         torch.__future__.set_swap_module_params_on_conversion(True)

@@ -59,7 +59,7 @@ def git_files() -> list[str]:
 
 
 class Project:
-    """A project folder of its own, with git and DVC, and what one does in it."""
+    """A project's folder with Git and DVC, and methods that run its commands."""
 
     def __init__(self, folder: Path, params: dict[str, Any]) -> None:
         self.folder = folder
@@ -72,7 +72,7 @@ class Project:
 
     @classmethod
     def at(cls, folder: Path) -> "Project":
-        """The project in a folder that is there already."""
+        """The project in an existing folder."""
         project = cls.__new__(cls)
         project.folder = folder
         return project
@@ -81,7 +81,8 @@ class Project:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def environment(self, **more: str) -> dict[str, str]:
-        """The caller's, without what would lead the stages elsewhere."""
+        """The caller's environment, without the variables that change paths or devices of
+        stages."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SALMASK_", "DVC_"))}
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
         return env | more

@@ -1,4 +1,4 @@
-"""Small encoders with weights and statistics that leave no layer idle, and their files."""
+"""Small encoders in which every layer affects the features, and their files."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ FILTER = {"name": "high_pass", "kernel": 5, "sigma": 1.5}
 
 
 def lively(config: EncoderConfig, seed: int = 0) -> nn.Module:
-    """Random weights, and batch norms that have seen something: a mixed-up one shows."""
+    """Random weights and running statistics, so that exchanged layers change the features."""
     network = build_encoder(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
@@ -32,7 +32,7 @@ def lively(config: EncoderConfig, seed: int = 0) -> nn.Module:
 def saved(
     folder: Path, config: EncoderConfig, spec: InputSpec | None = None, seed: int = 0
 ) -> nn.Module:
-    """An encoder as pretraining leaves it; its network."""
+    """Writes an encoder as pretraining does; returns its network."""
     network = lively(config, seed)
     encoder_file.save(network.state_dict(), config, spec or InputSpec(32, 37, None), folder)
     return network
@@ -43,6 +43,6 @@ def pictures(count: int = 4, side: int = 32) -> Tensor:
 
 
 def features(folder: Path, images: Tensor) -> Tensor:
-    """What the encoder in `folder` finds: (B,D)."""
+    """The features (B,D) of the encoder in `folder`."""
     with torch.inference_mode():
         return encoder_file.load(folder, torch.device("cpu"))(images)

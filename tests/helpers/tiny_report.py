@@ -96,7 +96,7 @@ def make_project(
 
 
 def run_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """(the page, what the terminal shows)."""
+    """Runs the stage `report`; returns the page and the output in the terminal."""
     monkeypatch.chdir(project)
     done = CliRunner().invoke(stage, catch_exceptions=False)
     assert done.exit_code == 0, done.output

@@ -54,7 +54,7 @@ def draws(epoch: int = 0, count: int = BATCH) -> Draws:
 
 
 def hide(image: Tensor, mask: Tensor) -> Tensor:
-    """x * (1 - m) of one image (3,H,W) and mask (H,W), number by number."""
+    """x * (1 - m) of one image (3,H,W) and mask (H,W), pixel by pixel."""
     x, m = image.tolist(), mask.tolist()
     return torch.tensor(
         [[[x[c][i][j] * (1 - m[i][j]) for j in range(SIDE)] for i in range(SIDE)] for c in range(3)]
@@ -78,7 +78,7 @@ def test_all_n_maskings_of_the_query_are_compared_with_the_key(pair):
 
 
 def drawn_masks(hidden: Tensor, images: Tensor, masks: Tensor) -> list[int]:
-    """Which of its own masks (B,N,H,W) hid each image (B,3,H,W)."""
+    """For each image (B,3,H,W), the index of the mask in (B,N,H,W) that hides it."""
     indices = []
     for view, image, several in zip(hidden, images, masks, strict=True):
         same = [torch.allclose(view, image * (1 - mask), atol=1e-6) for mask in several]
@@ -196,9 +196,9 @@ def test_unevenness_by_hand(shares, expected):
 
 def test_unevenness_is_of_an_image_and_of_a_mask_not_of_their_averages():
     half = torch.zeros(1, 1, 2, 2)
-    half[..., 0] = 1  # hard, but half of the image
+    half[..., 0] = 1  # a hard mask of half of the image
     assert unevenness(half).item() == pytest.approx(1.0, rel=1e-5)
-    # two images with shares 1/6 and 5/6: 2 each, though the batch's share is a half
+    # two images with shares 1/6 and 5/6: 2 each, although the mean share is 1/2
     images = torch.cat([flat(1 / 6, batch=1), flat(5 / 6, batch=1)])
     assert unevenness(images).item() == pytest.approx(2.0, rel=1e-5)
     assert unevenness(flat(1 / 6, 5 / 6, batch=7)).item() == pytest.approx(4.0, rel=1e-5)
@@ -223,7 +223,7 @@ def test_mean_entropy_by_hand():
     assert mean_entropy(flat(0.25, 0.25, 0.25, 0.25)).item() == pytest.approx(math.log(4))
     assert mean_entropy(flat(0.5, 0.5, 0.0)).item() == pytest.approx(math.log(2))
     assert mean_entropy(flat(1.0, 0.0)).item() == 0
-    # a pixel in doubt beside one that is not: the mean, not the sum
+    # one uncertain and one certain pixel: the mean, not the sum
     beside = torch.tensor([[[[0.5, 1.0]], [[0.5, 0.0]]]])
     assert mean_entropy(beside).item() == pytest.approx(math.log(2) / 2)
 
@@ -258,7 +258,7 @@ def framework(name: str, **options):
 
 
 def one_by_one(name: str, model, masks: tuple[Tensor, Tensor], pair: Pair) -> Tensor:
-    """sum_n L_n of soft masks of query and key, each masking by itself."""
+    """sum_n L_n of soft masks of query and key, one mask at a time."""
     total = torch.zeros(())
     for number in range(MASKS):
         query, key = (
@@ -303,7 +303,7 @@ def test_the_maskers_gradient_is_minus_that_of_the_encoders_loss(name, pair):
 
 @pytest.mark.parametrize("name", ["moco", "simclr", "simsiam"])  # byol's targets are masked too
 def test_the_maskers_gradient_by_finite_differences(name, pair, monkeypatch):
-    monkeypatch.setattr(Tensor, "float", Tensor.double)  # no rounding on the way
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # no rounding to float32
     model = framework(name).double()
     masker = build(model.wiring, single=False, penalty=0.6, entropy=0.3).double()
     exact = Pair(pair.query.double(), pair.key.double())
@@ -316,7 +316,7 @@ def test_the_maskers_gradient_by_finite_differences(name, pair, monkeypatch):
     size = torch.sqrt(sum((g**2).sum() for g in gradients))
     step, values = 1e-7, []
     with torch.no_grad():
-        for way in (1, -2):  # up by one step, then down to one below
+        for way in (1, -2):  # one step up, then two steps down
             for parameter, gradient in zip(masker.parameters(), gradients, strict=True):
                 parameter.add_(way * step * gradient / size)
             values.append(loss().item())
@@ -332,7 +332,7 @@ def test_the_maskers_loss_is_penalty_and_entropy_over_all_masks_less_the_task(na
     metrics = masker.loss(model.losses, pair, draws(), SHUFFLE)
     with torch.no_grad():
         task = model.losses(masker.views(pair, draws(), SHUFFLE))["loss"]
-        masks = masker(pair.query)  # all of them, whichever were drawn
+        masks = masker(pair.query)  # all masks, not only the drawn ones
         if name == "simsiam":
             masks = torch.cat([masks, masker(pair.key)])
         expected = 0.7 * unevenness(masks) + 0.4 * mean_entropy(masks) - task

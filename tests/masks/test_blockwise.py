@@ -19,7 +19,7 @@ def blocks(batch: int, grid: int, ratio: float, seed: int = 0) -> Tensor:
 
 
 def edges(mask: Tensor) -> int:
-    """How many neighbours, side by side, differ in (U,V) bool."""
+    """The number of pairs of adjacent cells that differ in (U,V) bool."""
     rows, count = mask.tolist(), 0
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
@@ -31,7 +31,7 @@ def edges(mask: Tensor) -> int:
 
 
 def regions(mask: Tensor) -> int:
-    """How many groups of neighbouring True there are in (U,V) bool."""
+    """The number of connected regions of True in (U,V) bool."""
     left = {(int(y), int(x)) for y, x in mask.nonzero()}
     count = 0
     while left:
@@ -47,7 +47,7 @@ def regions(mask: Tensor) -> int:
 
 
 def discrete(grid: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` cells anywhere."""
+    """`count` random cells."""
     cells = torch.zeros(grid * grid, dtype=torch.bool)
     cells[torch.randperm(grid * grid, generator=generator)[:count]] = True
     return cells.view(grid, grid)
@@ -86,16 +86,16 @@ def test_two_by_two_is_never_empty() -> None:
 @pytest.mark.parametrize("grid", [8, 14, 16])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_cells_hang_together(generator: torch.Generator, grid: int, ratio: float) -> None:
-    """Far fewer edges and regions than as many cells strewn about."""
+    """Far fewer edges and regions than the same number of random cells."""
     masks = blocks(100, grid, ratio)
     strewn = [discrete(grid, round(ratio * grid**2), generator) for _ in range(100)]
     assert sum(map(edges, masks)) < 0.6 * sum(map(edges, strewn))
-    if ratio < 0.6:  # beyond, strewn cells touch each other too
+    if ratio < 0.6:  # with more cells, random cells are connected too
         assert sum(map(regions, masks)) < 0.6 * sum(map(regions, strewn))
 
 
 def test_rectangles_are_wide_and_tall() -> None:
-    """Four cells in one rectangle are a square, or as often a row as a column."""
+    """Four cells in one rectangle are a square, a row or a column; the last two equally often."""
     boxes = []
     for mask in blocks(4000, 8, 4 / 64):
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
@@ -118,7 +118,7 @@ def test_no_side_is_favoured(ratio: float) -> None:
     the last one short must not leave the bottom of the view to the other image."""
     share = blocks(4000, 8, ratio).float().mean(0)
     assert share.mean().item() == pytest.approx(ratio, abs=1e-6)
-    assert share.min() > 0.2 * ratio and share.max() < 0.9  # every cell has its turn
+    assert share.min() > 0.2 * ratio and share.max() < 0.9  # every cell is masked in some masks
     for other in (share.flip(0), share.flip(1), share.T):
         # four deviations of a difference of two shares
         torch.testing.assert_close(share, other, atol=4 * (0.5 / 4000) ** 0.5, rtol=0)

@@ -45,7 +45,7 @@ def flat(batch: int, side: int = 16, grid: int = 4) -> Pair:
 
 
 def counts(before: Tensor, after: Tensor, grid: int = 4) -> Tensor:
-    """How many patches differ: (B,)."""
+    """The number of patches that differ: (B,)."""
     return shared_cells(before, after, grid).sum((1, 2))
 
 
@@ -142,7 +142,7 @@ def test_salient_takes_the_same_area_from_the_foreground_and_no_more(
 
 
 def test_salient_masks_as_much_as_balanced_where_there_is_foreground() -> None:
-    """Only *where* differs between the two, not how much (METHOD 2)."""
+    """The two rules differ in the place of the patches, not in their number."""
     pair = scene(40, 32, 8)
     options: dict[str, Any] = {"ratio": (0.05, 0.25), "hard_negative": None}
     areas = [
@@ -161,7 +161,7 @@ def test_random_patches_do_not_look_at_the_map() -> None:
     mask, foreground = shared_cells(pair.query, made.query, 8), salient(pair.query_activation)
     inside = mask[foreground].float().mean().item()
     outside = mask[~foreground].float().mean().item()
-    # some 4000 and 5000 cells: the deviation of a share is 0.007
+    # about 4000 and 5000 cells: the deviation of a share is 0.007
     assert inside == pytest.approx(0.25, abs=0.03)
     assert outside == pytest.approx(0.25, abs=0.03)
 
@@ -191,7 +191,7 @@ def test_only_the_chosen_branches_are_masked(pair: Pair, name: str, branch: str)
 
 
 def test_both_branches_are_drawn_apart() -> None:
-    """Another ratio and other patches, even where both views have one and the same map."""
+    """Ratio and patches differ, even where both views have the same map."""
     pair = flat(600)
     made = apply("mean", pair, 4, masked="both", ratio=(0, 1), hard_negative=None)
     query, key = (
@@ -229,7 +229,7 @@ def test_the_hard_negative_is_cut_from_the_unmasked_key(pair: Pair, name: str, b
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_the_hard_negative_can_be_switched_off(pair: Pair, name: str) -> None:
-    """And the positives stay what they were: nothing else may differ in that ablation."""
+    """The positives stay the same, so that the ablation changes the hard negatives only."""
     with_it = apply(name, pair, GRID)
     without = apply(name, pair, GRID, hard_negative=None)
     assert len(with_it.negatives) == 1 and without.negatives == ()
@@ -287,7 +287,7 @@ def test_ratios_are_drawn_evenly_between_their_bounds() -> None:
     ):
         values = counts(before, after)
         assert values.min() == low and values.max() == high
-        # every count between the bounds is as likely, the bounds half as much
+        # counts between the bounds are equally likely, the bounds half as likely
         even = 1000 / (high - low)
         for count in range(low, high + 1):
             expected = even / 2 if count in (low, high) else even

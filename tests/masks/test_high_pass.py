@@ -59,7 +59,7 @@ def test_all_views_are_filtered_where_they_are_not_masked(pair: Pair) -> None:
         (made.query, pair.query),
         *((negative, pair.key) for negative in made.negatives),
     ):
-        # what is not filtered is masked: at most a quarter, or 0.7 of the foreground
+        # the noise covers at most a quarter of a view, or 0.7 of its foreground
         share = masked_cells(high_passed(source), view, GRID, NEAR).float().mean()
         assert 0.02 < share < 0.6
 
@@ -101,7 +101,7 @@ def test_noise_is_drawn_per_image_channel_and_pixel(pair: Pair) -> None:
     flat = made.query.flatten(2).flatten(0, 1)  # (B*3, pixels)
     between = torch.corrcoef(flat) - torch.eye(len(flat))
     assert between.abs().max() < 0.1
-    # nor is one block pasted everywhere: a patch does not foretell the next
+    # no block of noise is repeated: neighbouring patches are uncorrelated
     blocks = made.query.unflatten(2, (GRID, -1)).unflatten(4, (GRID, -1))
     assert abs(correlation(blocks[:, :, :-1], blocks[:, :, 1:])) < 0.02
     assert abs(correlation(blocks[..., :-1, :], blocks[..., 1:, :])) < 0.02
@@ -131,7 +131,8 @@ def test_every_view_has_noise_of_its_own() -> None:
 def test_every_channel_obeys_the_rule_with_one_ratio(
     seed: int, channel: float, rule: str, ratio: float, beta: float
 ) -> None:
-    """One alpha, one foreground, a draw of patches per channel; for hard negatives too."""
+    """All channels share alpha and foreground, and each has its own patches; likewise for hard
+    negatives."""
     pair = scene(3, 32, 8, seed=seed)
     options: dict[str, Any] = {"where": rule, "ratio": (ratio, ratio), "channel": channel}
     options["hard_negative"] = {"ratio": (beta, beta)}
@@ -171,7 +172,7 @@ def test_channels_draw_their_patches_apart() -> None:
     assert torch.equal(areas, areas[:, :1].expand_as(areas))  # one alpha for all three
     assert len(areas.unique()) == 17
     cells = cells_of(is_noise(made.negatives[0]), 4).float()
-    # 8 of 16 patches each: chance has two channels agree on a quarter of all patches
+    # 8 of 16 patches each: two channels share a quarter of all patches by chance
     for one, other in ((0, 1), (0, 2), (1, 2)):
         overlap = (cells[:, one] * cells[:, other]).mean().item()
         assert overlap == pytest.approx(0.25, abs=0.015)
@@ -195,7 +196,7 @@ def test_focal_keeps_a_window_of_a_positive_and_drops_one_of_a_negative(
         assert {size for *_, size in values} == {expected}
         places[name] = {(top, left) for top, left, _ in values}
         assert len(places[name]) > batch // 3
-        if batch > 4:  # anywhere: near to both borders
+        if batch > 4:  # some windows are near each border
             starts = torch.tensor(sorted(places[name]))
             room = side - expected
             assert (starts.amin(0) <= room * 0.3).all() and (starts.amax(0) >= room * 0.7).all()
@@ -225,7 +226,7 @@ def test_kinds_come_as_often_as_asked() -> None:
         values = apart.sum() / (~focal).sum()
         assert values.item() == pytest.approx(0.7, abs=4 * (0.21 / 1600) ** 0.5)
         kinds += [focal, apart]
-    # the query's kind says nothing of the hard negative's
+    # the kinds of query and hard negative are independent
     assert abs(correlation(kinds[0], kinds[2])) < 0.1
     assert abs(correlation(kinds[1], kinds[3])) < 0.1
 
@@ -259,5 +260,5 @@ def test_the_hard_negative_is_cut_from_the_unmasked_filtered_key(pair: Pair, bra
         for mask, foreground in zip(cells, salient(pair.key_activation), strict=True):
             assert not (mask & ~foreground).any()
             assert rounded(mask.sum(), 0.5 * int(foreground.sum()))
-    # while the key itself is what it was, or noise throughout
+    # the key is only filtered, unless it is masked too
     assert shared_cells(key, made.key, GRID, NEAR).all() == (branch != "query")

@@ -22,7 +22,7 @@ RATIOS: list[float | tuple[float, float]] = [0.5, 0.25, (0.0, 1.0), (0.25, 0.75)
 
 def own_pixels(images: Tensor, mixed: Tensor, other: list[int]) -> Tensor:
     """Pixel by pixel: True where mixed[i] shows images[i], False where it shows images[other[i]]:
-    (B,H,W) bool. Fails where a pixel is of neither, or its channels are of both."""
+    (B,H,W) bool. Fails if a pixel is from neither image, or its channels are from both."""
     mine, shown = images.tolist(), mixed.tolist()
     own = torch.zeros(len(mine), *images.shape[2:], dtype=torch.bool)
     for i, image in enumerate(shown):
@@ -50,7 +50,7 @@ def check_mixture(images: Tensor, mixed: Mixed, other: list[int], switch: bool =
     assert rows.tolist() == list(range(len(images))) and rows.dtype == torch.int64
     assert share.shape == (len(images),) and share.dtype == torch.float32
     for i, mask in enumerate(own):
-        if i != other[i]:  # both halves of such an image are its own
+        if i != other[i]:  # an image mixed with itself has its own pixels only
             assert share[i].item() == pytest.approx(share_of(mask), abs=1e-6)
     for partners, weight in rest:
         assert partners.tolist() == other and partners.dtype == torch.int64
@@ -97,7 +97,7 @@ def test_mixed_images_are_two_images_and_the_weights_their_shares(
         cells = mask[corners][:, corners]  # each patch's first pixel
         low, high = (round(bound * grid**2) for bound in bounds)
         assert low <= int(cells.sum()) <= high
-        # the whole patch is what its first pixel is
+        # all pixels of a patch equal its first one
         for y in range(side):
             for x in range(side):
                 assert mask[y, x] == cells[y * grid // side, x * grid // side]
@@ -106,7 +106,7 @@ def test_mixed_images_are_two_images_and_the_weights_their_shares(
 
 
 def test_a_mixed_image_by_hand() -> None:
-    """2x2 pixels, 2x2 patches, half of them: i shows its own two, and its partner's two others."""
+    """2x2 pixels, 2x2 patches: image i keeps two pixels and shows two of its partner's."""
     query = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2) * 10 + torch.arange(4.0).view(
         2, 2
     )
@@ -143,7 +143,8 @@ def test_one_mask_a_batch_or_one_an_image(name: str, shape: str) -> None:
         if name == "erase":
             own = (mixed.images != 0).all(1)
         else:
-            other = mixed.positives[1][0].tolist()  # chance may mix an image with itself
+            # a random permutation may map an image to itself
+            other = mixed.positives[1][0].tolist()
             apart = [i != partner for i, partner in enumerate(other)]
             own = own_pixels(pair.query, mixed.images, other)[torch.tensor(apart)]
         assert least <= len({tuple(mask.flatten().tolist()) for mask in own}) <= most
@@ -216,7 +217,7 @@ def test_star_adds_a_blend_and_a_mask(
 
 
 def test_stars_permutation_is_random() -> None:
-    """Another one for every step, not the reversal but by chance, each image meeting each."""
+    """Steps have different permutations, and each image is mixed with every image in some step."""
     pair = scene(8, 8, 4)
     made = [mixmask_star(pair, draws_for(8, seed), 4) for seed in range(300)]
     results = [tuple(one.mixed[1].positives[1][0].tolist()) for one in made]
@@ -290,7 +291,7 @@ def test_erased_pixels_may_be_noise() -> None:
         assert abs(correlation(grain, pair.query[empty])) < 0.02
         for (_, share), (_, other) in zip(half.positives, alike.positives, strict=True):
             assert torch.equal(share, other)
-    both = torch.where(erased[0], noisy[0].images, noisy[1].images)  # every pixel's noise
+    both = torch.where(erased[0], noisy[0].images, noisy[1].images)  # the noise of all pixels
     flat = both.flatten(1)
     assert (torch.corrcoef(flat) - torch.eye(40)).abs().max() < 0.1
 

@@ -81,7 +81,7 @@ def test_every_view_loses_its_share(
 
 
 def test_kinds_come_as_often_as_published() -> None:
-    """Focal .4, of the rest .7 per channel; each view's kind is drawn apart."""
+    """Focal .4, of the rest .7 per channel; the kind is drawn independently for each view."""
     batch, grid = 1500, 4
     made = apply("mscn", checkered(batch, 32, grid, extra=1), grid, ratio=0.25, key_ratio=0.25)
     kinds = []

@@ -43,7 +43,8 @@ def test_masks_have_the_size_of_the_view_and_add_up_to_one(side, norm):
     assert masks.shape == (2, 4, side, side) and masks.dtype == torch.float32
     assert (masks > 0).all()
     torch.testing.assert_close(masks.sum(1), torch.ones(2, side, side))
-    coarsest = side // 2 ** (SIDES[side] - 1)  # halved between blocks: once less than there are
+    # halved between two blocks, so one halving fewer than blocks
+    coarsest = side // 2 ** (SIDES[side] - 1)
     assert values["flat"] == (2, 2 * 4 * coarsest**2)
 
 

@@ -17,13 +17,13 @@ from tests.helpers.mask_scenes import apply, draws_for, scene
 
 
 def uniforms(batch: int, seed: int) -> tuple[float, float, float, float]:
-    """The batch's one draw, as the code makes it: lambda, blend or box, the box's centre."""
+    """The draw of the batch, as in the code: lambda, blend or box, centre of the box."""
     share, chance, y, x = draws_for(batch, seed).shared().fork("unmix").uniform("blend", 4)[0]
     return share.item(), chance.item(), y.item(), x.item()
 
 
 def unmix(pair: Pair, seed: int, global_p: float) -> Mixed:
-    """Without looking at the options each time."""
+    """The result of the mask `unmix` for a draw."""
     function = MASKS["unmix"].function
     mixed: Mixed = function(pair, draws_for(len(pair.query), seed), 4, global_p=global_p).mixed[0]
     return mixed
@@ -128,14 +128,14 @@ def test_lambda_is_uniform_and_boxes_fall_anywhere() -> None:
     for seed in range(200):
         for y, x in foreign(pair.query, unmix(pair, seed, 0.0)):
             covered[y, x] += 1
-    assert covered.min() > 12  # the corners too
+    assert covered.min() > 12  # the corners are covered too
     halves = (covered[:8].sum(), covered[8:].sum(), covered[:, :8].sum(), covered[:, 8:].sum())
     assert max(halves) < 1.3 * min(halves)
 
 
 @pytest.mark.parametrize("name", ["mixmask", "unmix", "mixmask_star"])
 def test_the_first_sample_decides_for_the_whole_batch(name: str) -> None:
-    """One draw per local batch: whoever comes after the first has no say in it."""
+    """One draw per local batch, which depends on its first sample only."""
     pair = scene(4, 8, 4)
     ids = (torch.tensor([7, 1, 2, 3]), torch.tensor([7, 11, 12, 13]), torch.tensor([8, 1, 2, 3]))
     function = MASKS[name].function

@@ -14,7 +14,7 @@ from salmask.masks.where import (
 
 @st.composite
 def scenes(draw):
-    """Foregrounds (B,U,V) and noise of any grid, all-foreground and empty ones among them."""
+    """Foregrounds (B,U,V), full and empty ones included, and noise of any grid."""
     shape = (draw(st.integers(1, 5)), draw(st.integers(1, 7)), draw(st.integers(1, 7)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     share = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])[
@@ -152,7 +152,7 @@ def test_a_pixel_belongs_to_the_patch_over_its_corner(rows: int, columns: int, d
     assert pixels.shape == (2, 3, side, side) and pixels.dtype == torch.bool
     for y in range(side):
         for x in range(side):
-            # the patch [v * side / rows, (v + 1) * side / rows) that y lies in, without fractions
+            # the patch [v * side / rows, (v + 1) * side / rows) that contains y, in integers
             (v,) = (v for v in range(rows) if v * side <= y * rows < (v + 1) * side)
             (u,) = (u for u in range(columns) if u * side <= x * columns < (u + 1) * side)
             assert torch.equal(pixels[..., y, x], patches[..., v, u])

@@ -79,7 +79,7 @@ def test_the_masked_query_is_compared_with_the_key_and_its_negatives(
 
 @pytest.mark.parametrize("wiring", [BYOL, SIMSIAM, SYMMETRIC])
 def test_each_direction_masks_its_own_online_view(wiring: Wiring, pair: Pair) -> None:
-    """And the target sees the other view unmasked."""
+    """The target is the other view, unmasked."""
     views = wire("mean", wiring, pair, ratio=(0.25, 0.25), hard_negative=None)
     assert len(views.images) == 4 and weights(views) == [wiring.weight] * 2
     forward, backward = compared(views)
@@ -100,7 +100,7 @@ def test_each_direction_masks_its_own_online_view(wiring: Wiring, pair: Pair) ->
 
 
 def test_the_two_directions_draw_apart() -> None:
-    """Even where both views are one picture."""
+    """Even where both views are the same."""
     one = scene(BATCH, SIDE, GRID)
     same = Pair(one.query, one.query.clone(), one.query_activation, one.query_activation)
     views = wire("mean", BYOL, same, ratio=(0.25, 0.25), hard_negative=None)
@@ -128,7 +128,7 @@ def test_both_branches_masked_in_both_directions_are_four_views(pair: Pair) -> N
 
 
 def test_hard_negatives_belong_to_the_view_they_are_cut_from(pair: Pair) -> None:
-    """In the second direction that is the first view."""
+    """In the second direction, this is the first view."""
     views = wire("mean", SYMMETRIC, pair, hard_negative={"count": 2})
     targets = {target: views.images[target] for _, target, _ in views.pairs}
     assert sorted(views.negatives) == sorted(targets) and len(targets) == 2
@@ -159,7 +159,7 @@ def test_a_masked_keys_negatives_stand_at_the_masked_key(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("wiring", "expected"),
     [
-        (MOCO, [(0, 1), (2, 1), (3, 1)]),  # three queries against the one key
+        (MOCO, [(0, 1), (2, 1), (3, 1)]),  # three queries and one key
         (SIMCLR, list(combinations(range(4), 2))),  # 6 pairs of 4 views
         (BYOL, list(permutations(range(4), 2))),  # 12 ordered pairs
     ],
@@ -211,8 +211,8 @@ def test_the_number_of_further_views(options: dict[str, Any], expected: int) -> 
 def test_mixtures_stand_beside_the_clean_views_once(
     name: str, terms: int, wiring: Wiring, pair: Pair
 ) -> None:
-    """Only the first view is mixed, whatever the framework compares; what the mixture resembles
-    is the clean second view, images[1]."""
+    """Only the first view is mixed, for every framework; its positives are clean second views,
+    images[1]."""
     views = wire(name, wiring, pair)
     assert len(views.images) == 2
     assert views.images[0] is pair.query and views.images[1] is pair.key
@@ -221,7 +221,7 @@ def test_mixtures_stand_beside_the_clean_views_once(
     made = apply(name, pair, GRID)
     assert len(views.mixed) == terms
     for mixed, alone in zip(views.mixed, made.mixed, strict=True):
-        assert torch.equal(mixed.images, alone.images)  # of the query, not of the key
+        assert torch.equal(mixed.images, alone.images)  # made from the query, not from the key
         for (rows, share), (same, alike) in zip(mixed.positives, alone.positives, strict=True):
             assert torch.equal(rows, same) and torch.equal(share, alike)
 
@@ -253,7 +253,7 @@ def test_unpublished_combinations_are_refused(name: str, wiring: Wiring) -> None
 @pytest.mark.parametrize("wiring", ALL)
 @pytest.mark.parametrize("name", list(MASKS))
 def test_every_published_combination_is_built(name: str, wiring: Wiring) -> None:
-    """METHOD 4: saliency, filling and erasing masks go with every framework."""
+    """Guided, mixing and erasing masks work with every framework (docs/method.md)."""
     apart = {"mscn": {"moco v2", "simclr", "byol"}}
     apart["adios"] = apart["mscn"] | {"simsiam"}
     guided = name in ("blur", "mean", "high_pass")

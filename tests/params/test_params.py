@@ -46,7 +46,7 @@ def test_a_run_is_its_entries_over_the_common_sections():
     assert plain.mask == Choice("blur", {"kernel": 31, "sigma": 10.0})
     assert (other.train.epochs, other.train.batch) == (5, 4)
     assert other.view.crop == (0.5, 0.9)
-    assert other.mask == Choice("mean", {})  # blur's options do not follow
+    assert other.mask == Choice("mean", {})  # without the options of blur
     assert other.framework == Choice("moco", {"dim": 32})
     assert other.encoder == plain.encoder
 
@@ -190,7 +190,7 @@ def test_what_was_read_is_recorded_with_its_value():
 def test_a_runs_own_seed_is_that_of_its_pretraining_alone():
     read = params(runs={"plain": {}, "again": {"seed": 8}, "wrong": {"seed": [1, 2]}})
     assert (run_seed(read, "plain"), run_seed(read, "again"), read.seed()) == (3, 8, 3)
-    assert set(read.reads) == {"seed", "runs.plain", "runs.again"}  # as dvc.yaml declares
+    assert set(read.reads) == {"seed", "runs.plain", "runs.again"}  # the keys in dvc.yaml
     assert read_run(read, "again").train == read_run(read, "plain").train
     with pytest.raises(UserError, match=r"runs\.wrong\.seed: .*integer, got \[1, 2\]"):
         run_seed(read, "wrong")
@@ -275,7 +275,7 @@ def test_chances_of_one_view_or_of_two_are_accepted():
 @pytest.mark.parametrize(
     "train",
     [
-        {"epochs": 10},  # as long as the default warm-up
+        {"epochs": 10},  # equal to the default warm-up
         {"lr": 0, "epochs": 1, "warmup_epochs": 0},
         {"schedule": "step", "milestones": [120, 160]},
         {"schedule": "step", "milestones": [1], "epochs": 2, "warmup_epochs": 0, "gamma": 0.2},

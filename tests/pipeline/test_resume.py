@@ -156,7 +156,7 @@ def test_a_finished_run_is_only_published(project: Project, tmp_path: Path) -> N
 def test_two_processes_never_work_on_one_run(project: Project, tmp_path: Path) -> None:
     first = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
     wait_for(lambda: reached(tmp_path) >= 1, first)
-    first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second one comes
+    first.send_signal(signal.SIGSTOP)  # so that it still works when the second one starts
     second = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
     assert second.stdout is not None
     output = second.stdout.readline()
@@ -184,7 +184,7 @@ def test_new_images_are_read_and_computed_without_the_old_ones(tmp_path: Path) -
     made = Project(tmp_path / "project", params)
     for stage in ("prepare", "localizer", "saliency"):
         made.stage(stage)
-    add("07.png")  # between others, so that rows move
+    add("07.png")  # between others, so that rows change
     (photos / "04.png").unlink()
     made.stage("prepare")
     assert "9 of 10 maps are copied from an earlier store" in made.stage("saliency")

@@ -1,4 +1,4 @@
-"""The papers' tables beside ours: what may be declared, and what stands there."""
+"""The papers' tables with our numbers: valid and invalid entries of `tables:`, and their cells."""
 
 import re
 from typing import Any
@@ -162,7 +162,7 @@ def masked(ratio: float, seed: int = 0) -> dict[str, Any]:
 
 
 def test_a_line_holds_the_runs_that_differ_in_key_and_seed_alone() -> None:
-    """The default ratio, of a run outside the grid, is a point of the line too."""
+    """A run outside the grid with the default ratio is a point of the line too."""
     runs = {
         "a-0": masked(0.3), "a-1": masked(0.3, 1), "b": masked(0.5),
         "default": {"mask": {"name": "mscn"}}, "other": {"mask": {"name": "mscn", "focal": 0.0}},
@@ -201,4 +201,4 @@ def test_ranges_and_names_are_drawn_too() -> None:
     (line,) = curves["view.crop"]
     assert [responses.label(value) for value, _ in line.points] == ["0.2 to 1", "0.5 to 1"]
     assert responses.draw(curves).startswith(b"\x89PNG")
-    assert swept(runs, sweeps, {}) == {}  # nothing was scored by that metric
+    assert swept(runs, sweeps, {}) == {}  # no run has this metric

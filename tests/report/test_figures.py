@@ -1,4 +1,4 @@
-"""What the report draws, on tiny made-up projects."""
+"""The figures of the report, on tiny made-up projects."""
 
 import dataclasses
 import io
@@ -173,7 +173,7 @@ def test_a_query_is_not_its_own_neighbour_and_classes_are_judged(built) -> None:
         assert list(one.cosines) == sorted(one.cosines, reverse=True)
         same = [bool(rows.labels[r] == rows.labels[one.query]) for r in one.rows]
         assert [n.same_class for n in samples.neighbours_of(rows, one)] == same
-    # val holds the very pictures of train: each finds its own copy first
+    # val has the same images as train: the nearest neighbour of each is its copy
     for one in samples.nearest(encoder, rows, "val", 2, 1)[0]:
         assert rows.sha256[one.rows[0]] == rows.sha256[one.query]
 

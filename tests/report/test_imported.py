@@ -1,4 +1,4 @@
-"""An encoder from elsewhere on the page: beside the runs, with neither curve nor mask."""
+"""An imported encoder on the page: next to the runs, without curve and mask."""
 
 from pathlib import Path
 
@@ -37,7 +37,8 @@ def test_it_is_listed_with_the_runs_and_described_as_imported(project, monkeypat
     for message in ("<b>theirs</b> was trained elsewhere", "<code>simsiam</code>", "5eed5eed5eed"):
         assert message in html
     assert "salmask lineage artifacts/evaluate/theirs/knn/metrics.json" in html
-    assert "features of\n<b>theirs</b>" in html  # the best of all, so its neighbours are shown
+    # it has the best score, so its neighbours are shown
+    assert "features of\n<b>theirs</b>" in html
 
 
 def test_without_imports_nothing_is_said_of_them(project, monkeypatch):

@@ -1,4 +1,4 @@
-"""The papers' numbers are those of the papers."""
+"""papers.json: sizes of the tables, and some numbers."""
 
 from decimal import Decimal
 
@@ -41,7 +41,7 @@ def at(table: str, row: str, column: str = "Top-1") -> papers.Number:
 
 
 def test_numbers_that_the_papers_print_twice_are_the_same() -> None:
-    """Chin's repository and tables, its Table 5 and 1 to 3; the two versions of MixMask."""
+    """In Chin's repository and tables, in Tables 5 and 1 to 3, in both versions of MixMask."""
     whole = papers.tables()["chin repository"]
     for table in ("chin 2", "chin 3"):
         for row, cells in papers.tables()[table].rows.items():

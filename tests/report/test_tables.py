@@ -1,4 +1,4 @@
-"""What the report reads and compares, on tiny made-up projects."""
+"""The numbers that the report reads and compares, on tiny made-up projects."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.helpers.tiny_report import KNN
 def test_results_hold_the_metrics_of_every_protocol_and_their_lineage(built) -> None:
     project, _, _ = built
     rows = json.loads((project / "artifacts/report/results.json").read_text())["rows"]
-    assert [row["run"] for row in rows] == ["plain", "masked"]  # as params lists them
+    assert [row["run"] for row in rows] == ["plain", "masked"]  # in the order of params.yaml
     assert rows[0]["dataset"] == "mine"
     assert rows[0]["metrics"] == KNN | {"linear_fast_top1": 61.0}
     for step in ("knn:plain@", "linear_fast:plain@", "pretrain:plain@"):
@@ -71,7 +71,7 @@ def test_evaluations_of_some_runs_stand_apart_a_metric_per_line() -> None:
     assert lines[0] == ["val", "b"] and lines[2:] == [
         ["finetune1_top1", "71.25"], ["variance_pooled", "0.001235"]
     ]  # fmt: skip
-    assert results[0].detail_metrics() == ["variance_uniformity"]  # folded up on the page
+    assert results[0].detail_metrics() == ["variance_uniformity"]  # in a closed section of the page
     assert far[0].splitlines()[-1].split() == ["finetune1_top1", "8.00"]
 
 

@@ -1,4 +1,4 @@
-"""Pieces that several tests of saliency share."""
+"""Fixtures for the tests of saliency."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.helpers.small_store import CORRECTED, PLAN, compute
 
 @pytest.fixture(scope="session")
 def drawn_correction() -> Correction:
-    """A correction of two levels that nobody fitted: all its weights are drawn, and none is 0."""
+    """An unfitted correction of two levels: all its weights are random, and none is 0."""
     generator = torch.Generator().manual_seed(0)
     correction = Correction(2).eval().requires_grad_(False)
     for weight in correction.parameters():

@@ -32,7 +32,7 @@ def views(count: int, seed: int, grid: tuple[int, int] = (5, 5), levels=LEVELS):
 
 
 def lifted(blended: torch.Tensor) -> torch.Tensor:
-    """Made-up maps of the views themselves: the outermost rows stand one deviation higher."""
+    """Made-up maps of the views: the outermost rows are one standard deviation higher."""
     own = blended.clone()
     own[:, [0, -1]] += blended.std((1, 2), keepdim=True)
     return own
@@ -45,7 +45,7 @@ def off(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def fitted() -> Correction:
-    """A correction that learnt `lifted` from 96 views, in fewer steps than usual."""
+    """A correction that is fitted to `lifted` on 96 views, with fewer steps than usual."""
     measured, zoom, blended = views(96, seed=1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(correction, "_STEPS", 100)
@@ -57,7 +57,7 @@ def briefly(monkeypatch, mirrored: bool = False, levels=LEVELS) -> Correction:
     monkeypatch.setattr(correction, "_STEPS", 10)
     measured, zoom, blended = views(40, seed=3, levels=levels)
     own = lifted(blended)
-    own[:, :, 0] *= 3  # so that it matters which side is which
+    own[:, :, 0] *= 3  # so that left and right differ
     if mirrored:
         measured, own = {level: crop.flip(-1) for level, crop in measured.items()}, own.flip(-1)
     return fit(measured, zoom, own)
@@ -87,8 +87,8 @@ def test_what_is_the_same_in_all_views_is_learnt(fitted):
 
 
 def test_the_result_keeps_the_units_of_the_maps(fitted):
-    # lifting two rows of five raises the mean too, but a mean says nothing of where to look
-    # (Eq. 1), so it is not learnt: the corrected map stands where the blended one stood
+    # Higher rows raise the mean too. Eq. 1 does not depend on the mean, so it is not learned: the
+    # corrected map keeps the mean of the blended one.
     measured, zoom, blended = views(16, seed=4)
     large = fitted({level: 1000 * crop for level, crop in measured.items()}, zoom)
     result = fitted(measured, zoom)
@@ -160,13 +160,14 @@ def test_places_by_hand():
 
 
 def test_views_and_their_mirror_images_teach_the_same(monkeypatch):
-    """Every view is learnt from both ways round: which half is which cannot matter."""
-    monkeypatch.setattr(torch, "randint", lambda high, size: torch.arange(high))  # all at once
+    """Each view is also used mirrored, so left and right are treated equally."""
+    # all views in one batch
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.arange(high))
     monkeypatch.setattr(correction, "_BATCH", 80)
     plain, mirrored = briefly(monkeypatch), briefly(monkeypatch, mirrored=True)
     for a, b in zip(plain.parameters(), mirrored.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
-    start = Correction(2).layers[-1].weight  # zeros: there was something to learn
+    start = Correction(2).layers[-1].weight  # zeros; the fit changes them
     assert (plain.layers[-1].weight - start).abs().max() > 1e-2
 
 

@@ -75,7 +75,7 @@ def _bilinear(maps: torch.Tensor, y: float, x: float) -> float:
 
 
 def _slow(maps: torch.Tensor, box: list[float], grid: tuple[int, int], margin: int = 0):
-    """One map (Us,Vs) cropped by the book: each cell the mean of 4x4 reads."""
+    """Slow reference: one map (Us,Vs), cropped; each cell is the mean of 4x4 samples."""
     rows, columns = (range(-margin, n + margin) for n in grid)
     result = torch.zeros(len(rows), len(columns))
     for u, v, i, j in itertools.product(rows, columns, range(4), range(4)):
@@ -224,7 +224,7 @@ def test_level_weights_sum_to_one_on_neighbouring_levels(levels, zooms):
         (1.0, [1, 0, 0]),  # the whole image
         (0.5, [0, 1, 0]),  # half the side: twice the resolution
         (0.25, [0, 0, 1]),
-        (0.1, [0, 0, 1]),  # nothing finer than the last
+        (0.1, [0, 0, 1]),  # the last level is the finest
         (2**-0.5, [0.5, 0.5, 0]),  # half way between two levels in the logarithm
         (2**-1.75, [0, 0.25, 0.75]),
     ],

@@ -1,4 +1,4 @@
-"""kill -9 at random instants: what is killed goes on, and ends in an undisturbed run's bytes."""
+"""kill -9 at random times: killed work resumes, and ends in the bytes of an undisturbed run."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from salmask.saliency.trunks import Localizer, Trunk
 SPEC = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
 CONFIG = SaliencyConfig(levels=(64, 96), correction=8, shard_rows=4, batch=3)
 KILLS = 20
-AT_ONCE = 3  # of one store; then it may end
+AT_ONCE = 3  # maximum number of kills for one store
 
 
 @pytest.mark.timeout(300)
@@ -40,7 +40,7 @@ def test_twenty_kills_end_in_the_same_bytes(make_manifest, job, tmp_path, monkey
     whole = time.monotonic() - begin
 
     def killed(name: str, seconds: float) -> bool:
-        """Whether a process that fills the store was still at it when it was killed."""
+        """Starts a process that fills the store; returns whether it was killed before its end."""
         child = os.fork()
         if child == 0:  # pragma: no cover
             fill(name)

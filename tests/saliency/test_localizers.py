@@ -29,7 +29,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _lively(model: nn.Module) -> nn.Module:
-    """In eval mode, after its batch norms have seen something."""
+    """In eval mode, with running statistics of random images."""
     torch.manual_seed(0)
     model.train()(torch.rand(4, 3, 64, 64))
     return model.eval()
@@ -48,7 +48,7 @@ def _normalised(statistics=IMAGENET) -> Tensor:
 
 @torch.inference_mode()
 def _seen_by(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
-    """What a forward of `model` hands to its `layer`, such as the pooling."""
+    """The input of `layer`, such as the pooling, in a forward pass of `model`."""
     measured = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: measured.append(inputs[0]))
     model(images)
@@ -161,7 +161,7 @@ def test_coco_resnet50_is_the_body_that_torchvision_detects_with(tmp_path, publi
     _lively(made_up.backbone.body)
     tensors = {k: v for k, v in made_up.state_dict().items() if "num_batches" not in k}
     variances = [v for k, v in tensors.items() if k.endswith("body.bn1.running_var")]
-    variances[0].fill_(1e-5)  # where an eps of 1e-5 would show
+    variances[0].fill_(1e-5)  # small enough that an eps of 1e-5 would change the features
     entry = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     source = publish(entry, tensors)
     result = LOCALIZERS["coco_resnet50"](download=True)
@@ -223,7 +223,7 @@ def test_what_torchvision_cannot_offer_is_never_fetched(monkeypatch, arch, weigh
     ("arch", "pool", "head"),
     [
         ("tf_mobilenetv3_small_minimal_100", "global_pool", "classifier"),
-        ("convnext_atto", "head.global_pool", "head.fc"),  # has a norm in its head, which stays
+        ("convnext_atto", "head.global_pool", "head.fc"),  # keeps the norm in its head
     ],
 )
 def test_any_timm_network_brings_its_own_normalisation(tmp_path, arch, pool, head, suffix):
@@ -281,7 +281,7 @@ def test_an_encoder_of_ours_sees_what_its_evaluation_sees(tmp_path, mask, filter
     evaluated = encoder_file.load(tmp_path / "encoder", CPU)
     target = _seen_by(evaluated.network.avgpool, evaluated, IMAGES)
     torch.testing.assert_close(features, target)
-    with torch.inference_mode():  # and it is the filter that makes the difference
+    with torch.inference_mode():  # only the filter makes the features differ
         plain = network(_normalised())
     assert torch.allclose(features.mean(dim=(2, 3)), plain, atol=1e-4) != filtered
 

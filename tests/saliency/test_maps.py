@@ -42,7 +42,7 @@ def manifest(make_manifest):
 
 @pytest.fixture
 def compute(trunk, job, tmp_path, monkeypatch):
-    """Makes a store by name; returns its path. `lost` and `read` tell of the latest one."""
+    """Makes a store by name; returns its path. `lost` and `read` are lists of the latest store."""
     monkeypatch.setattr(correction, "_STEPS", 5)
     verified = maps.verified_image
 
@@ -109,7 +109,7 @@ def test_every_row_holds_the_activation_of_its_squashed_image(manifest, trunk, c
 def test_worker_processes_do_not_change_a_byte(manifest, compute, workers):
     alone = compute("alone", manifest, CORRECTED)
     shared = compute("shared", manifest, CORRECTED, workers=workers)
-    assert compute.read == []  # in this process
+    assert compute.read == []  # nothing is read in this process
     assert tree_digest(alone.parent) == tree_digest(shared.parent)
 
 
@@ -172,7 +172,7 @@ def test_a_killed_computation_goes_on_to_the_same_bytes(
 
 # ------------------------------------------------------------------------------ earlier stores
 
-SECOND = [6, 3, 0, 5, 2, 4]  # 1 is gone; 5 and 6 are new; all in another order
+SECOND = [6, 3, 0, 5, 2, 4]  # without 1, with 5 and 6, in another order
 
 
 @pytest.mark.parametrize("config", [CONFIG, CORRECTED], ids=["plain", "corrected"])
@@ -281,7 +281,7 @@ def test_an_image_that_is_lost_leaves_an_empty_map_and_is_told(
     assert compute.lost == [2]
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert message == f"002.png: {reason}; its map is empty"
-    assert compute.read.count("002.png") == 1  # it teaches the correction nothing
+    assert compute.read.count("002.png") == 1  # not read again for the correction
     after, rest = store.read_rows(path), torch.arange(7) != 2
     assert not after.sha256[2].any()
     assert torch.equal(after.sha256[rest], before.sha256[rest])
@@ -312,7 +312,7 @@ def test_an_image_that_is_lost_again_stays_lost(manifest, compute):
     again = compute("again", manifest, earlier=[lacking])
     assert compute.read == ["002.png"] and compute.lost == [2]
     assert tree_digest(again.parent) == tree_digest(lacking.parent)
-    compute("lacking", manifest)  # nothing left to do: what was lost is told all the same
+    compute("lacking", manifest)  # a finished store still lists its lost images
     assert compute.read == [] and compute.lost == [2]
 
 
@@ -337,7 +337,7 @@ def test_a_folder_that_vanishes_loses_no_image(manifest, compute, tmp_path):
 
 @pytest.fixture
 def taught(monkeypatch):
-    """What `correction.fit` was last given: crops, zoom, own maps."""
+    """The last arguments of `correction.fit`: crops, zoom, own maps."""
     measured, fit = [], correction.fit
 
     def spied(*given):
@@ -369,7 +369,7 @@ def test_the_correction_learns_what_the_localizer_says_of_the_views(
 
 def test_a_stand_in_for_a_view_teaches_the_correction_nothing(manifest, trunk, compute, taught):
     first = compute("first", manifest, replace(CORRECTED, correction=14))
-    manifest.file(2).write_bytes(b"no image")  # its map of old is still good
+    manifest.file(2).write_bytes(b"no image")  # its earlier map is copied
     compute("out", manifest, replace(CORRECTED, correction=14), earlier=[first])
     gray = torch.tensor([124, 116, 104]).view(1, 3, 1, 1).expand(1, 3, 33, 33) / 255
     wrong = trunk(gray).sum(dim=1)[0]
@@ -389,6 +389,7 @@ def test_views_are_shared_evenly_among_usable_images(marks, count):
     assert boxes.min() >= 0 and (boxes[:, :2] + boxes[:, 2:]).max() <= 1 + 1e-6
     area = boxes[:, 2] * boxes[:, 3]
     assert area.min() > 0.2 - 1e-6 and area.max() < 1 + 1e-6
-    assert len({tuple(box) for box in boxes.tolist()}) == count  # of one image too, all differ
+    # all differ, also those of one image
+    assert len({tuple(box) for box in boxes.tolist()}) == count
     again = maps.sample_views(SimpleNamespace(sizes=sizes), usable, count)
     assert torch.equal(ids, again[0]) and torch.equal(boxes, again[1])

@@ -119,7 +119,7 @@ def test_shards_share_the_rows_without_overlap(rows, shard_rows):
 
 
 class KilledError(Exception):
-    """Stands for a kill in the middle of the work."""
+    """Simulates a kill in the middle of the work."""
 
 
 def test_a_kill_between_shards_loses_only_the_shard_in_work(path, tmp_path):

@@ -33,7 +33,7 @@ from tests.helpers.small_store import (
 
 
 def everything(path) -> list:
-    """All that a reader can get from a store, as (dtype, shape, numbers)."""
+    """The whole content of a store, as (dtype, shape, numbers)."""
     held, rows = SaliencyStore.open(path, "m" * 64, LOCALIZER), store.read_rows(path)
     tensors = [of[level] for of in (held.maps, rows.activation, rows.mean) for level in GRIDS]
     tensors += [rows.sha256, *(held.correction.state_dict().values() if held.correction else [])]
@@ -41,7 +41,7 @@ def everything(path) -> list:
 
 
 def outcome(path) -> list | str:
-    """Everything, or what is said instead."""
+    """The content of a store, or the error message."""
     try:
         return everything(path)
     except UserError as error:
@@ -50,7 +50,7 @@ def outcome(path) -> list | str:
 
 @contextmanager
 def damaged(file, content: bytes | None):
-    """A file with other bytes, or without it; afterwards as it was."""
+    """Replaces or removes a file, and restores it afterwards."""
     before = file.read_bytes()
     file.unlink()
     if content is not None:
@@ -101,7 +101,7 @@ def test_an_array_of_another_shape_is_refused(intact):
     untold = []
     for file in (file for file in files if file.name == "zarr.json"):
         described = json.loads(file.read_text())
-        shape = described.get("shape", [])  # groups have none
+        shape = described.get("shape", [])  # groups have no shape
         for side, by in ((side, by) for side in range(len(shape)) for by in (-1, 1)):
             described["shape"] = [n + by * (i == side) for i, n in enumerate(shape)]
             with damaged(file, json.dumps(described).encode()):
@@ -160,7 +160,7 @@ def test_what_is_not_whole_is_refused_with_the_way_out(corrected, change, messag
     ids=["manifest", "weights", "stride"],
 )
 def test_a_store_of_something_else_is_refused(filled, expected, message):
-    SaliencyStore.open(filled)  # which asks for nothing in particular
+    SaliencyStore.open(filled)  # without expectations
     with pytest.raises(UserError, match=rf"{message}.*{REPAIR}"):
         SaliencyStore.open(filled, *expected)
 

@@ -24,7 +24,7 @@ IMAGES = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
 
 def _lively(model: nn.Module) -> nn.Module:
-    """In eval mode, after its batch norms have seen something."""
+    """In eval mode, with running statistics of random images."""
     torch.manual_seed(0)
     model.train()(torch.rand(4, 3, 64, 64))
     return model.eval()
@@ -38,7 +38,7 @@ def _lively(model: nn.Module) -> nn.Module:
     [
         ("resnet18", "layer4", 32),
         ("squeezenet1_1", "features", 16),
-        ("alexnet", "features", 32),  # no padding: 6 cells at 224 px, and yet 32 px each
+        ("alexnet", "features", 32),  # 6 cells at 224 px because it has no padding
         ("densenet121", "relu", 32),
         ("mobilenet_v3_small", "features", 32),
         ("efficientnet_b0", "features", 32),
@@ -76,7 +76,7 @@ def test_side_branches_are_refused():
 
 @pytest.mark.parametrize("arch", ["resnet19", "fcn_resnet50", "quantized_resnet18", "r3d_18"])
 def test_only_torchvisions_classifiers_have_names(arch, monkeypatch):
-    """The others would fetch weights of their backbones, unasked."""
+    """The others would download weights of their backbones."""
     monkeypatch.setattr(torchvision.models, "get_model", pytest.fail)
     with pytest.raises(UserError, match=rf"localizer\.arch: torchvision has no model `{arch}`"):
         trunks.build_layers("torchvision", arch)

@@ -20,14 +20,14 @@ NAME = f"net-{SHA[:8]}.pth"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
-    """Where torch.hub keeps weights; not there yet."""
+    """torch.hub's folder of weights, which does not exist yet."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints"
 
 
 @pytest.fixture
 def published(tmp_path) -> Path:
-    """A file as it stands at its URL."""
+    """The file behind a URL."""
     path = tmp_path / "net" / NAME
     path.parent.mkdir()
     path.write_bytes(BYTES)
@@ -138,12 +138,12 @@ timm_file = partial(weights.of_timm, "timm/net.a1", "model.safetensors")
 
 @pytest.fixture
 def served(published, monkeypatch) -> list[tuple[str, str]]:
-    """A hub of models that gives out the published file for anything, and what it was asked for."""
+    """Replaces timm's hub: every download gives the published file. The requests."""
     asked = []
 
     def download(repository: str, name: str, local_dir: Path) -> str:
         asked.append((repository, name))
-        (local_dir / ".cache").mkdir()  # as the real one does
+        (local_dir / ".cache").mkdir()  # as the hub's client does
         return str(shutil.copy(published, local_dir / name))
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)

@@ -57,7 +57,7 @@ def total(model, player: Masker, at: Batch) -> Tensor:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that a framework is: parameters, running statistics, queue and cursor."""
+    """The whole state of a framework: parameters, running statistics, queue and cursor."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -79,7 +79,7 @@ def test_a_step_moves_the_masker_and_nothing_of_the_framework(name, single):
     model = framework(name)
     player = masker(model, single=single)
     adversary = Adversary(player)
-    total(model, player, batch()).backward()  # what the encoder's step leaves behind
+    total(model, player, batch()).backward()  # gradients of the encoder's step
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     assert gradients
     before, was, shapes = state(model), flags(model), copy.deepcopy(player.state_dict())
@@ -140,7 +140,7 @@ def norms() -> Iterator[nn.Module]:
     "norm", [*norms()], ids=lambda n: f"{type(n).__name__}{vars(n).get('group')}"
 )
 def test_frozen_norms_use_the_batch_and_forget_it(norm):
-    if isinstance(norm, nn.SyncBatchNorm):  # it computes on GPUs alone
+    if isinstance(norm, nn.SyncBatchNorm):  # works on GPUs only
         with frozen(norm):
             assert not norm.track_running_stats
         assert norm.track_running_stats
@@ -150,7 +150,7 @@ def test_frozen_norms_use_the_batch_and_forget_it(norm):
     with frozen(norm):
         result = norm(x)
     assert same(state(norm), before)
-    torch.testing.assert_close(norm(x), result)  # the same numbers, but these are remembered
+    torch.testing.assert_close(norm(x), result)  # the same output, but running statistics change
     assert norm.num_batches_tracked == 1 and not same(state(norm), before)
     norm.eval()
     with frozen(norm):
@@ -198,7 +198,7 @@ def test_the_masker_climbs_what_the_encoder_descends(name):
     start = total(model, player, at)
     start.backward()
     slope = sum(p.grad.pow(2).sum() for p in model.parameters() if p.grad is not None)
-    rate = 1e-3 / float(slope)  # a step that should be worth 0.001
+    rate = 1e-3 / float(slope)  # a step that should change the loss by 0.001
     before = state(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -248,7 +248,7 @@ def test_a_mask_that_covers_everything_is_pushed_back():
 
 
 def gradients(model, player: Masker, at: Batch) -> list[Tensor]:
-    """Of the masker's loss, on copies."""
+    """Gradients of the masker's loss, on copies."""
     model, player = copy.deepcopy(model), copy.deepcopy(player)
     player.zero_grad()
     player.loss(model.losses, at.pair, at.draws, at.shuffle)["masker_loss"].backward()
@@ -299,7 +299,7 @@ def test_its_state_goes_on_bit_for_bit():
         recorded = [a.step(model, batch(step), 0.25) for a in (alone, resumed, amnesic)]
         assert same(recorded[0], recorded[1])
     assert same(alone.masker.state_dict(), resumed.masker.state_dict())
-    assert not same(alone.masker.state_dict(), amnesic.masker.state_dict())  # it lost its momentum
+    assert not same(alone.masker.state_dict(), amnesic.masker.state_dict())  # without the momentum
 
 
 def test_it_computes_in_the_precision_of_the_run():

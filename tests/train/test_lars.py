@@ -99,7 +99,7 @@ def test_the_step_does_not_depend_on_the_gradients_size(seed, scale):
 @pytest.mark.parametrize(
     ("start", "grad", "weight_decay", "expected"),
     [
-        ([[3.0, 4.0]], [[0.0, 0.0]], 0.0, [3.0, 4.0]),  # nothing to follow
+        ([[3.0, 4.0]], [[0.0, 0.0]], 0.0, [3.0, 4.0]),  # no gradient
         ([[0.0, 0.0]], [[0.0, 0.0]], 0.5, [0.0, 0.0]),
         ([[0.0, 0.0]], [[3.0, 4.0]], 0.5, [-6.0, -8.0]),  # trust 1: p = -lr g, lr 2
         # decay alone: g = (1.5, 2), trust = 0.1 * 5 / 2.5 = 0.2, p = (3, 4) - 2 * 0.2 (1.5, 2)
@@ -138,7 +138,7 @@ def test_a_closure_gives_the_loss():
 
 
 def test_norms_never_leave_the_device():
-    """On `meta` there are no numbers: a step that asks for one, as `if norm > 0` does, fails."""
+    """Tensors on `meta` have no values, so a step that reads one (`if norm > 0`) fails."""
     weight, bias = (nn.Parameter(torch.ones(2, 2, device="meta")) for _ in range(2))
     optimizer = LARS([{"params": [weight]}, {"params": [bias], "adapt": False}], lr=1.0)
     for parameter in (weight, bias):

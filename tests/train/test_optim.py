@@ -10,7 +10,7 @@ from salmask.params.train import TrainConfig
 from salmask.train.lars import LARS
 from salmask.train.optim import build_optimizer, learning_rate, set_rates
 
-# 4 epochs of 4 steps, one of them to warm up: steps 0-3 climb by quarters, 12 steps fall
+# 4 epochs of 4 steps: warm-up by quarters in steps 0-3, then 12 steps of cosine
 FOUR = TrainConfig(epochs=4, warmup_epochs=1, lr=0.8)
 
 
@@ -104,11 +104,11 @@ class Toy(nn.Module):
         self.target = nn.Linear(2, 2).requires_grad_(False)
         self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
         self.predictor = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
-        self.predictors = nn.Linear(4, 4, bias=False)  # only begins like it
+        self.predictors = nn.Linear(4, 4, bias=False)  # a similar name
 
 
 class Single(nn.Module):
-    """One parameter of ones that learns, one that does not."""
+    """A trained parameter and a frozen one, both of ones."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()

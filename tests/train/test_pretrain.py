@@ -1,4 +1,4 @@
-"""One step of a run: what is computed in which precision, and what does not fit."""
+"""One step of a run: its precisions, and configurations that do not fit."""
 
 from dataclasses import replace
 from typing import Any
@@ -56,7 +56,7 @@ def test_networks_alone_compute_in_half_precision(precision: str) -> None:
     metrics = learner.step(batch, 1)
     assert dtypes == {getattr(torch, precision)}
     assert metrics["loss"] > 0
-    expected = batch.views(learner.mask)  # high-pass filtered, far from any autocast
+    expected = batch.views(learner.mask)  # high-pass filtered, without autocast
     for made, outside in zip(recorded[0].images, expected.images, strict=True):
         assert torch.equal(made, outside)
 

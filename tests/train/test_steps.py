@@ -51,7 +51,7 @@ OPTIMIZERS = {"simclr": ("adam", 3e-3), "byol": ("lars", 20.0), "simsiam": ("sgd
 # See docs/method.md.
 EVERYWHERE = ("none", "mixmask", "unmix", "mixmask_star", "erase")
 GUIDED = ("high_pass", "blur", "mean")
-PUSHING = ("moco v1", "moco v2", "symmetric moco", "simclr")  # which have hard negatives
+PUSHING = ("moco v1", "moco v2", "symmetric moco", "simclr")  # frameworks with hard negatives
 LEARNED = ("moco v2", "simclr", "byol", "simsiam")
 MASKED_SIAMESE = ("moco v2", "simclr", "byol")
 ALONE: dict[str, Any] = {"hard_negative": None}
@@ -163,7 +163,7 @@ class Training:
 
 @dataclass
 class Trained:
-    """An undisturbed training: its end, its start, and a checkpoint in between."""
+    """An undisturbed training: its end, its start, and a checkpoint from the middle."""
 
     training: Training
     start: nn.Module
@@ -217,7 +217,7 @@ def test_it_learns(case):
     assert all(math.isfinite(value) for recorded in run.recorded for value in recorded.values())
     after = copy.deepcopy(model)
     if case[0] in MOMENTUM_CONTRAST:
-        after.queue.copy_(run.start.queue)  # later queues hold these very images, which is harder
+        after.queue.copy_(run.start.queue)  # a later queue contains keys of the same images
     assert loss_on(after, run.views) < loss_on(run.start, run.views) - 0.1
     changed = [
         not torch.equal(a, b)
@@ -243,7 +243,7 @@ def followed(run: Trained, theirs: str, ours: str, momentum: float) -> list[Tens
 def test_followers_follow_by_the_momentum_formula(case):
     run = trained(case)
     momentum, prefix = 0.9, "key"
-    if case[0] == "byol":  # climbs from 0.9 at the first step to 1 after the last
+    if case[0] == "byol":  # rises from 0.9 at the first step to 1 after the last
         prefix = "target"
         momentum = 1 - 0.1 * (math.cos(math.pi * (STEPS - 1) / STEPS) + 1) / 2
     for part in ("encoder", "projector"):
@@ -265,7 +265,7 @@ def test_the_queue_holds_the_newest_keys_in_their_place(case):
     torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(QUEUE))
     batch = run.training.batch(STEPS - 1)
     last = batch.views(run.training.strategy)
-    keyed = nn.Sequential(model.key_encoder, model.key_projector)  # it moved before they were made
+    keyed = nn.Sequential(model.key_encoder, model.key_projector)  # updated before it made the keys
     expected = []
     for view in last.targets[: count // BATCH]:
         with frozen(keyed), torch.no_grad():
@@ -297,7 +297,7 @@ def test_it_resumes_bit_for_bit(case):
 
 # ------------------------------------------------------------------------------ by the real loop
 
-LOOPED = {  # framework, mask, what history.csv tells beside epoch, lr, loss and similarity
+LOOPED = {  # framework, mask, columns of history.csv besides epoch, lr, loss and similarity
     "moco v2": ("mixmask_star", {"accuracy"}),
     "symmetric moco": ("mixmask", {"accuracy"}),
     "simclr": ("mscn", {"accuracy"}),
