@@ -37,16 +37,16 @@ _FURTHEST = 1e-3
 @torch.inference_mode()
 def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype) -> Maps:
     """What a store would hold of images (N,3,S,S) uint8 per level."""
-    there = torch.device(device)
+    target = torch.device(device)
     held = torch.float64 if kind == torch.float64 else torch.float32
     precision: Precision = "bfloat16" if kind == torch.bfloat16 else "float32"
-    place(trunk, there).to(held)
+    place(trunk, target).to(held)
     raw: dict[int, Tensor] = {}
     for level, images in pixels.items():
         result = []
         for part in images.split(_BATCH):
-            ready = (part.to(there).to(held) / 255).contiguous(memory_format=torch.channels_last)
-            with autocast(there, precision), cudnn.flags(enabled=True, allow_tf32=False):
+            ready = (part.to(target).to(held) / 255).contiguous(memory_format=torch.channels_last)
+            with autocast(target, precision), cudnn.flags(enabled=True, allow_tf32=False):
                 result.append(activation_map(trunk(ready)).cpu())
         raw[int(level)] = torch.cat(result)
     known = torch.ones(len(images), 32, dtype=torch.uint8)

@@ -18,10 +18,10 @@ def test_the_cpu_where_there_is_nothing_else(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("gpu", "gpu is not a device"), ("cuda:1", "cuda:1: torch .* finds no GPU")],
 )
-def test_what_is_not_there_is_refused(monkeypatch, name, told):
+def test_missing_devices_are_refused(monkeypatch, name, message):
     monkeypatch.setenv("SALMASK_DEVICE", name)
-    with pytest.raises(UserError, match=f"SALMASK_DEVICE: {told}"):
+    with pytest.raises(UserError, match=f"SALMASK_DEVICE: {message}"):
         devices.pick_device()

@@ -99,8 +99,8 @@ def test_a_tree_digest_sees_names_and_contents(tmp_path, change):
 
 def test_a_file_digest_is_its_sha256(tmp_path):
     (tmp_path / "abc").write_text("abc")
-    wanted = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_digest(tmp_path / "abc") == tree_digest(tmp_path / "abc") == wanted
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_digest(tmp_path / "abc") == tree_digest(tmp_path / "abc") == expected
 
 
 # -------------------------------------------------------------------------------------- lineage
@@ -149,7 +149,7 @@ def test_a_summary_names_the_stages_last_first(chain):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "messages"),
     [
         (
             lambda r: (r / "artifacts/encoder/weights").write_text("x"),
@@ -179,17 +179,17 @@ def test_a_summary_names_the_stages_last_first(chain):
     ],
     ids=["output", "lost output", "input", "source", "new source", "code", "shared code"],
 )
-def test_what_no_longer_matches_is_said(chain, damage, told):
+def test_differences_from_the_record_are_listed(chain, damage, messages):
     damage(chain)
     link = trace(chain / "artifacts/encoder", chain)
     assert not link.sound()
-    found = problems(link)
-    assert len(found) == len(told)
-    for wanted in told:
-        assert any(wanted in problem for problem in found), found
+    listed = problems(link)
+    assert len(listed) == len(messages)
+    for message in messages:
+        assert any(message in problem for problem in listed), listed
 
 
-def test_a_lost_source_is_said_once_at_least(chain):
+def test_a_lost_source_is_listed(chain):
     (chain / "images" / "1.png").unlink()
     (chain / "images").rmdir()
     link = trace(chain / "artifacts/encoder", chain)

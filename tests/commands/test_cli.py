@@ -173,7 +173,7 @@ def test_a_suite_never_overwrites_uncommitted_edits(project: Path) -> None:
     assert (project / "params.yaml").read_text() == edited
 
 
-def test_an_unknown_suite_lists_those_there_are(project: Path) -> None:
+def test_an_unknown_suite_lists_the_known_suites(project: Path) -> None:
     result = call("suite", "chin")
     assert result.exit_code == 2 and "there are: other" in result.output
 

@@ -101,12 +101,12 @@ def test_a_grid_is_one_run_for_every_combination_with_seeds_last() -> None:
     entry = {"mask": {"name": "mean"}, "mask.ratio": [0.05, [0.1, 0.25]], "seed": [0, 7]}
     runs, swept = grids.expand({"plain": {}, "mean": entry}, "suites/x.yaml")
     ratios = {"mean-ratio-0p05": 0.05, "mean-ratio-0p1-0p25": [0.1, 0.25]}
-    wanted = {
+    repeated = {
         f"{name}-seed-{seed}": {"mask": {"name": "mean", "ratio": ratio}, "seed": seed}
         for name, ratio in ratios.items()
         for seed in (0, 7)
     }
-    assert runs == {"plain": {}} | wanted
+    assert runs == {"plain": {}} | repeated
     settings = {name: [f"{name}-seed-0", f"{name}-seed-7"] for name in ratios}
     assert swept == {"mean": {"keys": ["mask.ratio"], "settings": settings}}
 
@@ -130,7 +130,7 @@ def test_seeds_alone_repeat_a_run_and_one_seed_is_no_grid() -> None:
         ),
     ],
 )  # fmt: skip
-def test_names_say_key_and_value(axes: dict[str, Any], names: list[str]) -> None:
+def test_names_contain_key_and_value(axes: dict[str, Any], names: list[str]) -> None:
     assert list(grids.expand({"r": axes}, "x")[0]) == names
 
 
@@ -167,7 +167,7 @@ def test_two_runs_of_one_name_are_an_error(runs: dict[str, Any], message: str) -
         grids.expand(runs, "suites/x.yaml")
 
 
-def test_a_grid_among_the_chosen_stands_for_its_runs(tmp_path: Path) -> None:
+def test_a_chosen_grid_stands_for_its_runs(tmp_path: Path) -> None:
     values = COMMON | {"runs": {"a": {"mask.ratio": [0.1, 0.2], "seed": [0, 1]}, "b": {}}}
     values["evaluate"] = {"chosen": {"linear": ["a", "b"], "finetune": ["a-ratio-0p2"]}}
     chosen = suites.load(project(tmp_path, a=values), "a").values["evaluate"]["chosen"]
@@ -184,7 +184,7 @@ def test_a_grid_left_in_params_is_refused_with_the_advice(entry: dict[str, Any])
 # -------------------------------------------------------------------------------------- in place
 
 
-def test_what_was_written_is_read_back_and_edits_by_hand_are_noticed(tmp_path: Path) -> None:
+def test_written_params_are_read_back_and_manual_edits_are_detected(tmp_path: Path) -> None:
     shared = {"ratio": [0.1, 0.2]}
     values = COMMON | {"runs": {"a": {"mask": shared}, "b": {"mask": shared}}}
     params = suites.load(project(tmp_path, a=values), "a")

@@ -142,7 +142,7 @@ def test_parameters_have_torchvisions_names():
 
 
 @pytest.mark.parametrize("arch", OTHERS)
-def test_features_are_what_torchvisions_classifier_sees(arch):
+def test_features_are_the_input_of_torchvisions_classifier(arch):
     theirs = torchvision.models.get_model(arch, weights=None).eval()
     ours = build_encoder(EncoderConfig(arch)).eval()
     assert ours.load_state_dict(dict(theirs.state_dict()), strict=False).missing_keys == []

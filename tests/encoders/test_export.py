@@ -36,7 +36,7 @@ SLIM50 = EncoderConfig("resnet50", width=8)
         ("convnext_tiny", ".safetensors"),
     ],
 )
-def test_torchvisions_own_network_finds_the_same_features(tmp_path, arch, suffix):
+def test_torchvisions_network_has_the_same_features(tmp_path, arch, suffix):
     """convnext's head is one of three layers named classifier, the others stay."""
     saved(tmp_path / "mine", EncoderConfig(arch), InputSpec(64, 73, None))
     out = tmp_path / f"theirs{suffix}"
@@ -57,7 +57,7 @@ def test_torchvisions_own_network_finds_the_same_features(tmp_path, arch, suffix
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "densenet121"])
-def test_timms_own_network_finds_the_same_features(tmp_path, arch):
+def test_timms_network_has_the_same_features(tmp_path, arch):
     saved(tmp_path / "mine", EncoderConfig(arch), InputSpec(64, 73, None, (0.5,) * 3, (0.25,) * 3))
     export(tmp_path / "mine", "timm", tmp_path / "theirs.pth")
     theirs = timm.create_model(arch, num_classes=0, checkpoint_path=str(tmp_path / "theirs.pth"))
@@ -169,7 +169,7 @@ def test_a_suffix_of_another_format_is_refused(tmp_path, layout):
         ("safetensors", SMALL, "a.safetensors"),
     ],
 )
-def test_a_file_that_finds_other_features_is_not_left(tmp_path, monkeypatch, layout, config, out):
+def test_a_file_with_other_features_is_deleted(tmp_path, monkeypatch, layout, config, out):
     """Only the mean of one batch norm in the last stage is changed."""
     saved(tmp_path / "mine", config)
     honest = FORMATS[layout].write
@@ -202,7 +202,7 @@ def test_a_network_of_another_width_is_another(tmp_path):
     ("layout", "config", "out"),
     [("detectron2", SLIM50, "a.pkl"), ("safetensors", SMALL, "a.safetensors")],
 )
-def test_a_filter_is_told_loudly_on_screen_and_beside_the_file(tmp_path, layout, config, out):
+def test_a_filter_is_announced_on_screen_and_in_the_text_file(tmp_path, layout, config, out):
     for folder, spec in (("with", InputSpec(32, 37, FILTER)), ("without", InputSpec(32, 37, None))):
         saved(tmp_path / folder, config, spec)
         arguments = ["export", str(tmp_path / folder), "--format", layout]
@@ -239,7 +239,9 @@ CONFIGS = st.builds(
 
 @settings(max_examples=6)
 @given(CONFIGS, SPECS, st.integers(0, 99))
-def test_out_and_in_again_finds_the_same_features(tmp_path_factory, config, spec, seed):
+def test_an_exported_and_imported_encoder_has_the_same_features(
+    tmp_path_factory, config, spec, seed
+):
     """Any encoder, exported to safetensors and imported with the values of the notes."""
     place = tmp_path_factory.mktemp("round")
     saved(place / "mine", config, spec, seed)

@@ -54,7 +54,7 @@ def test_it_computes_layer_after_layer(generator):
     torch.testing.assert_close(head(x), normalised(hidden @ head[3].weight.T))
 
 
-def test_groups_of_samples_do_not_see_each_other(generator):
+def test_groups_of_samples_do_not_depend_on_each_other(generator):
     head = mlp([4, 6, 3], norm=True, last="norm", bn_group=2)
     x = torch.randn(4, 4, generator=generator)
     changed = torch.cat([x[:2], 9 * x[2:] + 1])

@@ -178,7 +178,7 @@ def metrics(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_two_processes_score_what_one_does(root: Path, name: str) -> None:
+def test_two_processes_have_the_scores_of_one(root: Path, name: str) -> None:
     """Fits on features are equal. Trainings are equal up to rounding, so that numbers of correct
     images are equal unless an image lies on the border between two classes."""
     one, two = metrics(root / "one" / name), metrics(root / "two" / name)
@@ -204,7 +204,7 @@ def states(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_two_processes_learn_what_one_does(root: Path, name: str) -> None:
+def test_two_processes_train_as_one_does(root: Path, name: str) -> None:
     one, two = (states(root / kind / name) for kind in ("one", "two"))
     assert len(one) == len(two) == (2 if name == "linear rates" else 1)
     for theirs, ours in zip(one, two, strict=True):

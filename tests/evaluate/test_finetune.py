@@ -117,7 +117,7 @@ def test_a_list_that_changed_or_is_missing_is_refused(rows, tmp_path):
         finetune.rows_of_share(rows, 1, 0, PublishedList(tmp_path / "2.txt", ""))
 
 
-def test_presets_say_rates_by_share():
+def test_presets_have_rates_for_each_share():
     result = [
         (p.share, p.lr, p.head_lr) for p in finetune.rates_of_shares("mixmask", None, None, None)
     ]
@@ -134,13 +134,13 @@ def test_presets_say_rates_by_share():
 
 
 @pytest.mark.parametrize("images", ["stream", "resident"])
-def test_separable_colours_are_told_apart_in_every_split(rows, job, images):
+def test_separable_colours_are_classified_in_every_split(rows, job, images):
     options = OPTIONS | {"images": images, "epochs": 15, "milestones": (12,)}
     result = finetune.run(encoders(), rows, job, **options)
     assert result == {"finetune100_top1": 100.0, "other_finetune100_top1": 100.0}
 
 
-def test_top5_stands_beside_top1_where_there_are_more_classes(make_manifest, job):
+def test_top5_is_given_for_more_than_five_classes(make_manifest, job):
     rows = make_manifest(coloured(6, 4), tuple("abcdef"))
     result = finetune.run(encoders(), rows, job, **(OPTIONS | {"shares": (50, 100)}))
     assert set(result) == {

@@ -39,7 +39,7 @@ def rows(make_manifest):
 
 
 @pytest.mark.parametrize("images", ["stream", "resident"])
-def test_separable_colours_are_told_apart_in_every_split(rows, job, images):
+def test_separable_colours_are_classified_in_every_split(rows, job, images):
     result = linear.run(ENCODERS, rows, job, **(OPTIONS | {"images": images, "epochs": 12}))
     assert result == {"linear_top1": 100.0, "other_linear_top1": 100.0}
 

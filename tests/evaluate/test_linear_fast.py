@@ -76,7 +76,7 @@ ENCODERS = {"trained": Encoder(MeanColour(), EncoderConfig(), InputSpec(8, 8, No
         ("linear_fast_3views", {"views": 3, "images": "resident"}),
     ],
 )
-def test_separable_colours_are_told_apart_in_every_split(rows, job, name, options, l2):
+def test_separable_colours_are_classified_in_every_split(rows, job, name, options, l2):
     result = linear_fast.run(ENCODERS, rows, job, l2=l2, **options)
     assert result == {f"{name}_top1": 100.0, f"other_{name}_top1": 100.0}
 
@@ -98,11 +98,11 @@ def test_the_penalty_is_the_one_under_which_held_out_labels_are_likeliest():
 
 @pytest.mark.parametrize("views", [0, 2])
 def test_a_penalty_is_chosen_on_held_out_images_then_fits_all(rows, job, views, monkeypatch):
-    asked, fitted = [], []
+    selections, fitted = [], []
     choose, fit = linear_fast.best_l2, linear_fast.fit
 
     def chosen(rest, held, classes, grid, iterations, score):
-        asked.append((len(rest.labels), len(held.labels), grid))
+        selections.append((len(rest.labels), len(held.labels), grid))
         return 0.5, choose(rest, held, classes, grid, iterations, score)[1]
 
     def fits(train, classes, l2, iterations, start):
@@ -113,10 +113,10 @@ def test_a_penalty_is_chosen_on_held_out_images_then_fits_all(rows, job, views, 
     monkeypatch.setattr(linear_fast, "fit", fits)
     linear_fast.run(ENCODERS, rows, job, l2=(0.1, 0.5, 1.0), views=views, images="resident")
     times = views or 1  # 12 labelled images of three classes: one of four is held out of each
-    assert asked == [(9 * times, 3, (0.1, 0.5, 1.0))]
+    assert selections == [(9 * times, 3, (0.1, 0.5, 1.0))]
     assert fitted == [(12 * times, 0.5, True)]
     linear_fast.run(ENCODERS, rows, job, l2=0.1)
-    assert len(asked) == 1 and fitted[1:] == [(12, 0.1, False)]
+    assert len(selections) == 1 and fitted[1:] == [(12, 0.1, False)]
 
 
 @pytest.mark.parametrize("images", ["stream", "resident"])

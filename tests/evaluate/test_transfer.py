@@ -137,7 +137,7 @@ def test_the_choice_and_the_last_fit_are_those_of_scikit_learn():
     np.testing.assert_allclose(model(test).softmax(dim=1).detach().numpy(), expected, atol=2e-3)
 
 
-def test_colours_are_told_apart_and_scores_do_not_depend_on_the_batch(make, job, monkeypatch):
+def test_colours_are_classified_and_scores_do_not_depend_on_the_batch(make, job, monkeypatch):
     rows = make("train", "val", "test")
     result = transfer.run(ENCODERS, rows, job, l2_steps=7)
     assert result == {"transfer_toy_top1": 100.0, "transfer_toy_mean_per_class": 100.0}

@@ -116,7 +116,7 @@ def test_mixtures_count_in_one_direction_only():
     assert metrics.item() == pytest.approx(without + mixture / BATCH, rel=1e-4)
 
 
-def test_what_is_watched():
+def test_metrics_besides_the_loss():
     model = build(momentum=1.0)
     predicted = embed(A, model.encoder, model.projector, model.predictor)
     expected = embed(B, *targets(model, 1.0))

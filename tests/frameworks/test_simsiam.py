@@ -82,7 +82,7 @@ def test_the_loss_agrees_with_loops(scene, group):
     assert model(SCENES[scene], 0.0)["loss"].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_what_is_watched():
+def test_metrics_besides_the_loss():
     model = build()
     predicted = embed(A, model.encoder, model.projector, model.predictor)
     expected = embed(B, model.encoder, model.projector)
@@ -155,7 +155,7 @@ def test_a_step_changes_nothing_but_running_statistics():
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-def test_mixtures_look_backwards_at_the_second_view():
+def test_mixtures_use_the_second_view_in_reverse_order():
     """The tests above therefore test pi(i) = B-1-i, and no other permutation."""
     (mixed,) = mixtures(C)
     assert mixed.positives[1][0].tolist() == BACKWARDS.tolist() == [3, 2, 1, 0]

@@ -65,22 +65,22 @@ def make_project(
     """A project whose pipeline has run, with images of two shapes and random saliency."""
     (root / "dvc.yaml").write_text("stages: {}\n")
     (root / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
-    data, found = root / "artifacts/data", []
+    data, listed = root / "artifacts/data", []
     for split in splits:
         for i in range(12):
             path = f"{split}/{i}.png"
             (data / "images" / split).mkdir(parents=True, exist_ok=True)
             picture(i, 24 + 8 * (i % 2)).save(data / "images" / path)
-            found.append(ListedFile(path, i % len(classes) if classes else -1, split))
+            listed.append(ListedFile(path, i % len(classes) if classes else -1, split))
     (data / "images/train/broken.png").write_text("not an image")
-    found.append(ListedFile("train/broken.png", -1, "train"))
-    write_manifest(Listing(data / "images", classes, found), "mine", data, 0.5)
+    listed.append(ListedFile("train/broken.png", -1, "train"))
+    write_manifest(Listing(data / "images", classes, listed), "mine", data, 0.5)
     rows = manifest.load(data)
     plan = StorePlan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))
     (root / "artifacts/saliency").mkdir()
-    seen = scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
-    stores.fill(root / "artifacts/saliency/saliency.zarr", plan, lambda _: iter([seen]))
+    store_rows = scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
+    stores.fill(root / "artifacts/saliency/saliency.zarr", plan, lambda _: iter([store_rows]))
     for name in params()["runs"]:
         config = read_run(Params(params()), name)
         folder = root / "artifacts/pretrain" / name

@@ -85,7 +85,7 @@ def test_two_by_two_is_never_empty() -> None:
 
 @pytest.mark.parametrize("grid", [8, 14, 16])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
-def test_cells_hang_together(generator: torch.Generator, grid: int, ratio: float) -> None:
+def test_cells_form_connected_regions(generator: torch.Generator, grid: int, ratio: float) -> None:
     """Far fewer edges and regions than the same number of random cells."""
     masks = blocks(100, grid, ratio)
     strewn = [discrete(grid, round(ratio * grid**2), generator) for _ in range(100)]

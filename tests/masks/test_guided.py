@@ -190,7 +190,7 @@ def test_only_the_chosen_branches_are_masked(pair: Pair, name: str, branch: str)
         assert torch.equal(cells.sum((1, 2)), torch.full((BATCH,), expected))
 
 
-def test_both_branches_are_drawn_apart() -> None:
+def test_both_branches_are_drawn_independently() -> None:
     """Ratio and patches differ, even where both views have the same map."""
     pair = flat(600)
     made = apply("mean", pair, 4, masked="both", ratio=(0, 1), hard_negative=None)

@@ -211,7 +211,7 @@ def test_focal_windows_can_be_resized() -> None:
         assert window_of(kept)[2] == 32 and window_of(dropped)[2] == 16
 
 
-def test_kinds_come_as_often_as_asked() -> None:
+def test_kinds_have_the_given_probabilities() -> None:
     batch = 2000
     made = apply("high_pass", checkered(batch, 32, 4), 4, ratio=(0.25, 0.25))
     kinds = []
@@ -260,5 +260,5 @@ def test_the_hard_negative_is_cut_from_the_unmasked_filtered_key(pair: Pair, bra
         for mask, foreground in zip(cells, salient(pair.key_activation), strict=True):
             assert not (mask & ~foreground).any()
             assert rounded(mask.sum(), 0.5 * int(foreground.sum()))
-    # the key is only filtered, unless it is masked too
+    # the key is noise in every patch, unless only the query is masked
     assert shared_cells(key, made.key, GRID, NEAR).all() == (branch != "query")

@@ -164,7 +164,7 @@ def test_a_drawn_ratio_is_even_between_its_bounds(mask_per: str) -> None:
     assert shares.std().item() == pytest.approx(0.1443, rel=0.12)
 
 
-def test_blocks_hang_together_and_discrete_patches_do_not() -> None:
+def test_blocks_are_connected_and_discrete_patches_are_not() -> None:
     def edges(shape: str) -> int:
         pair = scene(60, 8, 8)
         mixed = apply("mixmask", pair, 8, shape=shape, mask_per="image").mixed[0]
@@ -216,7 +216,7 @@ def test_star_adds_a_blend_and_a_mask(
             assert bounds[0] - 0.04 <= share_of(mask) <= bounds[1] + 0.04
 
 
-def test_stars_permutation_is_random() -> None:
+def test_the_permutation_of_mixmask_star_is_random() -> None:
     """Steps have different permutations, and each image is mixed with every image in some step."""
     pair = scene(8, 8, 4)
     made = [mixmask_star(pair, draws_for(8, seed), 4) for seed in range(300)]
@@ -231,7 +231,7 @@ def test_stars_permutation_is_random() -> None:
     assert meets.min() > 14 and meets.max() < 61
 
 
-def test_stars_blend_is_un_mixs() -> None:
+def test_the_blend_of_mixmask_star_is_that_of_unmix() -> None:
     pair = scene(4, 8, 4)
     for seed in range(5):
         for global_p in (0.0, 1.0):

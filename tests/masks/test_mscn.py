@@ -80,7 +80,7 @@ def test_every_view_loses_its_share(
             assert channel > 0 or torch.equal(image, image[:1].expand_as(image))
 
 
-def test_kinds_come_as_often_as_published() -> None:
+def test_kinds_have_the_published_probabilities() -> None:
     """Focal .4, of the rest .7 per channel; the kind is drawn independently for each view."""
     batch, grid = 1500, 4
     made = apply("mscn", checkered(batch, 32, grid, extra=1), grid, ratio=0.25, key_ratio=0.25)
@@ -114,7 +114,7 @@ def test_focal_keeps_a_window_of_every_view(side: int, kept: int) -> None:
     assert len(set(places)) == 4
 
 
-def test_patches_are_drawn_apart_for_every_view_and_channel() -> None:
+def test_patches_are_drawn_independently_for_every_view_and_channel() -> None:
     made = apply(
         "mscn",
         checkered(400, 32, 4, extra=2),

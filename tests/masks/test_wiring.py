@@ -99,7 +99,7 @@ def test_each_direction_masks_its_own_online_view(wiring: Wiring, pair: Pair) ->
     assert views.negatives == {} and views.mixed == ()
 
 
-def test_the_two_directions_draw_apart() -> None:
+def test_the_two_directions_are_drawn_independently() -> None:
     """Even where both views are the same."""
     one = scene(BATCH, SIDE, GRID)
     same = Pair(one.query, one.query.clone(), one.query_activation, one.query_activation)
@@ -142,7 +142,7 @@ def test_hard_negatives_belong_to_the_view_they_are_cut_from(pair: Pair) -> None
             assert mask.any() and not (mask & ~salient(maps[id(source)])).any()
 
 
-def test_a_masked_keys_negatives_stand_at_the_masked_key(pair: Pair) -> None:
+def test_negatives_of_a_masked_key_belong_to_the_masked_key(pair: Pair) -> None:
     views = wire(
         "mean", MOCO, pair, masked="key", ratio=(1, 1), hard_negative={"ratio": (0.5, 0.5)}
     )
@@ -208,7 +208,7 @@ def test_the_number_of_further_views(options: dict[str, Any], expected: int) -> 
 @pytest.mark.parametrize(
     ("name", "terms"), [("mixmask", 1), ("unmix", 1), ("mixmask_star", 2), ("erase", 2)]
 )
-def test_mixtures_stand_beside_the_clean_views_once(
+def test_mixtures_are_added_to_the_clean_views_once(
     name: str, terms: int, wiring: Wiring, pair: Pair
 ) -> None:
     """Only the first view is mixed, for every framework; its positives are clean second views,

@@ -52,7 +52,7 @@ def test_a_run_is_its_entries_over_the_common_sections():
 
 
 @pytest.mark.parametrize(
-    ("common", "override", "wanted"),
+    ("common", "override", "expected"),
     [
         ({"a": 1, "b": 2}, {}, {"a": 1, "b": 2}),
         ({"a": 1, "b": 2}, {"b": 3, "c": 4}, {"a": 1, "b": 3, "c": 4}),
@@ -64,14 +64,14 @@ def test_a_run_is_its_entries_over_the_common_sections():
         ({"name": "blur", "sigma": 1}, {"name": "blur"}, {"name": "blur", "sigma": 1}),
     ],
 )
-def test_merge(common, override, wanted):
+def test_merge(common, override, expected):
     before = repr(common)
-    assert merge(common, override) == wanted
+    assert merge(common, override) == expected
     assert repr(common) == before
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "parts"),
     [
         ({"train": {"lrr": 0.1}}, ["train", "lrr", "0.1"]),
         ({"train": {"lr": "fast"}}, ["train", "lr", "'fast'", "number"]),
@@ -116,13 +116,13 @@ def test_merge(common, override, wanted):
     ],
     ids=str,
 )
-def test_a_mistake_is_told_with_key_value_and_what_is_allowed(entry, told):
+def test_an_error_names_key_value_and_allowed_values(entry, parts):
     with pytest.raises(UserError) as error:
         read_run(with_run(entry), "bad")
-    assert all(part in str(error.value) for part in ["runs.bad", *told]), str(error.value)
+    assert all(part in str(error.value) for part in ["runs.bad", *parts]), str(error.value)
 
 
-def test_an_unknown_key_lists_the_keys_there_are():
+def test_an_unknown_key_lists_the_known_keys():
     with pytest.raises(UserError, match=r"lrr.*momentum"):
         read_run(with_run({"train": {"lrr": 0.1}}), "bad")
 
@@ -141,7 +141,7 @@ def test_a_common_section_that_is_no_mapping_is_a_users_mistake():
 
 
 @pytest.mark.parametrize("name", ["moco.v2", "MoCo", "a b", "a_b", "", "ä"])
-def test_a_run_name_that_dvc_could_not_carry_is_refused(name):
+def test_a_run_name_that_dvc_cannot_use_is_refused(name):
     with pytest.raises(UserError, match=r"a-z, 0-9\s+and -"):
         run_names(params(runs={name: {}}))
 
@@ -208,16 +208,16 @@ def test_a_choice_needs_a_name(value):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("- a\n- b\n", "must be a mapping.*list"), ("a: [1\n", "not valid YAML")],
 )
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, told):
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         Params.read(tmp_path / "params.yaml")
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match="not found"):
         Params.read(tmp_path / "params.yaml")
 
@@ -237,7 +237,7 @@ def test_bind_fills_in_defaults_and_converts():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "parts"),
     [
         ({"sigma": 1, "kernl": 3}, ["mask (name: f)", "kernl", "no such key", "3"]),
         ({"sigma": "wide"}, ["mask (name: f)", "sigma", "'wide'", "number"]),
@@ -246,13 +246,13 @@ def test_bind_fills_in_defaults_and_converts():
     ],
     ids=str,
 )
-def test_bind_tells_what_does_not_fit(options, told):
+def test_bind_reports_options_that_do_not_fit(options, parts):
     with pytest.raises(UserError) as error:
         bind(_function, Choice("f", options), "mask")
-    assert all(part in str(error.value) for part in told), str(error.value)
+    assert all(part in str(error.value) for part in parts), str(error.value)
 
 
-def test_pick_lists_what_there_is():
+def test_pick_lists_the_known_names():
     with pytest.raises(UserError, match=r"mask: no `bluur` here; choose from blur, mean"):
         pick({"blur": 1, "mean": 2}, Choice("bluur", {}), "mask")
 
@@ -289,19 +289,25 @@ def test_schedules_that_can_be_run_are_accepted(train):
 
 
 def test_the_section_of_saliency_has_defaults():
-    found = params(saliency={}).section("saliency", SaliencyConfig)
-    assert (found.levels, found.correction, found.precision) == ((224, 320, 448), 1024, "float32")
-    assert (found.shard_rows, found.batch) == (1024, 32)
+    config = params(saliency={}).section("saliency", SaliencyConfig)
+    assert (config.levels, config.correction, config.precision) == (
+        (224, 320, 448),
+        1024,
+        "float32",
+    )
+    assert (config.shard_rows, config.batch) == (1024, 32)
 
 
 @pytest.mark.parametrize("levels", [[224], [32, 33], [224, 320, 448, 640]], ids=str)
 def test_levels_that_grow_are_accepted(levels):
-    found = params(saliency={"levels": levels, "correction": 0}).section("saliency", SaliencyConfig)
-    assert found.levels == tuple(levels) and found.correction == 0
+    config = params(saliency={"levels": levels, "correction": 0}).section(
+        "saliency", SaliencyConfig
+    )
+    assert config.levels == tuple(levels) and config.correction == 0
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "parts"),
     [
         ({"levels": []}, ["levels must grow, got []"]),
         ({"levels": [320, 224]}, ["levels must grow, got [320, 224]"]),
@@ -317,11 +323,11 @@ def test_levels_that_grow_are_accepted(levels):
     ],
     ids=str,
 )
-def test_a_mistake_in_the_section_of_saliency_is_told(entry, told):
+def test_an_error_in_the_section_saliency_names_the_key(entry, parts):
     with pytest.raises(UserError) as error:
         params(saliency=entry).section("saliency", SaliencyConfig)
-    wanted = ["params.yaml: saliency", *told]
-    assert all(part in str(error.value) for part in wanted), str(error.value)
+    expected = ["params.yaml: saliency", *parts]
+    assert all(part in str(error.value) for part in expected), str(error.value)
 
 
 def test_the_folders_of_what_was_chosen_for_each_run():
@@ -332,8 +338,8 @@ def test_the_folders_of_what_was_chosen_for_each_run():
         "detect": {},
         "evaluate": {"chosen": chosen},
     }
-    found = chosen_evaluations(Params(values))
-    assert found == {"a": ["variance", "variance-b", "variance-a"], "b": ["linear"]}
+    folders = chosen_evaluations(Params(values))
+    assert folders == {"a": ["variance", "variance-b", "variance-a"], "b": ["linear"]}
     imported = Params(values | {"runs": {"a": {}}, "imports": {"b": {}}})
     with pytest.raises(UserError, match=r"variance_through: b is imported: its views and its head"):
         chosen_evaluations(imported)

@@ -82,14 +82,14 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_stage_makes_the_same_bytes_on_another_device(made: dict[str, Path]) -> None:
-    here, there = (results(made[device]) for device in ("cpu", "pretended"))
-    assert here.keys() == there.keys()
-    records = {name for name in here if name.endswith("provenance.json")}
+    on_cpu, simulated = (results(made[device]) for device in ("cpu", "pretended"))
+    assert on_cpu.keys() == simulated.keys()
+    records = {name for name in on_cpu if name.endswith("provenance.json")}
     assert len(records) == len(TESTED)
-    for name in here.keys() - records:
-        assert there[name] == here[name], name
+    for name in on_cpu.keys() - records:
+        assert simulated[name] == on_cpu[name], name
     for name in records:
-        assert json.loads(there[name])["device"]["type"] == "pretended", name
+        assert json.loads(simulated[name])["device"]["type"] == "pretended", name
 
 
 def test_the_device_refuses_what_a_gpu_refuses() -> None:
@@ -99,22 +99,24 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
 def refusals(_: int) -> None:
     """Runs in a separate process, because the device stays registered."""
     with pretence():
-        here, there = torch.arange(3.0), torch.arange(3.0, device="pretended")
-        assert there.device.type == "pretended" and there.cpu().device.type == "cpu"
-        assert torch.equal((there * torch.tensor(2.0) + 1).cpu(), here * 2 + 1)  # 0-d ones may come
-        assert torch.equal(there[torch.tensor([2, 0])].cpu(), here[[2, 0]])  # and indices
+        on_cpu, simulated = torch.arange(3.0), torch.arange(3.0, device="pretended")
+        assert simulated.device.type == "pretended" and simulated.cpu().device.type == "cpu"
+        assert torch.equal(
+            (simulated * torch.tensor(2.0) + 1).cpu(), on_cpu * 2 + 1
+        )  # 0-d CPU tensors are allowed
+        assert torch.equal(simulated[torch.tensor([2, 0])].cpu(), on_cpu[[2, 0]])  # indices too
         layer = nn.Linear(3, 2).to("pretended")
         for wrong in (
-            lambda: there + here,
-            lambda: here[there.long()],
-            lambda: torch.cat([there, here]),
-            lambda: here.add_(there),
-            lambda: layer(here),
+            lambda: simulated + on_cpu,
+            lambda: on_cpu[simulated.long()],
+            lambda: torch.cat([simulated, on_cpu]),
+            lambda: on_cpu.add_(simulated),
+            lambda: layer(on_cpu),
         ):
             with pytest.raises(RuntimeError, match="on the CPU"):
                 wrong()
-        for wrong in (there.numpy, lambda: np.asarray(there)):
+        for wrong in (simulated.numpy, lambda: np.asarray(simulated)):
             with pytest.raises(TypeError, match="cannot become an array"):
                 wrong()
-        layer(there).sum().backward()
+        layer(simulated).sum().backward()
         assert layer.weight.grad.device.type == "pretended"

@@ -46,7 +46,7 @@ def filled(**changes: Any) -> comparison.Comparison:
     return made
 
 
-def test_ours_stands_beside_the_papers_number_with_the_difference() -> None:
+def test_our_number_is_next_to_the_papers_with_the_difference() -> None:
     (cell,) = filled().rows["high-pass, positive mask"]
     assert str(cell.paper) == "55.25" and cell.mean == 56.25 and cell.difference == 1.0
     assert cell.format("linear_fast_top1") == "56.25"

@@ -50,7 +50,7 @@ def test_masked_views_of_any_size_and_of_images_of_any_shape(size: int, grid: in
     assert Image.open(io.BytesIO(drawn)).width == sheets.WIDTH
 
 
-def test_the_sheet_shows_the_views_that_training_sees(built) -> None:
+def test_the_sheet_shows_the_views_of_the_training(built) -> None:
     project, _, _ = built
     rows = manifest.load(project / "artifacts/data")
     store = stores.SaliencyStore.open(project / "artifacts/saliency/saliency.zarr", rows.digest)
@@ -103,7 +103,7 @@ def test_queries_lose_patches_on_both_sides_and_negatives_in_the_foreground(titl
     assert ((beta > 0.35) & (beta < 0.75)).all()
 
 
-def test_the_kinds_of_high_pass_are_what_their_titles_say() -> None:
+def test_the_kinds_of_high_pass_match_their_titles() -> None:
     spatial, channel, focal = (
         masked_cells(f"high-pass, {kind}")[0] > 0.5 for kind in ("spatial", "per channel", "focal")
     )

@@ -41,7 +41,7 @@ def test_it_is_listed_with_the_runs_and_described_as_imported(project, monkeypat
     assert "features of\n<b>theirs</b>" in html
 
 
-def test_without_imports_nothing_is_said_of_them(project, monkeypatch):
+def test_without_imports_the_page_does_not_mention_them(project, monkeypatch):
     (project / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
     html, _ = run_stage(project, monkeypatch)
     assert "imported" not in html and "theirs" not in html

@@ -72,13 +72,13 @@ def test_what_no_text_gives_is_none() -> None:
     assert at("chin 1", "a row of ours", "Linear evaluation") is None
 
 
-def test_an_unknown_table_lists_those_there_are() -> None:
+def test_an_unknown_table_lists_the_known_tables() -> None:
     with pytest.raises(
         UserError, match=r"tables\.chin 9: there is no such table of a paper; .*chin 8"
     ):
         papers.table("chin 9", "params.yaml: tables.chin 9")
 
 
-def test_headings_say_paper_and_table() -> None:
+def test_headings_name_paper_and_table() -> None:
     assert papers.tables()["chin 8"].heading.startswith("Chin et al. 2024, Table 8: hard negatives")
     assert papers.tables()["chin repository"].heading.startswith("Chin et al. 2024, repository: ")

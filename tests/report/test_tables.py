@@ -43,7 +43,7 @@ def test_gain_is_in_points_over_the_untrained_encoder_and_small_k_comes_first() 
     assert block.rows["a"][1].gain is None and block.rows["b"][0].gain is None
 
 
-def test_metrics_of_another_split_stand_in_a_table_of_their_own() -> None:
+def test_metrics_of_another_split_have_their_own_table() -> None:
     val, far = scores(far_knn20_top1=7.0, far_random_knn20_top1=3.0)
     assert val.rows["b"][0].value is None
     assert (far.split, list(far.metrics), far.rows["b"][0].gain) == ("far", ["knn20_top1"], 4.0)
@@ -57,7 +57,7 @@ def test_what_is_missing_is_a_dash_in_the_text_table() -> None:
     assert len({len(line) for line in lines}) == 1  # aligned
 
 
-def test_evaluations_of_some_runs_stand_apart_a_metric_per_line() -> None:
+def test_evaluations_of_some_runs_have_a_separate_table_with_a_metric_per_line() -> None:
     rows = [
         {"run": "a", "dataset": "mine", "metrics": KNN},
         {"run": "b", "dataset": "mine", "metrics": KNN | CHOSEN | {"far_finetune1_top1": 8.0}},

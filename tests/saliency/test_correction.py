@@ -159,7 +159,7 @@ def test_places_by_hand():
     assert beyond_column[0].tolist() == [1, 0, 1]
 
 
-def test_views_and_their_mirror_images_teach_the_same(monkeypatch):
+def test_mirrored_views_give_the_same_correction(monkeypatch):
     """Each view is also used mirrored, so left and right are treated equally."""
     # all views in one batch
     monkeypatch.setattr(torch, "randint", lambda high, size: torch.arange(high))

@@ -163,7 +163,7 @@ def test_a_crop_does_not_depend_on_its_batch(seed):
         ((0.0, 0.0, 1.0, 1.0), [0, 0.5625, 2.4375, 3]),
     ],
 )
-def test_the_margin_goes_on_in_the_image_and_then_in_its_rim(box, expected):
+def test_the_margin_shows_the_image_and_then_repeats_its_border(box, expected):
     result = crops.resample(RAMP[None], torch.tensor([box]), (2, 2), margin=1)[0]
     torch.testing.assert_close(result, torch.tensor(expected).expand(4, 4))
     across = crops.resample(RAMP.T[None].contiguous(), torch.tensor([box]), (2, 2), margin=1)[0]

@@ -268,7 +268,7 @@ def _exported(folder: Path, mask: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(("mask", "filtered"), [("mean", False), ("high_pass", True)])
-def test_an_encoder_of_ours_sees_what_its_evaluation_sees(tmp_path, mask, filtered):
+def test_an_encoder_gets_the_same_input_as_in_its_evaluation(tmp_path, mask, filtered):
     network = _exported(tmp_path / "encoder", mask)
     weights = tmp_path / "encoder" / "encoder.safetensors"
     result = LOCALIZERS["encoder"](path=tmp_path / "encoder", sha256=_digest(weights))
@@ -358,7 +358,7 @@ def test_a_missing_file_says_what_to_do(tmp_path):
         LOCALIZERS["file"](path=tmp_path / "weights.pth", arch="resnet18")
 
 
-def test_a_cut_trunk_is_told_by_its_keys(tmp_path, network):
+def test_a_truncated_trunk_is_reported_with_its_keys(tmp_path, network):
     tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("layer4.")}
     path = _write(tensors, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"missing: layer4\.0\..* and \d+ more$"):

@@ -153,7 +153,7 @@ def _within_the_correction(path, fitted, write=store.write_correction) -> None:
         ("write_correction", _within_the_correction, {0, 1}),
     ],
 )
-def test_a_killed_computation_goes_on_to_the_same_bytes(
+def test_a_killed_computation_resumes_to_the_same_bytes(
     manifest, compute, tmp_path, monkeypatch, where, dies, done
 ):
     whole, broken = compute("whole", manifest, CORRECTED), tmp_path / "broken" / "saliency.zarr"
@@ -232,7 +232,7 @@ def test_two_images_of_the_same_content_share_what_is_held(manifest, compute):
     ],
     ids=["gone", "attributes", "changed mean", "no mean", "no map", "no digests"],
 )
-def test_a_damaged_earlier_store_is_told_and_not_reused(manifest, compute, caplog, damage):
+def test_a_damaged_earlier_store_is_reported_and_not_reused(manifest, compute, caplog, damage):
     full, first = compute("full", manifest), compute("first", manifest)
     good = compute("good", some(manifest, [1, 2]))
     damage(first)
@@ -272,9 +272,7 @@ def _folder(file) -> None:
         (_folder, "a folder, not a file"),
     ],
 )
-def test_an_image_that_is_lost_leaves_an_empty_map_and_is_told(
-    manifest, compute, caplog, damage, reason
-):
+def test_a_lost_image_has_an_empty_map_and_is_reported(manifest, compute, caplog, damage, reason):
     before = store.read_rows(compute("before", manifest, CORRECTED))
     damage(manifest.file(2))
     path = compute("after", manifest, CORRECTED)
@@ -295,7 +293,7 @@ def test_an_image_that_is_lost_leaves_an_empty_map_and_is_told(
     assert foreground(result).all()
 
 
-def test_an_image_that_comes_back_is_computed(manifest, compute):
+def test_an_image_that_exists_again_is_computed(manifest, compute):
     full = compute("full", manifest)
     content = manifest.file(2).read_bytes()
     manifest.file(2).unlink()
@@ -348,7 +346,7 @@ def taught(monkeypatch):
     return measured
 
 
-def test_the_correction_learns_what_the_localizer_says_of_the_views(
+def test_the_correction_is_fitted_to_the_localizers_maps_of_the_views(
     manifest, trunk, compute, taught
 ):
     path = compute("out", manifest, CORRECTED)
@@ -367,7 +365,7 @@ def test_the_correction_learns_what_the_localizer_says_of_the_views(
         assert torch.equal(weight, fitted.state_dict()[name])
 
 
-def test_a_stand_in_for_a_view_teaches_the_correction_nothing(manifest, trunk, compute, taught):
+def test_the_correction_is_not_fitted_to_replaced_images(manifest, trunk, compute, taught):
     first = compute("first", manifest, replace(CORRECTED, correction=14))
     manifest.file(2).write_bytes(b"no image")  # its earlier map is copied
     compute("out", manifest, replace(CORRECTED, correction=14), earlier=[first])

@@ -21,11 +21,11 @@ CONFIG = SaliencyConfig(levels=(96, 128), correction=0, precision="float32", sha
 def found_by(device: str, job, manifest, path, kind=torch.float32) -> SaliencyStore:
     torch.manual_seed(0)
     trunk = Trunk(SPEC).to(device)
-    there, plan = replace(job, device=torch.device(device)), maps.plan(manifest, CONFIG, SPEC)
+    device_job, plan = replace(job, device=torch.device(device)), maps.plan(manifest, CONFIG, SPEC)
     if kind == torch.float64:
         trunk.double().register_forward_pre_hook(lambda _, given: (given[0].double(),))
-    assert maps.fill(path, plan, manifest, trunk, CONFIG, there)
-    maps.finish(path, plan, manifest, trunk, CONFIG, there)
+    assert maps.fill(path, plan, manifest, trunk, CONFIG, device_job)
+    maps.finish(path, plan, manifest, trunk, CONFIG, device_job)
     return SaliencyStore.open(path)
 
 
@@ -49,7 +49,7 @@ def check(a: SaliencyStore, b: SaliencyStore) -> int:
     return other
 
 
-def test_other_kernels_and_float64_find_the_maps_of_this_cpu(manifest, job, tmp_path):
+def test_other_kernels_and_float64_give_the_maps_of_this_cpu(manifest, job, tmp_path):
     one = found_by("cpu", job, manifest, tmp_path / "one" / "saliency.zarr")
     with mkldnn.flags(enabled=False):
         other = found_by("cpu", job, manifest, tmp_path / "other" / "saliency.zarr")
@@ -59,6 +59,6 @@ def test_other_kernels_and_float64_find_the_maps_of_this_cpu(manifest, job, tmp_
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu_finds_the_maps_of_a_cpu(manifest, job, tmp_path):
+def test_a_gpu_gives_the_maps_of_a_cpu(manifest, job, tmp_path):
     cpu, gpu = (found_by(d, job, manifest, tmp_path / d / "saliency.zarr") for d in ("cpu", "cuda"))
     check(cpu, gpu)

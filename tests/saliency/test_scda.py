@@ -66,7 +66,7 @@ def test_equation_1_agrees_with_loops(seed, batch, rows, columns):
 
 
 @given(st.integers(0, 1000), st.floats(1e-3, 1e4))
-def test_foreground_does_not_see_a_positive_scale(seed, scale):
+def test_foreground_does_not_depend_on_a_positive_scale(seed, scale):
     maps = _maps(seed, 4, 5, 5)
     margin = maps - maps.mean((1, 2), True) + 0.6 * maps.std((1, 2), correction=0, keepdim=True)
     assume(margin.abs().min() > 1e-4)  # no cell so near the threshold that rounding decides
@@ -74,7 +74,7 @@ def test_foreground_does_not_see_a_positive_scale(seed, scale):
 
 
 @given(st.integers(0, 1000))
-def test_maps_do_not_see_each_other(seed):
+def test_maps_do_not_depend_on_each_other(seed):
     maps = _maps(seed, 3, 4, 4)
     assert torch.equal(foreground(maps)[1:2], foreground(maps[1:2]))
 

@@ -123,21 +123,21 @@ class KilledError(Exception):
 
 
 def test_a_kill_between_shards_loses_only_the_shard_in_work(path, tmp_path):
-    asked = []
+    requests = []
 
     def dies(shards):
         for rows in shards:
-            asked.append(rows)
+            requests.append(rows)
             if rows.start == 4:
                 raise KilledError
             yield part(rows)
 
     with pytest.raises(KilledError):
         store.fill(path, PLAN, dies)
-    assert asked == [range(0, 4), range(4, 8)]
+    assert requests == [range(0, 4), range(4, 8)]
     assert store.done_shards(path, PLAN) == {0}
-    store.fill(path, PLAN, lambda shards: asked.append(shards) or compute(shards))
-    assert asked[2:] == [[range(4, 8), range(8, 10)]]
+    store.fill(path, PLAN, lambda shards: requests.append(shards) or compute(shards))
+    assert requests[2:] == [[range(4, 8), range(8, 10)]]
     whole = tmp_path / "whole" / "saliency.zarr"
     store.fill(whole, PLAN, compute)
     assert tree_digest(path.parent) == tree_digest(whole.parent)
@@ -168,9 +168,9 @@ def test_a_done_shard_whose_data_changed_is_done_again(filled, name, damage):
         content[-1] ^= 1
         chunk.write_bytes(bytes(content))
     assert store.done_shards(filled, PLAN) == {0, 2}
-    asked = []
-    store.fill(filled, PLAN, lambda shards: asked.append(shards) or compute(shards))
-    assert asked == [[range(4, 8)]]
+    requests = []
+    store.fill(filled, PLAN, lambda shards: requests.append(shards) or compute(shards))
+    assert requests == [[range(4, 8)]]
     assert tree_digest(filled.parent) == before
 
 
@@ -182,6 +182,6 @@ def test_a_shard_whose_done_mark_is_damaged_is_done_again(filled, content):
     assert tree_digest(filled.parent) == before
 
 
-def test_done_marks_tell_their_shard(filled):
+def test_a_done_mark_is_valid_for_its_shard_only(filled):
     marks = sorted((filled.parent / "shards").iterdir())
     assert [json.loads(mark.read_text())["shard"] for mark in marks] == [0, 1, 2]

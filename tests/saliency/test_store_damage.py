@@ -75,7 +75,7 @@ def intact(request, tmp_path_factory, drawn_correction):
 
 @settings(max_examples=150)
 @given(st.integers(0, 2**16), st.integers(0, 2**16), st.integers(1, 255))
-def test_a_changed_byte_is_told_or_changes_nothing(intact, file, place, change):
+def test_a_changed_byte_is_reported_or_has_no_effect(intact, file, place, change):
     path, whole, files = intact
     file = files[file % len(files)]
     content = bytearray(file.read_bytes())
@@ -85,7 +85,7 @@ def test_a_changed_byte_is_told_or_changes_nothing(intact, file, place, change):
     assert result == whole or "dvc repro" in result
 
 
-def test_a_missing_file_is_told_or_changes_nothing(intact):
+def test_a_missing_file_is_reported_or_has_no_effect(intact):
     path, whole, files = intact
     untold = []
     for file in files:
@@ -141,7 +141,9 @@ def without_digests(path) -> None:
         (without_digests, "damaged.*digests are missing"),
     ],
 )
-def test_what_is_not_whole_is_refused_with_the_way_out(corrected, change, message):
+def test_an_incomplete_store_is_refused_with_the_command_that_repairs_it(
+    corrected, change, message
+):
     change(corrected)
     with pytest.raises(UserError, match=rf"{message}.*{REPAIR}"):
         SaliencyStore.open(corrected, "m" * 64, LOCALIZER)

@@ -139,15 +139,15 @@ timm_file = partial(weights.of_timm, "timm/net.a1", "model.safetensors")
 @pytest.fixture
 def served(published, monkeypatch) -> list[tuple[str, str]]:
     """Replaces timm's hub: every download gives the published file. The requests."""
-    asked = []
+    requests = []
 
     def download(repository: str, name: str, local_dir: Path) -> str:
-        asked.append((repository, name))
+        requests.append((repository, name))
         (local_dir / ".cache").mkdir()  # as the hub's client does
         return str(shutil.copy(published, local_dir / name))
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    return asked
+    return requests
 
 
 def test_a_timm_download_lands_beside_torch_hubs(hub, served):

@@ -134,7 +134,7 @@ def a_manifest(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_learn_what_one_does(trained: Trained, case: str) -> None:
+def test_two_processes_train_as_one_does(trained: Trained, case: str) -> None:
     one, two = (load_file(trained[case][name] / "encoder.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
