@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     for old in saved(folder)[KEEP:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def is_due(saved_at: float, minutes: float) -> bool:
+    """Whether more than `minutes` have passed since `saved_at`, a time of `time.monotonic`."""
+    return time.monotonic() - saved_at > 60 * minutes
 
 
 def saved(folder: Path) -> list[Path]:

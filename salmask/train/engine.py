@@ -121,7 +121,7 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
                 # A signal that arrives after this line is handled at the next step.
                 signal_number = all_reduce_max(stop.number)
                 epoch_ends = step % per_epoch == 0
-                due = time.monotonic() - saved_at > 60 * job.checkpoint_minutes
+                due = checkpoint.is_due(saved_at, job.checkpoint_minutes)
                 saves = signal_number or due or epoch_ends or step == loop.steps
                 if (on_host or saves) and not loop.may_diverge and not math.isfinite(sums["loss"]):
                     raise NonFiniteLossError(
