@@ -2,12 +2,13 @@
 
 The digest of a stage covers the stage's script, the modules that its parameters select by name
 (its mask, its framework, its data set), and everything of ours that these modules import. Comments,
-docstrings, layout and the texts of messages do not count.
+docstrings, layout and the texts of messages do not count. Labels and lineage count for the report
+only, which shows them.
 """
 
 import ast
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,30 +28,33 @@ WITHOUT_EFFECT = frozenset(
         "salmask.progress",
         "salmask.provenance",
         "stages.errors",
-        "stages.paths",
     }
 )
-# Calls that only show a text.
-_MESSAGES = ("print", "log.", "logging.", "warnings.", "click.echo", "click.option")
+REPORT = "stages.report"
+SHOWN_BY_REPORT = {"salmask.lineage"}  # modules without effect on other stages
+# Functions, and objects whose methods, only show a text.
+_MESSAGES = {"print", "click.echo"}
+_LOGS = ("log.", "logging.", "warnings.")
 # Fields of records that only describe: labels, licences, costs.
 _DESCRIPTIONS = {
     "Mask": {"label", "hard_negatives", "extra_passes", "kinds"},
     "Dataset": {"layout", "origin", "terms", "note", "downloads", "train_images"},
-    "Evaluation": {"labels"},
 }
 _WITHOUT_MEANING = ("ctx", "kind", "type_comment")  # fields that follow from others or from layout
 
 
-def code_digest(modules: Iterable[str], project: Path) -> str:
+def code_digest(modules: Sequence[str], project: Path, messages: bool = False) -> str:
     """sha256 of what modules, and all modules of ours that they import, do.
 
     Args:
         modules: dotted names.
         project: the folder that holds `stages/`.
+        messages: whether the texts of errors and messages count.
     """
+    kept = _Kept(messages, descriptions=REPORT in modules)
     sha = hashlib.sha256()
     for name, file in sorted(reached(modules, project).items()):
-        effect = _parsed(file.read_text(encoding="utf-8")).effect
+        effect = _parsed(file.read_text(encoding="utf-8"), kept).effect
         sha.update(f"{name}\0{effect}\n".encode())
         if file.name == "__init__.py" or name.startswith("stages"):
             continue
@@ -60,13 +64,14 @@ def code_digest(modules: Iterable[str], project: Path) -> str:
     return sha.hexdigest()
 
 
-def reached(modules: Iterable[str], project: Path) -> dict[str, Path]:
+def reached(modules: Sequence[str], project: Path) -> dict[str, Path]:
     """The modules that a digest covers, with their files: `modules`, and what they import."""
+    without_effect = WITHOUT_EFFECT - (SHOWN_BY_REPORT if REPORT in modules else set())
     files: dict[str, Path] = {}
     pending = list(modules)
     while pending:
         name = pending.pop()
-        if name in files or name in WITHOUT_EFFECT or name.split(".")[0] not in OUR_PACKAGES:
+        if name in files or name in without_effect or name.split(".")[0] not in OUR_PACKAGES:
             continue
         if "." in name:
             pending.append(name.rpartition(".")[0])  # importing a.b.c runs a and a.b too
@@ -96,7 +101,7 @@ def module_file(name: str, project: Path) -> Path | None:
 def imported_modules(file: Path, project: Path) -> set[str]:
     """The modules of ours that import statements in a source file name."""
     names: set[str] = set()
-    for name, members in _parsed(file.read_text(encoding="utf-8")).imports:
+    for name, members in _parsed(file.read_text(encoding="utf-8"), _Kept()).imports:
         names.add(name)
         names.update(
             m for m in (f"{name}.{member}" for member in members) if module_file(m, project)
@@ -117,6 +122,13 @@ def _data_files(file: Path) -> list[Path]:
     return [path for path in beside if f'"{path.name}"' in text]
 
 
+class _Kept(NamedTuple):
+    """Which parts of the code count although they do not decide what most stages compute."""
+
+    messages: bool = False
+    descriptions: bool = False
+
+
 class _Parsed(NamedTuple):
     """sha256 of what a source file does, and the modules of ours that it imports, with members."""
 
@@ -125,16 +137,16 @@ class _Parsed(NamedTuple):
 
 
 @cache  # many digests cover the same files
-def _parsed(text: str) -> _Parsed:
+def _parsed(text: str, kept: _Kept) -> _Parsed:
     imports: list[tuple[str, list[str]]] = []
-    effect = hashlib.sha256(_canonical(ast.parse(text), imports).encode()).hexdigest()
+    effect = hashlib.sha256(_canonical(ast.parse(text), imports, kept).encode()).hexdigest()
     return _Parsed(effect, [entry for entry in imports if entry[0].split(".")[0] in OUR_PACKAGES])
 
 
-def _canonical(node: Any, imports: list[tuple[str, list[str]]]) -> str:
-    """A text of a syntax tree, without docstrings and messages. Appends the tree's imports."""
+def _canonical(node: Any, imports: list[tuple[str, list[str]]], kept: _Kept) -> str:
+    """A text of the part of a syntax tree that counts. Appends the tree's imports."""
     if isinstance(node, list):
-        return "[" + ",".join(_canonical(item, imports) for item in node) + "]"
+        return "[" + ",".join(_canonical(item, imports, kept) for item in node) + "]"
     if not isinstance(node, ast.AST):
         return repr(node)
     if isinstance(node, ast.Import):
@@ -146,14 +158,24 @@ def _canonical(node: Any, imports: list[tuple[str, list[str]]]) -> str:
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             node.body = node.body[1:] or [ast.Pass()]  # without the docstring
     elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-        node.exc.args, node.exc.keywords = [], []
-    elif isinstance(node, ast.Call) and _dotted(node.func).startswith(_MESSAGES):
-        node.args, node.keywords = [], []
-    elif isinstance(node, ast.Call) and _dotted(node.func) in _DESCRIPTIONS:
-        dropped = _DESCRIPTIONS[_dotted(node.func)]
-        node.keywords = [keyword for keyword in node.keywords if keyword.arg not in dropped]
-    fields = (getattr(node, field, None) for field in node._fields if field not in _WITHOUT_MEANING)
-    return f"{type(node).__name__}({','.join(_canonical(field, imports) for field in fields)})"
+        _drop_texts(node.exc, kept, is_error=True)
+    elif isinstance(node, ast.Call):
+        _drop_texts(node, kept)
+    fields = [getattr(node, name, None) for name in node._fields if name not in _WITHOUT_MEANING]
+    return f"{type(node).__name__}{_canonical(fields, imports, kept)}"
+
+
+def _drop_texts(call: ast.Call, kept: _Kept, is_error: bool = False) -> None:
+    """Removes the arguments of a call that do not count."""
+    name = _dotted(call.func)
+    if is_error or name in _MESSAGES or name.startswith(_LOGS):
+        if not kept.messages:
+            call.args, call.keywords = [], []
+    elif name == "click.option":
+        call.keywords = [keyword for keyword in call.keywords if keyword.arg != "help"]
+    elif name in _DESCRIPTIONS and not kept.descriptions:
+        dropped = _DESCRIPTIONS[name]
+        call.keywords = [keyword for keyword in call.keywords if keyword.arg not in dropped]
 
 
 def _dotted(node: ast.expr) -> str:

@@ -1,6 +1,7 @@
-"""Atomic writing of files: each is written under another name, then renamed."""
+"""Digests of files, and atomic writing: a file is written under another name, then renamed."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,3 +40,24 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[
         table.writeheader()
         table.writerows(rows)
     partial.replace(path)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_digest(path: Path) -> str:
+    """sha256 of a file, or of the sorted (name, sha256) pairs of all files below a folder."""
+    if path.is_file():
+        return file_digest(path)
+    sha = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        sha.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
+    return sha.hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """sha256 of a JSON-like value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from salmask.code_digests import code_digest
-from salmask.provenance import FILE_NAME, file_digest, tree_digest
+from salmask.files import file_digest, tree_digest
+from salmask.provenance import FILE_NAME
 
 
 @dataclass(frozen=True)

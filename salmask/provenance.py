@@ -5,8 +5,6 @@ between equal runs (no time, host or job id: they are in the folder of the run),
 artifact has the same bytes.
 """
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,37 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from salmask.code_digests import code_digest
 from salmask.errors import UserError
+from salmask.files import file_digest, tree_digest, value_digest
 
 if TYPE_CHECKING:
     import torch
 
 FILE_NAME = "provenance.json"
 RECORDED_VERSIONS = ("torch", "torchvision", "numpy", "pillow", "zarr", "timm")
-_BLOCK = 1 << 20
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, hex."""
-    sha = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            sha.update(block)
-    return sha.hexdigest()
-
-
-def tree_digest(path: Path) -> str:
-    """sha256 of a file, or of the sorted (name, sha256) pairs of all files below a folder."""
-    if path.is_file():
-        return file_digest(path)
-    sha = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        sha.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
-    return sha.hexdigest()
-
-
-def value_digest(value: Any) -> str:
-    """sha256 of a JSON-like value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from salmask.params.names import import_names, run_names
 from salmask.params.overlay import run_choice, run_section
 from salmask.params.yaml_file import Params
 
-_CHOSEN_PROTOCOLS = ("linear", "finetune")  # chosen evaluations that stages.evaluate runs
+CHOSEN_PROTOCOLS = ("linear", "finetune")  # chosen evaluations that stages.evaluate runs
 _BACKBONES = "salmask.encoders.backbones"
 _ALL_BACKBONES = (f"{_BACKBONES}.residual", f"{_BACKBONES}.torchvision_models")
 
@@ -33,7 +33,7 @@ def stage_modules(params: Params, key: str) -> tuple[str, ...]:
 def stage_keys(params: Params) -> list[str]:
     """The keys of all stages of a project."""
     params = Params(params.values, params.source)
-    protocols = {*params.section("evaluate.protocols", list[str]), *_CHOSEN_PROTOCOLS}
+    protocols = {*params.section("evaluate.protocols", list[str]), *CHOSEN_PROTOCOLS}
     return [
         *("prepare", "localizer", "saliency", "transfer", "detect", "report"),
         *(f"pretrain/{run}" for run in run_names(params)),
@@ -50,6 +50,11 @@ def _data_set(package: str, key: str) -> Callable[[Params, str], list[str]]:
         return [f"{package}.{params.choice(key.format(name=name)).name}"]
 
     return selected
+
+
+def _localizer(params: Params, name: str) -> list[str]:
+    localizer = params.choice("localizer").name
+    return [f"salmask.saliency.localizers.{localizer}", *_ALL_BACKBONES]
 
 
 def _pretrain(params: Params, run: str) -> list[str]:
@@ -76,15 +81,20 @@ def _variance(params: Params, run: str) -> list[str]:
 
 
 def _report(params: Params, name: str) -> list[str]:
-    packages = {"salmask.masks": "MASK", "salmask.evaluate": "EVALUATION"}
-    return [f"{p}.{n}" for p, record in packages.items() for n in ByName(p, record)]
+    packages = {
+        "salmask.masks": "MASK",
+        "salmask.frameworks": "Framework",
+        "salmask.evaluate": "EVALUATION",
+    }
+    named = [f"{p}.{n}" for p, record in packages.items() for n in ByName(p, record)]
+    return [*named, *_ALL_BACKBONES]
 
 
 _SELECTED: dict[str, Callable[[Params, str], list[str] | tuple[str, ...]]] = {
     "prepare": _data_set("salmask.datasets", "data"),
     "transfer_data": _data_set("salmask.datasets", "transfer.{name}"),
     "detect_data": _data_set("salmask.detection.datasets", "detect.{name}.data"),
-    "localizer": _data_set("salmask.saliency.localizers", "localizer"),
+    "localizer": _localizer,
     "saliency": lambda params, name: _ALL_BACKBONES,
     "pretrain": _pretrain,
     "imported": _imported,

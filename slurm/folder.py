@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salmask.errors import UserError
-from salmask.files import write_json
+from salmask.files import file_digest, write_json
 from salmask.job import Job
-from salmask.provenance import FILE_NAME, Recipe, file_digest, record
+from salmask.provenance import FILE_NAME, Recipe, record
 from slurm.profile import Profile
 
 if TYPE_CHECKING:

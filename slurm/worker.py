@@ -24,8 +24,8 @@ from salmask.code_digests import code_digest
 from salmask.devices import pick_device
 from salmask.distributed import broadcast_from_first
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
+from salmask.files import tree_digest
 from salmask.job import Job
-from salmask.provenance import tree_digest
 from slurm import scheduler
 from slurm.errors import DiskFullError, named_disk_full
 from slurm.folder import finish, is_done, locked, make_folders, make_job

@@ -9,9 +9,9 @@ from salmask.code_digests import code_digest
 from salmask.data.prepare import write_manifest
 from salmask.datasets.reader import dataset_reader
 from salmask.devices import pick_device
-from salmask.files import write_json
+from salmask.files import value_digest, write_json
 from salmask.params.yaml_file import Params
-from salmask.provenance import FILE_NAME, recipe, record, value_digest
+from salmask.provenance import FILE_NAME, recipe, record
 from salmask.stage_modules import stage_modules
 from slurm.folder import runs_folder
 
@@ -58,8 +58,9 @@ def _cache_file(root: Path) -> Path:
     """The cache of inspections of the files below `root`.
 
     It is outside DVC's outputs, which DVC deletes before a stage runs. A change of the code of
-    the inspection or of pillow's version leads to another file.
+    the inspection, of its messages (they are reasons in rejected.csv) or of pillow's version leads
+    to another file.
     """
-    code = code_digest(["salmask.data.inspection"], Path.cwd())
+    code = code_digest(["salmask.data.inspection"], Path.cwd(), messages=True)
     key = value_digest([str(root), code, version("pillow")])[:12]
     return runs_folder(Path.cwd()) / f"prepare-{key}" / "inspections.sqlite"

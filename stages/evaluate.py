@@ -2,9 +2,11 @@
 
 import click
 
+from salmask.errors import UserError
 from salmask.evaluate import EVALUATIONS
 from salmask.params.values import Choice, pick
 from salmask.params.yaml_file import Params
+from salmask.stage_modules import CHOSEN_PROTOCOLS
 from stages.errors import readable_errors
 from stages.evaluation import evaluate_encoder
 
@@ -16,6 +18,8 @@ from stages.evaluation import evaluate_encoder
 def main(protocol: str, name: str) -> None:
     """Writes artifacts/evaluate/<run>/<protocol>/metrics.json."""
     evaluation = pick(EVALUATIONS, Choice(protocol, {}), "--protocol")
+    if not evaluation.every_run and protocol not in CHOSEN_PROTOCOLS:
+        raise UserError(f"--protocol: {protocol} has a stage of its own, `stages.{protocol}`")
     evaluate_encoder(protocol, evaluation, Params.read(), name)
 
 

@@ -52,6 +52,7 @@ def test_a_change_without_effect_keeps_the_digest(
         ("salmask/model.py", "f(a)", "f(a, b=1)"),
         ("salmask/model.py", "a < 0", "a <= 0"),  # when an error is raised does count
         ("salmask/model.py", "ValueError", "TypeError"),
+        ("salmask/model.py", "printable(2)", "printable(3)"),  # no call of print
         ("salmask/deep/part.py", "x = salmask.other.Y", "x = 2"),
         ("salmask/other.py", "math.pi", "math.e"),  # reached through deep.part
         ("salmask/deep/table.json", "{}", "{ }"),
@@ -69,9 +70,25 @@ def test_a_change_with_an_effect_changes_the_digest(
 
 def test_a_selected_module_counts_and_others_of_its_package_do_not(root: Path) -> None:
     before = {name: code_digest([*TRAIN, f"salmask.masks.{name}"], root) for name in ("a", "b")}
-    edit(root, "salmask/masks/a.py", "1", "3")
+    edit(root, "salmask/masks/a.py", "1, ", "3, ")
     after = {name: code_digest([*TRAIN, f"salmask.masks.{name}"], root) for name in ("a", "b")}
     assert (after["a"] != before["a"], after["b"] != before["b"]) == (True, False)
+
+
+def test_messages_count_where_they_are_results(root: Path) -> None:
+    before = {kept: code_digest(TRAIN, root, messages=kept) for kept in (True, False)}
+    edit(root, "salmask/model.py", "must be positive", "has to be positive")
+    after = {kept: code_digest(TRAIN, root, messages=kept) for kept in (True, False)}
+    assert (before[True] != after[True], before[False] == after[False]) == (True, True)
+
+
+def test_labels_count_for_the_report_only(root: Path) -> None:
+    modules = {name: (f"stages.{name}", "salmask.masks.a") for name in ("train", "report")}
+    (root / "stages/report.py").write_text("")
+    before = {name: code_digest(own, root) for name, own in modules.items()}
+    edit(root, "salmask/masks/a.py", "first", "first mask")
+    after = {name: code_digest(own, root) for name, own in modules.items()}
+    assert before["train"] == after["train"] and before["report"] != after["report"]
 
 
 def test_an_import_inside_a_function_counts(root: Path) -> None:

@@ -5,15 +5,9 @@ import pytest
 import torch
 
 from salmask.errors import UserError
+from salmask.files import file_digest, tree_digest
 from salmask.lineage import summary, trace
-from salmask.provenance import (
-    Recipe,
-    file_digest,
-    find_root,
-    recipe,
-    record,
-    tree_digest,
-)
+from salmask.provenance import Recipe, find_root, recipe, record
 from tests.helpers.code_project import MODULES, edit, write_code_project
 
 CPU = torch.device("cpu")
@@ -158,7 +152,7 @@ def test_a_summary_names_the_stages_last_first(chain):
         (lambda r: (r / "artifacts/encoder/history").unlink(), ["history is missing"]),
         (
             lambda r: (r / "artifacts/data/manifest").write_text("x"),
-            ["manifest is not the file", "its input artifacts/data has changed since"],
+            ["manifest has changed since it was made", "its input artifacts/data has changed since"],
         ),
         (
             lambda r: (r / "images/1.png").write_text("x"),

@@ -123,7 +123,7 @@ def _run_operations(
         total += forward * images * epochs
     if "finetune" in evaluations:
         options = params.raw("evaluate.finetune")
-        shares: Sequence[float] = options.get("shares", (1, 10, 100))
+        shares: Sequence[float] = options.get("shares") or (1, 10, 100)
         epochs = options.get("epochs", _FINETUNE_EPOCHS)
         total += 3 * forward * images * epochs * sum(shares) / 100
     return total

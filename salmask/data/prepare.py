@@ -17,9 +17,8 @@ from salmask.data.inspection_cache import InspectionCache
 from salmask.data.notes import first_with_same_content, notes_on
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
-from salmask.files import write_json
+from salmask.files import file_digest, write_json
 from salmask.progress import progress
-from salmask.provenance import file_digest
 
 COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
 _CHUNK = 1024  # files per chunk; limits the memory, and the work that is lost if it is killed

@@ -13,8 +13,7 @@ import numpy as np
 from salmask.data.file_bytes import ImageError, missing_folder, open_with_digest
 from salmask.detection.objects import AnnotatedImage, Annotations, DetectionData
 from salmask.errors import UserError
-from salmask.files import write_bytes, write_json, write_rows
-from salmask.provenance import file_digest
+from salmask.files import file_digest, write_bytes, write_json, write_rows
 
 FILES = ("dataset.json", "pictures.jsonl")
 _DATASET, _IMAGES = FILES

@@ -22,9 +22,8 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder, head_name
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
-from salmask.files import write_bytes
+from salmask.files import file_digest, write_bytes
 from salmask.params.encoder import EncoderConfig
-from salmask.provenance import file_digest
 
 Tensors = Mapping[str, Tensor]
 TOLERANCE = 1e-4  # of the largest feature

@@ -20,9 +20,9 @@ from salmask.encoders.backbones import build_encoder, check_encoder, head_name
 from salmask.encoders.layouts import LAYOUTS, recognise
 from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
+from salmask.files import file_digest
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import STRICT
-from salmask.provenance import file_digest
 
 Tensors = dict[str, Tensor]
 Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat]

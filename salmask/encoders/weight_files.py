@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from salmask.errors import UserError
-from salmask.provenance import file_digest
+from salmask.files import file_digest
 
 LocatedFile = tuple[Path, str]  # path and sha256
 

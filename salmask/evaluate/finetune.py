@@ -30,10 +30,10 @@ from salmask.evaluate.features import (
     width,
 )
 from salmask.evaluate.subsets import balanced, labelled_ids
+from salmask.files import file_digest
 from salmask.job import Job
 from salmask.params.values import STRICT
 from salmask.params.yaml_file import Params
-from salmask.provenance import file_digest
 from salmask.randomness import Draws
 
 Percent = Annotated[int, Field(ge=1, le=100)]

@@ -28,7 +28,7 @@ from salmask.job import Job
 from salmask.masks import MASKS, fill
 from salmask.masks.options import function_of, input_filter, reads_saliency
 from salmask.params.overlay import run_choice
-from salmask.params.values import Choice
+from salmask.params.values import Choice, pick
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
 from salmask.progress import progress
@@ -177,7 +177,7 @@ def _check(run: str, mask: Choice, views: int, masked: bool) -> None:
     """Raises UserError for a single view, and for a mask that learns."""
     if views < 2:
         raise UserError("evaluate.variance: views must be at least 2 for a variance")
-    if masked and MASKS[mask.name].learns:
+    if masked and pick(MASKS, mask, f"runs.{run}: mask").learns:
         raise UserError(
             f"evaluate.variance: the mask of run {run} ({mask.name}) learns, and its masks are not "
             "measured: remove the run, or set `masked: false`"

@@ -10,6 +10,7 @@ from salmask.files import write_tensors
 from salmask.masks import MASKS, LearnedMask
 from salmask.masks.ready import build
 from salmask.params.run import RunConfig
+from salmask.params.values import pick
 
 _MASKER = "masker.safetensors"
 
@@ -40,7 +41,7 @@ def load_masker(folder: Path, config: RunConfig) -> LearnedMask | None:
 
 def build_masker(config: RunConfig) -> LearnedMask | None:
     """The untrained learned mask of a run, or None. Draws from PyTorch's global generator."""
-    if not MASKS[config.mask.name].learns:
+    if not pick(MASKS, config.mask, f"runs.{config.name}: mask").learns:
         return None
     wiring = frameworks.wiring_of(config.framework, config.train.batch)
     return build(config.mask, wiring, config.view).masker

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from salmask.errors import UserError
-from salmask.files import write_json
-from salmask.provenance import value_digest
+from salmask.files import value_digest, write_json
 from salmask.saliency.correction import MARGIN, Correction
 from salmask.saliency.crops import blend, resample, zoom_of
 from salmask.saliency.store_rows import SCHEMA, Maps, StorePlan

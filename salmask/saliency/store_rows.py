@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salmask.provenance import value_digest
+from salmask.files import value_digest
 
 SCHEMA = "salmask.saliency/2"
 

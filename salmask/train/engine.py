@@ -6,6 +6,7 @@ as an undisturbed one, provided that each step is a function of the loop's state
 number.
 """
 
+import itertools
 import math
 import signal
 import time
@@ -106,23 +107,25 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
             }
             checkpoint.save(folder, step, content)
 
+    batches = loop.batches(step)
+    first = [next(batches)]  # may take minutes, in which a signal stops the process at once
     saved_at = time.monotonic()
     with (
         StopSignal() as stop,
         progress(loop.title, loop.steps, f"{loop.unit}s", done=step) as bar,
     ):
         try:
-            for batch in loop.batches(step):
+            for batch in itertools.chain(first, batches):
                 metrics = loop.step(batch, step)
                 step += 1
                 sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
                 on_host = isinstance(metrics["loss"], float)
                 bar.advance(1, f"loss {metrics['loss']:.3f}" if on_host else "")
                 # A signal that arrives after this line is handled at the next step.
-                signal_number = all_reduce_max(stop.number)
-                epoch_ends = step % per_epoch == 0
                 due = checkpoint.is_due(saved_at, job.checkpoint_minutes)
-                saves = signal_number or due or epoch_ends or step == loop.steps
+                signal_number, any_due = divmod(all_reduce_max(2 * stop.number + due), 2)
+                epoch_ends = step % per_epoch == 0
+                saves = signal_number or any_due or epoch_ends or step == loop.steps
                 if (on_host or saves) and not loop.may_diverge and not math.isfinite(sums["loss"]):
                     raise NonFiniteLossError(
                         f"the loss of {loop.title} is not finite at {loop.unit} {step} "

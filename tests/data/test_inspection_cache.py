@@ -14,7 +14,7 @@ from PIL import Image
 from salmask.data import file_bytes, inspection, inspection_cache, manifest, prepare
 from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
-from salmask.provenance import file_digest
+from salmask.files import file_digest
 
 
 class Folder:

@@ -8,7 +8,7 @@ import pytest
 from salmask.detection import prepared_files
 from salmask.detection.objects import DetectionData
 from salmask.errors import UserError
-from salmask.provenance import file_digest
+from salmask.files import file_digest
 from tests.helpers.drawn_scenes import drawn, with_ignored
 
 

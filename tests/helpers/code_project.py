@@ -13,7 +13,7 @@ FILES = {
     "salmask/errors.py": "class UserError(Exception): ...\n",
     "salmask/model.py": (
         '"""A model."""\n\nimport logging\n\nimport salmask.errors\n\n'
-        'log = logging.getLogger()\n\n\n'
+        'log = logging.getLogger()\nprintable(2)\n\n\n'
         'def f(a):\n    """Doubles."""\n'
         '    if a < 0:\n        raise ValueError(f"{a} is wrong: it must be positive")\n'
         '    print("doubling")\n    log.warning("rarely seen")\n'
@@ -27,8 +27,8 @@ FILES = {
     "salmask/deep/table.json": "{}",
     "salmask/deep/unused.json": "{}",
     "salmask/masks/__init__.py": "",
-    "salmask/masks/a.py": "MASK = 1\n",
-    "salmask/masks/b.py": "MASK = 2\n",
+    "salmask/masks/a.py": 'MASK = Mask(1, label="first")\n',
+    "salmask/masks/b.py": 'MASK = Mask(2, label="second")\n',
     "salmask/unused.py": "q = 1\n",
 }  # fmt: skip
 MODULES = {"train": ("stages.train",), "score": ("stages.score",)}

@@ -9,8 +9,9 @@ import click
 
 from salmask.code_digests import code_digest
 from salmask.errors import UserError
+from salmask.files import tree_digest
 from salmask.job import Job
-from salmask.provenance import Recipe, tree_digest
+from salmask.provenance import Recipe
 from slurm import follow, launch
 from slurm.job_spec import JobArray
 from stages.errors import readable_errors

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from salmask.provenance import file_digest
+from salmask.files import file_digest
 from tests.helpers.project import Project
 from tests.pipeline.conftest import FINISHED
 from tests.pipeline.test_imported_encoder import write_checkpoint

@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 
+from salmask.files import file_digest
 from salmask.params.encoder import EncoderConfig
-from salmask.provenance import file_digest
 from tests.helpers.project import TINY, Project
 from tests.helpers.tiny_encoders import lively
 from tests.pipeline.conftest import FINISHED

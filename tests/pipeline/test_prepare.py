@@ -18,13 +18,13 @@ from PIL import Image
 from salmask.data.loader import Crops
 from salmask.data.manifest import Manifest
 from salmask.errors import DataGoneError
+from salmask.files import tree_digest
 from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.provenance import tree_digest
 from salmask.train import checkpoint
 from salmask.train import pretrain as loop
 from tests.helpers.project import TINY, Project

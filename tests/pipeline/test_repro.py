@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from salmask.provenance import tree_digest
+from salmask.files import tree_digest
 from tests.helpers.project import TINY, Project
 from tests.pipeline.conftest import FINISHED
 

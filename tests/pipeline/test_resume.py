@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salmask.provenance import file_digest, tree_digest
+from salmask.files import file_digest, tree_digest
 from tests.helpers.project import TINY, Project
 
 pytestmark = pytest.mark.pipeline

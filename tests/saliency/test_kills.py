@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from salmask.files import tree_digest
 from salmask.params.saliency import SaliencyConfig
-from salmask.provenance import tree_digest
 from salmask.saliency import correction, maps
 from salmask.saliency.trunks import Localizer, Trunk
 

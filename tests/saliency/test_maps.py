@@ -13,8 +13,8 @@ from PIL import Image
 from salmask.data.decode import decode
 from salmask.data.resample import resample
 from salmask.errors import DataGoneError, UserError
+from salmask.files import tree_digest, value_digest
 from salmask.params.saliency import SaliencyConfig
-from salmask.provenance import tree_digest, value_digest
 from salmask.saliency import correction, crops, maps, store
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore

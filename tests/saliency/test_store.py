@@ -6,7 +6,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salmask.provenance import tree_digest
+from salmask.files import tree_digest
 from salmask.saliency import store
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore

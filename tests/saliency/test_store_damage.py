@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salmask.errors import UserError
-from salmask.provenance import tree_digest
+from salmask.files import tree_digest
 from salmask.saliency import store
 from salmask.saliency.store import SaliencyStore
 from tests.helpers.small_store import (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from salmask.provenance import tree_digest
+from salmask.files import tree_digest
 from slurm import scheduler
 from tests.helpers.project import TINY
 from tests.helpers.workspace import Workspace, output_of, wait_until

@@ -15,7 +15,7 @@ from collections import Counter
 
 import pytest
 
-from salmask.provenance import tree_digest
+from salmask.files import tree_digest
 from tests.helpers.project import TINY
 from tests.helpers.workspace import Workspace, leftovers, wait_until
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from salmask.data import manifest
-from salmask.provenance import tree_digest
+from salmask.files import tree_digest
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore, read_rows
 from tests.helpers.project import TINY, Project

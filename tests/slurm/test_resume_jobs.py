@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from salmask.provenance import tree_digest
+from salmask.files import tree_digest
 from salmask.train import checkpoint
 from tests.helpers.project import TINY
 from tests.helpers.workspace import Workspace, leftovers, output_of, read_until, wait_until
