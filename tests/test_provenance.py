@@ -152,7 +152,10 @@ def test_a_summary_names_the_stages_last_first(chain):
         (lambda r: (r / "artifacts/encoder/history").unlink(), ["history is missing"]),
         (
             lambda r: (r / "artifacts/data/manifest").write_text("x"),
-            ["manifest has changed since it was made", "its input artifacts/data has changed since"],
+            [
+                "manifest has changed since it was made",
+                "its input artifacts/data has changed since",
+            ],
         ),
         (
             lambda r: (r / "images/1.png").write_text("x"),
