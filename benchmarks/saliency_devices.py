@@ -1,4 +1,4 @@
-"""The same photographs' saliency as different devices compute it, beside float32 on a CPU.
+"""Saliency of the same photographs on different devices, compared with float32 on a CPU.
 
     python -m benchmarks.saliency_devices --photos FOLDER [--count 100] [--localizer NAME]
         [-o KEY=VALUE ...] [--save FILE.safetensors] [--beside FILE.safetensors ...]
@@ -36,7 +36,7 @@ _FURTHEST = 1e-3
 
 @torch.inference_mode()
 def computed(trunk: Trunk, pixels: Maps, device: str, kind: torch.dtype) -> Maps:
-    """What a store would hold of images (N,3,S,S) uint8 per level."""
+    """The maps of images (N,3,S,S) uint8 per level, as a store holds them."""
     target = torch.device(device)
     held = torch.float64 if kind == torch.float64 else torch.float32
     precision: Precision = "bfloat16" if kind == torch.bfloat16 else "float32"
@@ -80,7 +80,7 @@ def main(
     save: Path | None,
     beside: tuple[Path, ...],
 ) -> None:
-    """Prints a table, each row beside this CPU's float32."""
+    """Prints a table that compares each kind with float32 on this CPU."""
     chosen = Choice(localizer, dict(option.split("=", 1) for option in options))
     find = pick(LOCALIZERS, chosen, "--localizer")
     spec, tensors = find(**bind(find, chosen, "-o"))

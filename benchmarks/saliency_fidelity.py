@@ -3,9 +3,9 @@
     python -m benchmarks.saliency_fidelity --photos FOLDER --pets FOLDER [--localizer NAME]
         [-o KEY=VALUE ...] [--overlays FILE.png]
 
---photos: images, each seen through four random crops (MoCo's, 224 px). A row is a way to read the
-view's foreground from cached maps; IoU is with Eq. 1 on the localizer's map of the view itself.
---pets: images/BREED/*.jpg and trimaps/BREED/*.png (1 object, 2 background, 3 edge: left out).
+--photos: images, with four random crops of each (MoCo's, 224 px). Each row is one way to compute
+the foreground of a view from cached maps; IoU compares it with Eq. 1 on the localizer's map of the
+view. --pets: images/BREED/*.jpg and trimaps/BREED/*.png (1 object, 2 background, 3 edge: left out).
 """
 
 from collections.abc import Callable
@@ -38,7 +38,8 @@ def blended(maps: dict[int, Tensor], measured: Measured, *levels: int) -> Tensor
 
 
 def area_pooled(maps: dict[int, Tensor], measured: Measured, *levels: int) -> Tensor:
-    """As `blended`, each cell the exact mean of the map under it, read without interpolation."""
+    """As `blended`, but each cell is the exact mean of the map in its area, without
+    interpolation."""
 
     def shares(start: Tensor, side: Tensor, cells: int, grid: int) -> Tensor:
         edges = start[:, None] + side[:, None] * torch.arange(grid + 1) / grid
@@ -67,7 +68,7 @@ def hysteresis(activation: Tensor, band: float = 0.1) -> Tensor:
 
 
 def corrected(measured: Measured, views: int, *levels: int) -> Tensor:
-    """With the correction, always fitted on views of other images than it is applied to."""
+    """The corrected maps; each correction is fitted on views of other images."""
     margin = correction.MARGIN
     read = {
         n: crops.resample(

@@ -50,7 +50,7 @@ def _scores(network: ViewMaps, mask: Path, level: int, pets: Path) -> dict[str, 
     cases = {"left out": (trimap == 1, trimap != 3), "animal": (trimap != 2, every)}
     result = {}
     for edges, (animal, known) in cases.items():
-        some = known & _every_other(known)  # AUC sorts: a quarter of the pixels tells the same
+        some = known & _every_other(known)  # AUC sorts all pixels; a quarter of them is enough
         scores = [float(roc_auc_score(animal[some].numpy(), activation[some].numpy()))]
         for threshold in (0.0, 0.6):
             salient = activation >= raw.mean() - threshold * raw.std(correction=0)
@@ -71,7 +71,7 @@ def _iou(result: Tensor, expected: Tensor, known: Tensor) -> float:
 
 
 def _box(result: Tensor) -> Tensor:
-    """A centred box of the picture's shape and of as many pixels."""
+    """A centred box with the aspect ratio of the image and the area of `result`."""
     high, wide = result.shape
     side = float(result.float().mean()) ** 0.5
     top, left = round(high * (1 - side) / 2), round(wide * (1 - side) / 2)

@@ -29,7 +29,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class ViewMaps:
-    """A localizer, ready for pixels, in the precision that is its own."""
+    """A localizer for pixels in [0,255], with its default precision."""
 
     trunk: Trunk
     device: torch.device
@@ -52,7 +52,7 @@ class Measured:
     """n views of N images. ids: (n,). boxes: (n,4). own, coloured, flipped, bfloat16: (n,U,V), the
     maps of the views; with colours augmented; mirrored there and back; in low precision. levels,
     reflected, mirrored: level in px -> (N,Us,Vs), maps of whole images. seconds: per image and
-    level. What only the full table needs may be missing."""
+    level. Fields that only the full table needs may be None or empty."""
 
     paths: Sequence[Path]
     ids: Tensor
@@ -83,7 +83,7 @@ class Measured:
 
 
 def measure(network: ViewMaps, paths: Sequence[Path], everything: bool = True) -> Measured:
-    """Runs the localizer on all that the table compares, or on what its main rows do."""
+    """Runs the localizer for all rows of the table, or for its main rows only."""
     images = [decode(path) for path in paths]
     sizes = torch.tensor([(image.height, image.width) for image in images])
     side, count, config = LEVELS[0], len(images), ViewConfig()

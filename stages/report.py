@@ -12,7 +12,7 @@ from stages.paths import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY, STORE
 @readable_errors
 def main() -> None:
     """Writes artifacts/report: index.html, results.json and results.txt."""
-    # Imported here, because torch and matplotlib take seconds that a wrong option need not wait.
+    # Imported here, so that wrong options are reported before the slow imports.
     from salmask.devices import pick_device
     from salmask.files import write_json
     from salmask.params.names import chosen_evaluations, import_names, run_names

@@ -52,7 +52,8 @@ class UNet(nn.Module):
             nn.Linear(_HIDDEN, flat),
             nn.ReLU(),
         )
-        rising = widths[::-1]  # a block up gets the map below and that of its block down
+        # input of a block up: the map of the previous block, and that of the matching block down
+        rising = widths[::-1]
         self.up = nn.ModuleList(
             _block(2 * a, b, norm) for a, b in zip(rising, [*rising[1:], base], strict=True)
         )

@@ -198,7 +198,7 @@ def _columns(shown: ShownMask, pair: Pair, draws: Draws, view: ViewConfig) -> li
 
 
 def _is_masked_key(mask: Choice, key: Tensor, unmasked: Tensor) -> bool:
-    """Whether the key is more than filtered."""
+    """Whether the key is masked, and not only filtered."""
     options = input_filter(mask, unmasked.shape[-1])
     if options is not None:
         unmasked = high_pass(unmasked, options["kernel"], options["sigma"])

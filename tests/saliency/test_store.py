@@ -182,6 +182,6 @@ def test_a_shard_whose_done_mark_is_damaged_is_done_again(filled, content):
     assert tree_digest(filled.parent) == before
 
 
-def test_a_done_mark_is_valid_for_its_shard_only(filled):
+def test_done_marks_contain_the_number_of_their_shard(filled):
     marks = sorted((filled.parent / "shards").iterdir())
     assert [json.loads(mark.read_text())["shard"] for mark in marks] == [0, 1, 2]
