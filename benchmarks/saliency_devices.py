@@ -3,13 +3,12 @@
     python -m benchmarks.saliency_devices --photos FOLDER [--count 100] [--localizer NAME]
         [-o KEY=VALUE ...] [--save FILE.safetensors] [--beside FILE.safetensors ...]
 
-Kinds: this CPU in float32, bfloat16 and (the network) float64; a GPU, if any, in the first two.
---save keeps this machine's float32 maps (the GPU's, if any), for --beside on another; with
-ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 they are those of a CPU without wide registers,
-whose kernels are others. A row: the largest difference of stored maps, whose mean is 1 (relative
-where a cell is above 1, as float16 keeps no more), and the share of cells that are foreground in
-both or in neither.
-"""
+The rows are this CPU in float32, bfloat16 and (the network only) float64, and a GPU, if there is
+one, in float32 and bfloat16. A row shows the largest difference of stored maps and the share of
+cells that are foreground in both or in neither. Maps have mean 1; the difference is relative where
+a cell is above 1, because float16 stores relative precision. --save writes the float32 maps of this
+machine (of the GPU, if there is one) for --beside on another machine. ATEN_CPU_CAPABILITY=default
+ONEDNN_MAX_CPU_ISA=SSE41 selects the kernels of a CPU without wide registers."""
 
 from pathlib import Path
 

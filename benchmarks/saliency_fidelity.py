@@ -59,7 +59,7 @@ def area_pooled(maps: dict[int, Tensor], measured: Measured, *levels: int) -> Te
 
 
 def hysteresis(activation: Tensor, band: float = 0.1) -> Tensor:
-    """Eq. 1 with two thresholds: cells between them count beside a cell above both."""
+    """Eq. 1 with two thresholds: a cell between them counts if its neighbour is above both."""
     strong = foreground(activation, 0.6 - band)
     weak = foreground(activation, 0.6 + band)
     cross = torch.tensor([[0.0, 1, 0], [1, 1, 1], [0, 1, 0]])[None, None]

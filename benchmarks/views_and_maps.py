@@ -1,4 +1,4 @@
-"""Photographs through random crops: the localizer's maps of the views and of the whole images."""
+"""The localizer's maps of photographs and of random crops of them."""
 
 import time
 from collections.abc import Sequence

@@ -50,7 +50,7 @@ def test_a_change_without_effect_keeps_the_digest(
         ("stages/train.py", "f(x)", "f(2 * x)"),
         ("salmask/model.py", "2 * a", "3 * a"),
         ("salmask/model.py", "f(a)", "f(a, b=1)"),
-        ("salmask/model.py", "a < 0", "a <= 0"),  # when an error is raised does count
+        ("salmask/model.py", "a < 0", "a <= 0"),  # the condition of an error counts
         ("salmask/model.py", "ValueError", "TypeError"),
         ("salmask/model.py", "printable(2)", "printable(3)"),  # no call of print
         ("salmask/deep/part.py", "x = salmask.other.Y", "x = 2"),

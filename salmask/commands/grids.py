@@ -120,7 +120,7 @@ def _with_value(entry: Mapping[str, Any], path: list[str], value: Any) -> dict[s
 
 
 def _short_key(key: str, axes: Mapping[str, Any]) -> str:
-    """The last part of a key, or the whole key where two axes share their last part."""
+    """The last part of a key, or the whole key if two axes have the same last part."""
     last = key.rpartition(".")[2]
     same = [other for other in axes if other.rpartition(".")[2] == last]
     return slug(key if len(same) > 1 else last)

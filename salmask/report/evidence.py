@@ -1,4 +1,4 @@
-"""How the runs of the page were made, and where each of their numbers comes from."""
+"""The parameters of the runs on the page, and the lineage of each of their numbers."""
 
 import json
 from collections.abc import Mapping, Sequence

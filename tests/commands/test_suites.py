@@ -195,7 +195,7 @@ def test_written_params_are_read_back_and_manual_edits_are_detected(tmp_path: Pa
     assert not suites.is_unedited("seed: 0\n")
 
 
-# --------------------------------------------------------------------------------------- our own
+# ------------------------------------------------------------------ the suites of the repository
 
 
 @pytest.mark.parametrize("name", suites.names(ROOT))

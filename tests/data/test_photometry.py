@@ -200,7 +200,7 @@ def test_without_solarization_the_result_is_the_same(seed, view, jitter_p, gray_
 
 
 def test_without_solarization_views_have_the_digest_they_had():
-    """Of brightness and grayscale only: sums and products that every processor rounds alike."""
+    """With brightness and grayscale only, whose results are equal on every processor."""
     config = ViewConfig(size=16, grid=4, jitter=(0.4, 0.0, 0.0, 0.0), blur_p=0.0)
     pixels = (torch.arange(24 * 3 * 16 * 16) * 2654435761 % 256).reshape(24, 3, 16, 16) / 255
     digest = hashlib.sha256()

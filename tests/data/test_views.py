@@ -117,7 +117,7 @@ def test_boxes_are_distributed_as_torchvisions():
         strict=True,
     ):
         error = b.std() * math.sqrt(2 / count)
-        assert abs(a.mean() - b.mean()) < 4 * error + 0.002  # theirs are whole pixels
+        assert abs(a.mean() - b.mean()) < 4 * error + 0.002  # torchvision rounds to whole pixels
         assert (a.std() / b.std()).item() == pytest.approx(1, abs=0.08)
 
 

@@ -81,10 +81,10 @@ def test_entries_that_stop_dvc_are_listed(folder, tmp_path, monkeypatch):
     assert not list(fingerprint.untrackable(folder))
     os.mkfifo(folder / "pipe.jpg")
     (folder / "broken.jpg").symlink_to(folder / "nothing.jpg")
-    (folder / "round").symlink_to(folder)  # a loop of folders is fine
+    (folder / "round").symlink_to(folder)  # a cycle of folders is accepted
     (folder / os.fsdecode(b"caf\xe9.txt")).write_text("not UTF-8")
     with socket.socket(socket.AF_UNIX) as bound:
-        monkeypatch.chdir(folder)  # a socket's whole path is limited to about 100 bytes
+        monkeypatch.chdir(folder)  # the path of a socket is limited to about 100 bytes
         bound.bind("socket")
     entries = dict(fingerprint.untrackable(folder))
     assert entries == {

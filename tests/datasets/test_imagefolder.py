@@ -109,7 +109,7 @@ def test_class_folders_may_be_links(tmp_path):
     assert _listed(tmp_path / "some", val_share=0) == {"cat/1.png": (0, "train")}
 
 
-# ------------------------------------------------------------------------------- odd folders
+# --------------------------------------------------------------------------- unusual folders
 
 
 @pytest.mark.timeout(60)

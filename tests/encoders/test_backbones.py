@@ -220,7 +220,7 @@ def test_which_networks_are_resnets():
     assert not is_resnet(EncoderConfig("convnext_tiny"))
 
 
-# ------------------------------------------------------------------------------------------ all
+# --------------------------------------------------------------------------------- all networks
 
 
 @pytest.mark.parametrize(

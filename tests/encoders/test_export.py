@@ -21,7 +21,7 @@ from salmask.encoders.export import FORMATS, detectron2_key, export
 from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
 from salmask.params.encoder import EncoderConfig
-from tests.helpers.tiny_encoders import FILTER, SMALL, features, lively, pictures, saved
+from tests.helpers.tiny_encoders import FILTER, SMALL, features, pictures, random_network, saved
 
 RESNET18 = EncoderConfig("resnet18")
 SLIM50 = EncoderConfig("resnet50", width=8)
@@ -172,11 +172,11 @@ def test_a_suffix_of_another_format_is_refused(tmp_path, layout):
 def test_a_file_with_other_features_is_deleted(tmp_path, monkeypatch, layout, config, out):
     """Only the mean of one batch norm in the last stage is changed."""
     saved(tmp_path / "mine", config)
-    honest = FORMATS[layout].write
+    write = FORMATS[layout].write
 
     def spoilt(weights, *rest):
         last = next(key for key in weights if key.startswith("layer4") and "running_mean" in key)
-        honest({**weights, last: weights[last] + 0.05}, *rest)
+        write({**weights, last: weights[last] + 0.05}, *rest)
 
     spoiling = dataclasses.replace(FORMATS[layout], write=spoilt)
     monkeypatch.setitem(exports.FORMATS, layout, spoiling)
@@ -189,13 +189,12 @@ def test_a_file_with_other_features_is_deleted(tmp_path, monkeypatch, layout, co
 def test_a_network_of_another_width_is_another(tmp_path):
     saved(tmp_path / "mine", SMALL)
     encoder = exports.encoder_file.load(tmp_path / "mine", torch.device("cpu"))
-    assert exports.compare(encoder, lively(EncoderConfig("resnet10", 8, "small")))[0] == float(
-        "inf"
-    )
+    wider = random_network(EncoderConfig("resnet10", 8, "small"))
+    assert exports.compare(encoder, wider)[0] == float("inf")
     assert exports.compare(encoder, encoder.network)[0] < 1e-6
 
 
-# -------------------------------------------------------------------------- and what travels
+# ----------------------------------------------------------------------------- the text file
 
 
 @pytest.mark.parametrize(

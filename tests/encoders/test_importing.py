@@ -19,14 +19,14 @@ from salmask.errors import UserError
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import check
 from tests.helpers.project import TINY
-from tests.helpers.tiny_encoders import FILTER, features, lively, pictures
+from tests.helpers.tiny_encoders import FILTER, features, pictures, random_network
 
 SLIM = EncoderConfig("resnet18", width=4)
 WHERE = "params.yaml: imports.theirs"
 
 
 def trunk(config: EncoderConfig = SLIM) -> dict[str, Tensor]:
-    return dict(lively(config).state_dict())
+    return dict(random_network(config).state_dict())
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def noise(*keys: str) -> dict[str, Tensor]:
 
 def children(config: EncoderConfig = SLIM) -> dict[str, Tensor]:
     """The encoder as the sequence of torchvision's layers, up to the pooling."""
-    return dict(nn.Sequential(*list(lively(config).children())[:-1]).state_dict())
+    return dict(nn.Sequential(*list(random_network(config).children())[:-1]).state_dict())
 
 
 def moco(head: tuple[str, ...] = ("fc.0.weight", "fc.0.bias", "fc.2.weight")) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def test_every_layout_is_recognised_and_read(tmp_path, case, layout):
     imported = importing.read(config, WHERE)
     assert imported.layout == name and set(imported.dropped) == dropped
     importing.save(config, imported, tmp_path / "ours")
-    images, network = pictures(2, 64), lively(SLIM)
+    images, network = pictures(2, 64), random_network(SLIM)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
         theirs = network((images - mean[:, None, None]) / std[:, None, None])
@@ -154,7 +154,7 @@ def test_the_input_options_reach_the_encoder(tmp_path):
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     images = pictures()
     with torch.inference_mode():
-        theirs = lively(SLIM)((images - mean[:, None, None]) / std[:, None, None])
+        theirs = random_network(SLIM)((images - mean[:, None, None]) / std[:, None, None])
     torch.testing.assert_close(features(tmp_path / "other", images), theirs, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(features(tmp_path / "plain", images), theirs, atol=1e-3)
     filtered = features(tmp_path / "f", images)

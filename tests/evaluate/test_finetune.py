@@ -99,7 +99,7 @@ def test_a_published_list_is_taken_by_path_or_name(rows, tmp_path):
     ("names", "message"),
     [
         (["003.png", "nowhere.png"], "1 of its 2 names are no labelled training image"),
-        (["030.png", "001.png"], "such as 030.png"),  # of val
+        (["030.png", "001.png"], "such as 030.png"),  # a validation image
         (["000.png", "002.png"], "fewer than two classes"),
     ],
 )

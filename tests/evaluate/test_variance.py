@@ -218,7 +218,7 @@ def test_a_runs_mask_is_part_of_its_views_and_drawn_for_each(rows, job, tmp_path
 
 
 def test_a_filtered_view_is_filtered_once(rows, job, tmp_path):
-    # no patch is masked, so what the encoder sees is the filtered view, masked or not
+    # no patch is masked, so the input of the encoder is the filtered view in both cases
     made = config("high_pass", ratio=(0.0, 0.0), focal=0.0, hard_negative=None)
     given = encoders(input_filter(made.mask, 8))
     beside = run_views(job, made, saliency(rows, tmp_path))

@@ -18,7 +18,7 @@ SMALL = {
     "byol": {"dim": 6, "hidden": 10},
     "simsiam": {"dim": 6, "hidden": 4},
 }
-PAPER = {  # METHOD, section 3
+PAPER = {  # settings of the papers, as in docs/method.md
     "moco": {"dim": 128, "hidden": 2048, "temperature": 0.2, "queue": 65536, "momentum": 0.999},
     "simclr": {"dim": 128, "hidden": 2048, "temperature": 0.1},
     "byol": {"dim": 256, "hidden": 4096, "momentum": 0.996},

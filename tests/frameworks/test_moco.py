@@ -295,7 +295,7 @@ def test_with_one_group_the_shuffle_does_not_matter():
     torch.testing.assert_close(*queues, atol=1e-5, rtol=1e-4)
 
 
-# ---------------------------------------------------------------------------------- how it begins
+# ---------------------------------------------------------------------------------- initial state
 
 
 def test_before_training_the_key_encoder_is_a_copy():

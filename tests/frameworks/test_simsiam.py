@@ -161,7 +161,7 @@ def test_mixtures_use_the_second_view_in_reverse_order():
     assert mixed.positives[1][0].tolist() == BACKWARDS.tolist() == [3, 2, 1, 0]
 
 
-# ---------------------------------------------------------------------------------- how it begins
+# ---------------------------------------------------------------------------------- initial state
 
 
 @pytest.mark.parametrize("layers", [2, 3])

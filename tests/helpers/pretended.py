@@ -85,7 +85,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """
     if func is torch.ops.prim.device.default:
         return torch.device(NAME, 0)
-    if _is_composite(func):  # in inference mode they arrive whole
+    if _is_composite(func):  # in inference mode, torch does not decompose these
         with Pretence():
             return func.decompose(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -93,7 +93,9 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if away and func not in MOVES and not (func in INDEXING and isinstance(args[0], Away)):
         apart = [tuple(t.shape) for t in tensors if not isinstance(t, Away) and t.dim()]
         if apart:
-            raise RuntimeError(f"{func} of tensors on {NAME} and, of shapes {apart}, on the CPU")
+            raise RuntimeError(
+                f"{func} mixes tensors on {NAME} with tensors on the CPU: shapes {apart}"
+            )
     if func is aten.copy_.default:
         away = isinstance(args[0], Away)
     if kwargs.get("device") is not None:

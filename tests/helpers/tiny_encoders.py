@@ -15,7 +15,7 @@ SMALL = EncoderConfig("resnet10", width=4, stem="small")
 FILTER = {"name": "high_pass", "kernel": 5, "sigma": 1.5}
 
 
-def lively(config: EncoderConfig, seed: int = 0) -> nn.Module:
+def random_network(config: EncoderConfig, seed: int = 0) -> nn.Module:
     """Random weights and running statistics, so that exchanged layers change the features."""
     network = build_encoder(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +33,7 @@ def saved(
     folder: Path, config: EncoderConfig, spec: InputSpec | None = None, seed: int = 0
 ) -> nn.Module:
     """Writes an encoder as pretraining does; returns its network."""
-    network = lively(config, seed)
+    network = random_network(config, seed)
     encoder_file.save(network.state_dict(), config, spec or InputSpec(32, 37, None), folder)
     return network
 

@@ -1,4 +1,4 @@
-"""Rectangles of patches that meet their ratio on every grid (METHOD 4, MixMask)."""
+"""Masks of few rectangles that reach their ratio on every grid (Vishniakov et al. 2023)."""
 
 import pytest
 import torch
@@ -88,10 +88,10 @@ def test_two_by_two_is_never_empty() -> None:
 def test_cells_form_connected_regions(generator: torch.Generator, grid: int, ratio: float) -> None:
     """Far fewer edges and regions than the same number of random cells."""
     masks = blocks(100, grid, ratio)
-    strewn = [discrete(grid, round(ratio * grid**2), generator) for _ in range(100)]
-    assert sum(map(edges, masks)) < 0.6 * sum(map(edges, strewn))
+    scattered = [discrete(grid, round(ratio * grid**2), generator) for _ in range(100)]
+    assert sum(map(edges, masks)) < 0.6 * sum(map(edges, scattered))
     if ratio < 0.6:  # with more cells, random cells are connected too
-        assert sum(map(regions, masks)) < 0.6 * sum(map(regions, strewn))
+        assert sum(map(regions, masks)) < 0.6 * sum(map(regions, scattered))
 
 
 def test_rectangles_are_wide_and_tall() -> None:

@@ -62,7 +62,7 @@ def follows_rule(mask: Tensor, foreground: Tensor, rule: str, ratio: float) -> b
     return rounded(inside, ratio * available) and rounded(inside + outside, ratio * total)
 
 
-# --------------------------------------------------------------------- the rule, as a whole
+# -------------------------------------------------------------------- the rule of positives
 
 
 @given(
@@ -117,7 +117,8 @@ def test_the_query_is_masked_and_filled(pair: Pair, name: str, rule: str, ratio:
 
 
 def test_balanced_counts_by_hand() -> None:
-    # 20 cells of 1, 44 of 0: mean .3125, deviation .4635, Eq. 1's bar .0344: 20 in the foreground
+    # 20 cells of 1, 44 of 0: mean .3125, deviation .4635, threshold of Eq. 1 .0344: 20 in the
+    # foreground
     maps = (torch.arange(64) < 20).float().view(1, 8, 8)
     view = scene(1, SIDE, GRID).query
     made = apply("mean", Pair(view, view, maps, maps), GRID, ratio=(0.15, 0.15), hard_negative=None)
@@ -167,7 +168,7 @@ def test_random_patches_do_not_look_at_the_map() -> None:
 
 
 def test_the_threshold_moves_the_foreground(pair: Pair) -> None:
-    """With a bar at the mean, the foreground is what lies above it."""
+    """With the threshold 0, the foreground is every cell of at least the mean."""
     options: dict[str, Any] = {"where": "salient", "ratio": (1, 1), "hard_negative": None}
     made = apply("mean", pair, GRID, threshold=0.0, **options)
     maps = pair.query_activation.double()

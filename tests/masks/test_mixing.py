@@ -241,7 +241,7 @@ def test_the_blend_of_mixmask_star_is_that_of_unmix() -> None:
             assert torch.equal(blend.positives[0][1], alone.positives[0][1])
 
 
-# -------------------------------------------------------------------------------- erase-based
+# -------------------------------------------------------------------------------------- erase
 
 
 @given(

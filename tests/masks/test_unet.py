@@ -123,7 +123,7 @@ def test_an_images_masks_depend_on_no_other_image(norm):
 def test_far_pixels_matter_through_the_perceptron_alone():
     unet = build(64, norm="instance")
     for layer in (*unet.down, *unet.up):
-        layer[1] = nn.Identity()  # norms look at the whole map
+        layer[1] = nn.Identity()  # norms use statistics of the whole map
 
     def reach() -> float:
         images = noise(1, 64).requires_grad_()

@@ -107,7 +107,7 @@ def test_the_share_of_blends(global_p: float) -> None:
 
 
 def test_lambda_is_uniform_and_boxes_fall_anywhere() -> None:
-    """Beta(1,1) for blends; for boxes what a simulation of CutMix with another generator gives."""
+    """Beta(1,1) for blends; for boxes as in a simulation of CutMix with another generator."""
     side, rng = 16, random.Random(0)
     pair = scene(2, side, 4)
     blends, boxes = (

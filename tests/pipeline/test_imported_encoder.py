@@ -11,7 +11,7 @@ import torch
 from salmask.files import file_digest
 from salmask.params.encoder import EncoderConfig
 from tests.helpers.project import TINY, Project
-from tests.helpers.tiny_encoders import lively
+from tests.helpers.tiny_encoders import random_network
 from tests.pipeline.conftest import FINISHED
 
 pytestmark = pytest.mark.pipeline
@@ -30,7 +30,7 @@ PARAMS["evaluate"] |= {
 
 def write_checkpoint(project: Project, seed: int, prefix: str = "module.encoder_q.") -> str:
     """Writes a checkpoint, by default in MoCo's layout. Returns its sha256."""
-    query = {f"{prefix}{k}": v for k, v in lively(CONFIG, seed).state_dict().items()}
+    query = {f"{prefix}{k}": v for k, v in random_network(CONFIG, seed).state_dict().items()}
     torch.save({"epoch": 1, "state_dict": query}, project.folder / "moco.pth.tar")
     return file_digest(project.folder / "moco.pth.tar")
 

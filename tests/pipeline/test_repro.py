@@ -119,7 +119,7 @@ def test_lineage_of_every_evaluation_matches(finished: Path, evaluation: str) ->
 def test_a_second_repro_runs_nothing_and_lineage_reports_a_changed_byte(project: Project) -> None:
     assert project.repro() == []
     changed = [line for line in project.run("dvc", "status").splitlines() if line.endswith(":")]
-    assert changed == ["code:"]  # which always runs
+    assert changed == ["code:"]  # it always runs
     metrics = "artifacts/evaluate/blurred/knn/metrics.json"
     output = project.run("salmask", "lineage", metrics, "--images")
     assert "everything matches" in output

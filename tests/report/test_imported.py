@@ -9,7 +9,7 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import InputSpec
 from salmask.files import write_json
 from salmask.provenance import recipe, record
-from tests.helpers.tiny_encoders import SMALL, lively
+from tests.helpers.tiny_encoders import SMALL, random_network
 from tests.helpers.tiny_report import CPU, KNN, evaluated, make_project, params, run_stage
 
 SOURCE = {"sha256": "5eed" * 16, "layout": "simsiam", "dropped": ["fc"]}
@@ -21,7 +21,7 @@ def project(tmp_path: Path) -> Path:
     chosen = params() | {"imports": {"theirs": {"path": "x.pth", "arch": "resnet10"}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
     folder = tmp_path / "artifacts/pretrain/theirs"
-    weights = lively(SMALL).state_dict()
+    weights = random_network(SMALL).state_dict()
     encoder_file.save(weights, SMALL, InputSpec(16, 18, None), folder, SOURCE)
     made = recipe("imported", "theirs", [], {}, [], tmp_path)
     write_json(folder / "provenance.json", record(made, folder, CPU))

@@ -204,13 +204,13 @@ def test_what_is_fitted_is_ready_for_use(fitted):
 def test_a_failure_leaves_the_threads_and_the_generator_as_they_were(monkeypatch):
     def fails(*ignored, **named):
         assert torch.get_num_threads() == 1
-        raise RuntimeError("out of luck")
+        raise RuntimeError("interrupted fit")
 
     monkeypatch.setattr(torch.optim, "AdamW", fails)
     before = torch.get_rng_state()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(RuntimeError, match="out of luck"):
+        with pytest.raises(RuntimeError, match="interrupted fit"):
             briefly(monkeypatch)
         assert torch.get_num_threads() == 2
     finally:

@@ -26,14 +26,14 @@ RAMP = torch.arange(4.0).expand(4, 4)  # 0 1 2 3 in every row
 @pytest.mark.parametrize(
     ("box", "flip", "grid", "expected"),
     [
-        # 0..3 / 4..7 / 8..11 / 12..15 rises evenly, so a cell inside reads its own middle:
-        # the four cells in the centre, plain and flipped
+        # the map 0..3 / 4..7 / 8..11 / 12..15 is linear, so a cell inside gets the value at its
+        # centre: the four cells in the centre, plain and flipped
         ((0.25, 0.25, 0.5, 0.5), False, (2, 2), [[5, 6], [9, 10]]),
         ((0.25, 0.25, 0.5, 0.5), True, (2, 2), [[6, 5], [10, 9]]),
         # half a cell to the right
         ((0.25, 0.375, 0.5, 0.25), False, (2, 1), [[5.5], [9.5]]),
-        # the right half: past the outermost centres the map stays level, so the last column
-        # reads 2.625 2.875 3 3 = 2.875, the first row 0 0 .125 .375 = .125, the last 2.875
+        # the right half: beyond the outermost centres the map is constant, so the last column is
+        # the mean of 2.625 2.875 3 3, 2.875; the first row .125 (0 0 .125 .375), the last 2.875
         (
             (0, 0.5, 1, 0.5),
             True,
@@ -64,7 +64,7 @@ BOXES = [[0.1, 0.2, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0], [0.45, 0.3, 0.4, 0.3]]
 
 
 def _bilinear(maps: torch.Tensor, y: float, x: float) -> float:
-    """A map between the centres of its cells; beyond the outermost centres it stays level."""
+    """Bilinear interpolation between the centres of cells; constant beyond the outermost ones."""
     y = min(max(y - 0.5, 0.0), maps.shape[0] - 1.0)
     x = min(max(x - 0.5, 0.0), maps.shape[1] - 1.0)
     top, left = int(y), int(x)
@@ -97,7 +97,7 @@ def test_a_cell_is_the_mean_of_sixteen_bilinear_reads(generator, box, flip):
 
 
 def test_the_right_half_of_a_ramp_flipped_by_hand():
-    # columns 0 1 2 3 with centres at 0.5 1.5 2.5 3.5; the right half is read at
+    # columns 0 1 2 3 with centres at 0.5 1.5 2.5 3.5; the right half is sampled at
     # x = 2.125 2.375 2.625 2.875 -> 1.625 1.875 2.125 2.375, mean 2
     # x = 3.125 3.375 3.625 3.875 -> 2.625 2.875 3 3 (nothing beyond 3.5), mean 2.875
     result = in_memory(RAMP).crop(
@@ -154,12 +154,12 @@ def test_a_crop_does_not_depend_on_its_batch(seed):
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        # 0 1 2 3 with centres at 0.5 1.5 2.5 3.5, seen at 1..3: two cells read their own middles;
-        # the one before is read at 0.125 0.375 0.625 0.875 -> 0 0 .125 .375, mean .125, and the
-        # one behind likewise, 3 - .125
+        # 0 1 2 3 with centres at 0.5 1.5 2.5 3.5, cropped to 1..3: two cells get the values at
+        # their centres; the cell before is sampled at 0.125 0.375 0.625 0.875 -> 0 0 .125 .375,
+        # mean .125, and the cell behind has 3 - .125
         ((0.25, 0.25, 0.5, 0.5), [0.125, 1, 2, 2.875]),
-        # seen whole: the first cell is read at .25 .75 1.25 1.75 -> 0 .25 .75 1.25, mean .5625;
-        # all that lies beyond the image reads its rim
+        # not cropped: the first cell is sampled at .25 .75 1.25 1.75 -> 0 .25 .75 1.25, mean .5625;
+        # cells outside the image repeat its border
         ((0.0, 0.0, 1.0, 1.0), [0, 0.5625, 2.4375, 3]),
     ],
 )
@@ -245,13 +245,13 @@ def test_an_oblong_box_zooms_by_its_area():
 
 
 def test_zooms_by_hand():
-    # whole; a quarter of the area, oblong; a ninth: 1, 1 / sqrt(1/4) and 1 / sqrt(1/9)
+    # boxes of the area 1, 1/4 (oblong) and 1/9: zooms 1, 1 / sqrt(1/4) and 1 / sqrt(1/9)
     boxes = torch.tensor([[0, 0, 1, 1], [0.1, 0, 0.25, 1], [0.5, 0.5, 1 / 3, 1 / 3]])
     torch.testing.assert_close(crops.zoom_of(boxes), torch.tensor([1.0, 2, 3]))
 
 
 def test_levels_are_blended_by_zoom_whatever_their_order():
-    # 2**0.5 is half way from 64 to 128; 4 lies beyond the last
+    # 2**0.5 is half way from 64 to 128; 4 is above the last level
     values = {128: torch.full((3, 1, 2), 10.0), 64: torch.full((3, 1, 2), 1.0)}
     result = crops.blend(values, torch.tensor([1, 2**0.5, 4]))
     torch.testing.assert_close(result, torch.tensor([1, 5.5, 10])[:, None, None].expand(3, 1, 2))

@@ -28,7 +28,7 @@ IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def _lively(model: nn.Module) -> nn.Module:
+def _with_statistics(model: nn.Module) -> nn.Module:
     """In eval mode, with running statistics of random images."""
     torch.manual_seed(0)
     model.train()(torch.rand(4, 3, 64, 64))
@@ -38,7 +38,7 @@ def _lively(model: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module")
 def network() -> torchvision.models.ResNet:
     torch.manual_seed(0)
-    return _lively(torchvision.models.resnet18(weights=None))
+    return _with_statistics(torchvision.models.resnet18(weights=None))
 
 
 def _normalised(statistics=IMAGENET) -> Tensor:
@@ -47,7 +47,7 @@ def _normalised(statistics=IMAGENET) -> Tensor:
 
 
 @torch.inference_mode()
-def _seen_by(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
+def _input_of(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
     """The input of `layer`, such as the pooling, in a forward pass of `model`."""
     measured = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: measured.append(inputs[0]))
@@ -89,20 +89,20 @@ def publish(tmp_path, monkeypatch):
     return to
 
 
-# -------------------------------------------------------------------------------------- named
+# ---------------------------------------------------------- localizers with their own weights
 
 
 @pytest.mark.parametrize("version", ["IMAGENET1K_V1", "IMAGENET1K_V2"])
 def test_resnet50_is_torchvisions(tmp_path, publish, version):
     torch.manual_seed(0)
-    reference = _lively(torchvision.models.resnet50(weights=None))
+    reference = _with_statistics(torchvision.models.resnet50(weights=None))
     entry = torchvision.models.ResNet50_Weights[version]
     source = publish(entry, reference.state_dict())
     result = LOCALIZERS["resnet50"](weights=version, download=True)
     assert result[0] == Localizer(
         "resnet50", "torchvision", "resnet50", *IMAGENET, 32, _digest(source)
     )
-    target = _seen_by(reference.avgpool, reference, _normalised())
+    target = _input_of(reference.avgpool, reference, _normalised())
     torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
@@ -158,7 +158,7 @@ def test_coco_resnet50_is_the_body_that_torchvision_detects_with(tmp_path, publi
     """torchvision itself loads the made-up file, with frozen norms and the eps of COCO_V1."""
     torch.manual_seed(0)
     made_up = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    _lively(made_up.backbone.body)
+    _with_statistics(made_up.backbone.body)
     tensors = {k: v for k, v in made_up.state_dict().items() if "num_batches" not in k}
     variances = [v for k, v in tensors.items() if k.endswith("body.bn1.running_var")]
     variances[0].fill_(1e-5)  # small enough that an eps of 1e-5 would change the features
@@ -200,7 +200,7 @@ def test_any_torchvision_network_brings_its_own_normalisation(tmp_path, publish,
         "torchvision", "torchvision", "squeezenet1_1", *own, 16, _digest(source)
     )
     assert LOCALIZERS["torchvision"](arch="squeezenet1_1", weights="IMAGENET1K_V1")[0] == result[0]
-    target = _seen_by(reference.classifier, reference, _normalised(own))
+    target = _input_of(reference.classifier, reference, _normalised(own))
     torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
@@ -228,7 +228,7 @@ def test_what_torchvision_cannot_offer_is_never_fetched(monkeypatch, arch, weigh
 )
 def test_any_timm_network_brings_its_own_normalisation(tmp_path, arch, pool, head, suffix):
     torch.manual_seed(0)
-    reference = _lively(timm.create_model(arch, pretrained=False, num_classes=7))
+    reference = _with_statistics(timm.create_model(arch, pretrained=False, num_classes=7))
     path = _write(reference.state_dict(), tmp_path / f"weights{suffix}")
     result = LOCALIZERS["timm"](arch=arch, path=path, sha256=_digest(path))
     config = reference.pretrained_cfg
@@ -238,7 +238,7 @@ def test_any_timm_network_brings_its_own_normalisation(tmp_path, arch, pool, hea
     names = {key.removeprefix("model.") for key in result[1]}
     assert set(reference.state_dict()) - names == {f"{head}.weight", f"{head}.bias"}
     pooling = reference.get_submodule(pool)
-    target = _seen_by(pooling, reference, _normalised((config["mean"], config["std"])))
+    target = _input_of(pooling, reference, _normalised((config["mean"], config["std"])))
     torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
@@ -261,7 +261,7 @@ SMALL = EncoderConfig("resnet10", 8, "small2")
 
 def _exported(folder: Path, mask: str) -> nn.Module:
     """An encoder in `folder`, as a run with this mask leaves it."""
-    network = _lively(build_encoder(SMALL, bn_group=2, seed=0))
+    network = _with_statistics(build_encoder(SMALL, bn_group=2, seed=0))
     spec = InputSpec.for_views(32, input_filter(Choice(mask, {}), 32))
     encoder_file.save(network.state_dict(), SMALL, spec, folder)
     return network
@@ -279,7 +279,7 @@ def test_an_encoder_gets_the_same_input_as_in_its_evaluation(tmp_path, mask, fil
     features = _stored(result, tmp_path / "localizer")
     assert features.shape == (2, 64, 4, 4)
     evaluated = encoder_file.load(tmp_path / "encoder", CPU)
-    target = _seen_by(evaluated.network.avgpool, evaluated, IMAGES)
+    target = _input_of(evaluated.network.avgpool, evaluated, IMAGES)
     torch.testing.assert_close(features, target)
     with torch.inference_mode():  # only the filter makes the features differ
         plain = network(_normalised())
@@ -331,7 +331,7 @@ def test_a_file_in_torchvisions_layout_becomes_a_localizer(tmp_path, network, su
     path = _write({f"{prefix}{k}": v for k, v in tensors.items()}, tmp_path / f"weights{suffix}")
     result = LOCALIZERS["file"](path=path, arch="resnet18")
     assert result[0] == Localizer("file", "torchvision", "resnet18", *IMAGENET, 32, _digest(path))
-    target = _seen_by(network.avgpool, network, _normalised())
+    target = _input_of(network.avgpool, network, _normalised())
     torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
 
 
@@ -339,7 +339,7 @@ def test_a_file_may_want_another_normalisation(tmp_path, network):
     own = (0.1, 0.2, 0.3), (1.0, 0.5, 0.25)
     path = _write(network.state_dict(), tmp_path / "weights.pth")
     result = LOCALIZERS["file"](path=path, arch="resnet18", mean=own[0], std=own[1])
-    target = _seen_by(network.avgpool, network, _normalised(own))
+    target = _input_of(network.avgpool, network, _normalised(own))
     torch.testing.assert_close(_stored(result, tmp_path / "localizer"), target)
     with pytest.raises(UserError, match=r"localizer\.std: must be positive"):
         LOCALIZERS["file"](path=path, arch="resnet18", std=(1.0, -1.0, 1.0))

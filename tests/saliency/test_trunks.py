@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
 
-def _lively(model: nn.Module) -> nn.Module:
+def _with_statistics(model: nn.Module) -> nn.Module:
     """In eval mode, with running statistics of random images."""
     torch.manual_seed(0)
     model.train()(torch.rand(4, 3, 64, 64))
@@ -48,7 +48,7 @@ def _lively(model: nn.Module) -> nn.Module:
     ],
 )
 def test_layers_are_those_before_torchvisions_pooling(arch, node, stride):
-    reference = _lively(torchvision.models.get_model(arch, weights=None))
+    reference = _with_statistics(torchvision.models.get_model(arch, weights=None))
     layers = trunks.build_layers("torchvision", arch)
     ours = layers.state_dict()
     layers.load_state_dict({k: v for k, v in reference.state_dict().items() if k in ours})
@@ -96,7 +96,7 @@ def test_only_torchvisions_classifiers_have_names(arch, monkeypatch):
     ],
 )
 def test_timm_layers_are_those_before_its_pooling(arch, pool):
-    reference = _lively(timm.create_model(arch, pretrained=False))
+    reference = _with_statistics(timm.create_model(arch, pretrained=False))
     layers = trunks.build_layers("timm", arch)
     ours = layers.state_dict()
     theirs = {f"model.{k}": v for k, v in reference.state_dict().items()}
@@ -164,7 +164,7 @@ def test_the_stride_of_our_encoders(stem, stride):
 )
 def test_our_encoders_of_torchvision_have_a_trunk(arch, kept, head, tmp_path):
     config = EncoderConfig(arch, stem="small")
-    network = _lively(build_encoder(config, bn_group=2, seed=0))
+    network = _with_statistics(build_encoder(config, bn_group=2, seed=0))
     save_file(network.state_dict(), tmp_path / "encoder.safetensors")
 
     described = {"encoder": asdict(config), "filter": None}

@@ -70,7 +70,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# -------------------------------------------------------------------------- what the step moves
+# -------------------------------------------------------------------------- what a step changes
 
 
 @pytest.mark.parametrize("single", [True, False])
@@ -188,7 +188,7 @@ def test_what_learned_nothing_before_learns_nothing_after():
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == still
 
 
-# ----------------------------------------------------------------------------- the two players
+# ------------------------------------------------------------------------ masker and framework
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -293,13 +293,13 @@ def test_its_state_goes_on_bit_for_bit():
     saved = torch.load(stream, map_location="cpu", weights_only=True)["adversary"]
     resumed = Adversary(masker(model, seed=1, single=True))
     resumed.load_state_dict(saved)
-    amnesic = Adversary(masker(model, seed=1, single=True))
-    amnesic.masker.load_state_dict(saved["masker"])
+    without_momentum = Adversary(masker(model, seed=1, single=True))
+    without_momentum.masker.load_state_dict(saved["masker"])
     for step in range(2, 4):
-        recorded = [a.step(model, batch(step), 0.25) for a in (alone, resumed, amnesic)]
+        recorded = [a.step(model, batch(step), 0.25) for a in (alone, resumed, without_momentum)]
         assert same(recorded[0], recorded[1])
     assert same(alone.masker.state_dict(), resumed.masker.state_dict())
-    assert not same(alone.masker.state_dict(), amnesic.masker.state_dict())  # without the momentum
+    assert not same(alone.masker.state_dict(), without_momentum.masker.state_dict())
 
 
 def test_it_computes_in_the_precision_of_the_run():

@@ -295,7 +295,7 @@ def test_it_resumes_bit_for_bit(case):
     assert differences(resumed.state(), halfway) != []
 
 
-# ------------------------------------------------------------------------------ by the real loop
+# ------------------------------------------------------------------------- complete pretrainings
 
 LOOPED = {  # framework, mask, columns of history.csv besides epoch, lr, loss and similarity
     "moco v2": ("mixmask_star", {"accuracy"}),
