@@ -68,13 +68,13 @@ def slurm_imports(path: Path) -> set[str]:
     return {m for m in top_level_imports(path) if m in ("slurm", "stages")}
 
 
-def test_the_library_knows_no_pipeline_tools() -> None:
+def test_the_library_imports_no_pipeline_tools() -> None:
     for path in SOURCES:
         if module_name(path).startswith("salmask") and "commands" not in path.parts:
             assert not top_level_imports(path) & {"dvc", "click", "submitit", "slurm", "stages"}
 
 
-def test_only_the_store_knows_zarr() -> None:
+def test_only_the_store_imports_zarr() -> None:
     users = [module_name(p) for p in SOURCES if "zarr" in top_level_imports(p)]
     assert users == ["salmask.saliency.store"]
 

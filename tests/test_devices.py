@@ -12,7 +12,7 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_the_cpu_where_there_is_nothing_else(monkeypatch):
+def test_the_cpu_is_used_without_a_gpu(monkeypatch):
     monkeypatch.delenv("SALMASK_DEVICE", raising=False)
     assert devices.pick_device() == torch.device("cpu")
 

@@ -278,7 +278,7 @@ def test_the_shuffle_is_the_global_batchs(both, alone):
 
 
 @pytest.mark.parametrize("run", RUNS, ids=name_of)
-def test_the_mean_over_processes_is_what_one_process_sees(both, alone, run):
+def test_the_mean_over_processes_is_that_of_one_process(both, alone, run):
     ours, theirs = of(run, both, alone)
     for step, expected in enumerate(theirs["metrics"]):
         for name, value in expected.items():

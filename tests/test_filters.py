@@ -68,7 +68,7 @@ def test_every_image_may_have_its_own_sigma(generator):
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
-def test_high_pass_is_what_blur_takes_away(generator):
+def test_high_pass_is_the_image_minus_its_blur(generator):
     images = torch.randn(2, 3, 16, 16, generator=generator)
     expected = images - reference.gaussian_blur(images, [5, 5], [1.4, 1.4])
     torch.testing.assert_close(high_pass(images, 5, 1.4), expected, atol=1e-5, rtol=1e-5)

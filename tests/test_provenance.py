@@ -50,7 +50,7 @@ def test_a_fingerprint_changes_with_every_field(change):
     assert Recipe(**(base | change)).fingerprint != same
 
 
-def test_a_fingerprint_does_not_see_the_order_of_params():
+def test_a_fingerprint_does_not_depend_on_the_order_of_params():
     a, b = ({"x": 1, "y": 2}, {"y": 2, "x": 1})
     assert (
         Recipe("s", "n", (), "c", a, {}).fingerprint == Recipe("s", "n", (), "c", b, {}).fingerprint
@@ -73,7 +73,7 @@ def test_a_recipe_digests_code_and_inputs(root):
 
 
 @pytest.mark.parametrize("change", ["content", "name", "more", "less"])
-def test_a_tree_digest_sees_names_and_contents(tmp_path, change):
+def test_a_tree_digest_depends_on_names_and_contents(tmp_path, change):
     folder = tmp_path / "tree"
     (folder / "sub").mkdir(parents=True)
     (folder / "a").write_text("1")

@@ -22,9 +22,9 @@ def _smallest(noise: Tensor, among: Tensor, count: Tensor) -> Tensor:
 def balanced_patches(foreground: Tensor, ratio: Tensor, noise: Tensor) -> Tensor:
     """The mask of a positive: `ratio` of all patches, foreground and background in proportion.
 
-    Of N patches, F of them foreground, it masks round(ratio*F) foreground patches and
-    round(ratio*N) minus that background patches, or as many as there are. Chin et al. 2024,
-    Sec. 3.2.
+    Of N patches, F belong to the foreground. The mask covers round(ratio*F) patches of the
+    foreground and round(ratio*N) - round(ratio*F) of the background, or all if there are fewer.
+    Chin et al. 2024, Sec. 3.2.
 
     Args:
         foreground: (B,U,V) bool.

@@ -28,7 +28,7 @@ from slurm.submission import setup_lines
 _START_SECONDS = 20.0  # the maximum time to wait for the job's start
 _RUN_SECONDS = 150.0  # the maximum time to wait for its end: its limit, and Slurm's delays
 _POLL_SECONDS = 1.0
-_EXIT_BASE = 64  # plus the bits of the problems: exit code of a job that ran to its end
+_EXIT_BASE = 64  # a job with problems exits with this number plus the bits of the problems
 _NO_RUNS, _NO_PROJECT, _NO_PYTHON, _NO_IMPORT = 1, 2, 4, 8
 
 

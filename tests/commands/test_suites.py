@@ -215,7 +215,7 @@ def test_the_papers_tables_all_have_a_suite() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in suites.names(ROOT) if n.endswith("-small")])
-def test_a_small_twin_has_the_runs_of_its_table(name: str) -> None:
+def test_a_small_version_has_the_runs_of_its_table(name: str) -> None:
     if name == "imagenette-small":  # not for a table of a paper
         return
     small, large = (suites.load(ROOT, n).raw("runs") for n in (name, name.removesuffix("-small")))

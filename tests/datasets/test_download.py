@@ -286,7 +286,7 @@ def test_the_command_downloads(tmp_path, world):
     assert code == 0 and output.splitlines()[-1].endswith(f"root: {tmp_path / 'got'}")
 
 
-def test_every_data_set_of_known_layout_can_be_had():
+def test_every_data_set_of_known_layout_names_its_source():
     for dataset in DATASETS.values():
         assert not dataset.layout or (dataset.origin and dataset.terms)
         assert not dataset.layout or dataset.downloads or dataset.note

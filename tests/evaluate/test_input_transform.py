@@ -74,7 +74,7 @@ def largest_input(protocol, folder, rows, job) -> float:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda module: module.__name__.split(".")[-1])
-def test_every_protocol_filters_unasked(tmp_path, rows, job, protocol):
+def test_every_protocol_applies_the_filter(tmp_path, rows, job, protocol):
     saved(tmp_path / "with", SMALL, FILTERED)
     saved(tmp_path / "without", SMALL, PLAIN)
     apart = dataclasses.replace(job, work=tmp_path / "other work")
@@ -82,6 +82,6 @@ def test_every_protocol_filters_unasked(tmp_path, rows, job, protocol):
     assert largest_input(protocol, tmp_path / "without", rows, apart) > 0.5
 
 
-def test_all_protocols_are_looked_at():
+def test_all_protocols_are_tested():
     names = {module.__name__.split(".")[-1] for module in PROTOCOLS}
     assert {"knn", "linear", "linear_fast", "finetune", "transfer"} <= names

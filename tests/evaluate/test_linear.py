@@ -89,7 +89,7 @@ def test_the_rate_scales_with_the_batch_and_falls_at_milestones(rows, job, monke
     assert rates == pytest.approx([0.0625, 0.0625, 0.00625, 0.000625])
 
 
-def test_the_rate_scales_with_the_batch_there_is(rows, job, monkeypatch):
+def test_the_rate_scales_with_the_actual_batch(rows, job, monkeypatch):
     rates = []
     monkeypatch.setattr(
         checkpoint,

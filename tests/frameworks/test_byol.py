@@ -169,7 +169,7 @@ def test_gradient_by_hand():
     ("progress", "momentum"),
     [(0.0, 0.9), (0.25, 1 - 0.1 * (math.sqrt(0.5) + 1) / 2), (0.5, 0.95), (1.0, 1.0)],
 )
-def test_the_target_follows_with_a_momentum_that_climbs_to_1(progress, momentum):
+def test_the_target_follows_with_a_momentum_that_rises_to_1(progress, momentum):
     model = build()
     encoder, projector = targets(model, momentum)
     model(SCENES["two views"], progress)

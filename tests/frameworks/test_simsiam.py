@@ -124,7 +124,7 @@ def test_gradient_by_hand():
     torch.testing.assert_close(model.projector.weight.grad, expected)
 
 
-def test_without_the_stop_gradient_it_would_be_another():
+def test_without_the_stop_gradient_the_gradient_would_differ():
     """cos(R z1, z2) = -cos(R z2, z1): the loss is 0 for every W, and so is its whole gradient."""
     model = linear()
     z1, z2 = (model.projector(x.flatten(1)) for x in PICTURES)

@@ -153,7 +153,7 @@ def test_salient_masks_as_much_as_balanced_where_there_is_foreground() -> None:
     assert torch.equal(*areas)
 
 
-def test_random_patches_do_not_look_at_the_map() -> None:
+def test_random_patches_do_not_depend_on_the_map() -> None:
     pair = scene(150, 32, 8)
     blind = Pair(pair.query, pair.key)
     options: dict[str, Any] = {"where": "random", "ratio": (0.25, 0.25), "hard_negative": None}

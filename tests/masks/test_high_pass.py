@@ -157,7 +157,7 @@ def test_every_channel_obeys_the_rule_with_one_ratio(
                 assert torch.equal(masks, masks[:1].expand_as(masks))
 
 
-def test_channels_draw_their_patches_apart() -> None:
+def test_channels_draw_their_patches_independently() -> None:
     made = apply(
         "high_pass",
         checkered(500, 32, 4),

@@ -135,7 +135,7 @@ def test_far_pixels_matter_through_the_perceptron_alone():
     assert reach() == 0
 
 
-def test_details_pass_beside_the_perceptron():
+def test_details_bypass_the_perceptron():
     unet = build()
     for parameter in unet.middle.parameters():
         nn.init.zeros_(parameter)

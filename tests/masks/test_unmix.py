@@ -72,7 +72,7 @@ def test_a_box_is_cut_where_the_uniforms_say(seed: int, side: int, count: int) -
 
 
 @given(seed=st.integers(0, 10**6), count=st.sampled_from([2, 3, 4]))
-def test_a_blend_weighs_every_pixel_alike(seed: int, count: int) -> None:
+def test_a_blend_weights_every_pixel_equally(seed: int, count: int) -> None:
     pair = scene(count, 8, 4, seed=seed)
     (mixed,) = apply("unmix", pair, 4, seed, global_p=1.0).mixed
     share, *_ = uniforms(count, seed)

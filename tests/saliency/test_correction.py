@@ -128,7 +128,7 @@ def test_a_constant_map_stays_constant(fitted, value):
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_view_of_nothing_stays_empty_whatever_lies_around_it(fitted, value):
+def test_a_constant_view_stays_constant_whatever_surrounds_it(fitted, value):
     measured = {level: torch.rand(2, 9, 9) for level in LEVELS}
     for crop in measured.values():
         crop[:, 1:-1, 1:-1] = value

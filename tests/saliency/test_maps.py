@@ -212,7 +212,7 @@ def test_earlier_stores_without_any_of_the_images_change_nothing(manifest, compu
     assert tree_digest(reused.parent) == tree_digest(compute("full", other).parent)
 
 
-def test_two_images_of_the_same_content_share_what_is_held(manifest, compute):
+def test_two_images_of_the_same_content_share_a_stored_map(manifest, compute):
     first = compute("first", some(manifest, [0, 1]))
     twice = some(manifest, [1, 2, 1, 0])
     reused = compute("reused", twice, earlier=[first])

@@ -179,7 +179,7 @@ def test_our_encoders_of_torchvision_have_a_trunk(arch, kept, head, tmp_path):
     assert result.shape == (2, kept, 12, 12) and result.std() > 0
 
 
-def test_an_encoder_that_there_is_not_has_no_trunk():
+def test_an_unsuitable_encoder_is_refused_with_the_reason():
     arch = {"encoder": {"arch": "vgg16"}, "filter": None}
     with pytest.raises(UserError, match=r"encoder\.json: encoder\.arch: vgg16 does not end in"):
         trunks.build_layers("salmask", arch)
@@ -293,7 +293,7 @@ def test_an_empty_folder_says_what_to_run(tmp_path):
         stored_localizer.load(tmp_path, CPU)
 
 
-def test_a_stored_localizer_without_its_weights_is_told(tmp_path):
+def test_a_stored_localizer_without_its_weights_is_an_error(tmp_path):
     spec = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
     tensors = Trunk(spec).layers.state_dict()
     stored_localizer.save(spec, {k: v for k, v in tensors.items() if "12" not in k}, tmp_path)

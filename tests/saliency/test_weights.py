@@ -108,7 +108,7 @@ def test_a_local_file_is_checked_by_the_digits_of_its_published_name(hub, publis
         _torchvision(published, copy)
 
 
-def test_a_wrong_file_in_the_hub_is_told_and_left_alone(hub, published):
+def test_a_wrong_file_in_the_hub_is_reported_and_kept(hub, published):
     hub.mkdir(parents=True)
     (hub / NAME).write_bytes(b"cut")
     with pytest.raises(UserError, match=r"not the expected file: .*Remove it; then put"):
@@ -196,7 +196,7 @@ def test_a_local_timm_file_needs_no_hash(published):
         timm_file(published, True, SHA)
 
 
-def test_an_arch_of_which_timm_has_no_weights_needs_a_file():
+def test_an_arch_without_weights_from_timm_needs_a_file():
     with pytest.raises(UserError, match="publishes no weights for this arch: name a file"):
         weights.of_timm(None, "model.safetensors", None, True, SHA)
 
@@ -286,7 +286,7 @@ def test_our_own_prefix_may_be_missing(theirs, head):
     assert torch.equal(kept["features.0.weight"], A) and torch.equal(kept["features.3.weight"], B)
 
 
-def test_a_layer_that_only_sounds_like_a_head_is_kept():
+def test_a_layer_with_a_name_like_a_head_is_kept():
     with pytest.raises(UserError, match=r"unknown: fc2\.weight"):
         weights.fitted(dict(OURS, **{"fc2.weight": A}), OURS, FILE, heads=("fc",))
 
@@ -298,7 +298,7 @@ def test_counters_may_be_missing_or_too_many():
     assert list(weights.fitted(theirs, OURS, FILE)) == list(OURS)
 
 
-def test_densenet_files_of_torchvision_say_some_names_otherwise():
+def test_densenet_files_of_torchvision_have_other_names_for_some_layers():
     names = ("norm1", "conv1", "norm2", "conv2")
     ours = {"norm0.weight": B} | {f"denselayer1.{name}.weight": A for name in names}
     theirs = {"norm0.weight": B}

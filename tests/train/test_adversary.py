@@ -139,7 +139,7 @@ def norms() -> Iterator[nn.Module]:
 @pytest.mark.parametrize(
     "norm", [*norms()], ids=lambda n: f"{type(n).__name__}{vars(n).get('group')}"
 )
-def test_frozen_norms_use_the_batch_and_forget_it(norm):
+def test_frozen_norms_use_the_batch_and_keep_their_statistics(norm):
     if isinstance(norm, nn.SyncBatchNorm):  # works on GPUs only
         with frozen(norm):
             assert not norm.track_running_stats
@@ -178,7 +178,7 @@ def test_gradients_pass_through_what_is_frozen(name):
     torch.testing.assert_close(*result)
 
 
-def test_what_learned_nothing_before_learns_nothing_after():
+def test_frozen_parameters_stay_frozen_after_an_error():
     model = framework("byol")
     still = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert still and all(name.startswith("target") for name in still)
@@ -192,7 +192,7 @@ def test_what_learned_nothing_before_learns_nothing_after():
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_the_masker_climbs_what_the_encoder_descends(name):
+def test_the_masker_increases_the_loss_that_the_encoder_decreases(name):
     model, at = framework(name), batch()
     player = masker(model, penalty=0.0, momentum=0.0, weight_decay=0.0, lr=1.0)
     start = total(model, player, at)
@@ -223,7 +223,7 @@ def test_the_masker_climbs_what_the_encoder_descends(name):
 
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_both_play_for_the_same_number(name, single):
+def test_masker_and_framework_have_the_same_loss(name, single):
     model, at = framework(name), batch()
     player = masker(model, single=single, penalty=0.0)
     expected = total(model, player, at)
@@ -282,7 +282,7 @@ def test_a_step_forgets_the_gradients_of_the_one_before():
     assert same(one.masker.state_dict(), two.masker.state_dict())
 
 
-def test_its_state_goes_on_bit_for_bit():
+def test_its_state_resumes_bit_for_bit():
     model = framework("moco")
     alone = Adversary(masker(model, single=True))
     for step in range(2):

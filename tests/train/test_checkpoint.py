@@ -41,7 +41,7 @@ def test_only_the_newest_two_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 10, 500])
-def test_of_a_truncated_newest_the_one_before_is_used_and_told(tmp_path, caplog, kept):
+def test_the_checkpoint_before_a_truncated_one_is_used_with_a_warning(tmp_path, caplog, kept):
     save(tmp_path, 1, 2)
     newest = checkpoint.saved(tmp_path)[0]
     newest.write_bytes(newest.read_bytes()[:kept])
@@ -57,7 +57,7 @@ def test_when_none_can_be_read_training_starts_anew(tmp_path, caplog):
     assert caplog.text.count("cannot be read") == 2
 
 
-def test_a_kill_while_writing_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_kill_while_writing_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
     def half(state, stream) -> None:

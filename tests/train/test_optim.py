@@ -67,7 +67,7 @@ def test_a_constant_schedule_stays_at_the_peak():
 
 
 @given(st.data(), st.integers(1, 20), st.integers(1, 30))
-def test_rates_climb_then_fall_and_never_leave_their_bounds(data, epochs, steps):
+def test_rates_rise_then_fall_within_their_bounds(data, epochs, steps):
     warmup = data.draw(st.integers(0, epochs))
     schedule = data.draw(
         st.sampled_from(["cosine", "constant", "step"] if epochs > 1 else ["cosine"])
@@ -122,7 +122,7 @@ def names(model: nn.Module, group: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_groups_part_what_keeps_its_rate_and_decay_everything(optimizer):
+def test_constant_rates_have_their_own_group_and_everything_decays(optimizer):
     model, config = Toy(), TrainConfig(optimizer=optimizer, weight_decay=0.3)
     ordinary, constant = build_optimizer(model, config).param_groups
     assert names(model, ordinary) == [
@@ -166,7 +166,7 @@ def test_a_parameter_with_two_names_is_in_one_group():
     assert [len(g["params"]) for g in groups] == [3, 3]
 
 
-def test_a_part_of_constant_rate_that_is_not_there_is_told():
+def test_a_missing_part_of_constant_rate_is_an_error():
     model = Toy()
     model.constant_rate = ("predictr",)
     with pytest.raises(AttributeError, match="predictr"):
