@@ -36,7 +36,7 @@ from salmask.train.batches import make_batch
 
 WORLD, BATCH, SIDE, QUEUE = 2, 16, 16, 64
 LOCAL = BATCH // WORLD
-ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
+ENCODER = EncoderConfig("resnet10", width=8, stem="small2")
 SMALL: dict[str, dict[str, Any]] = {
     "moco": {"dim": 6, "hidden": 10, "queue": QUEUE, "momentum": 0.9},
     "simclr": {"dim": 6, "hidden": 10},

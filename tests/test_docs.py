@@ -31,7 +31,7 @@ from salmask.params.view import ViewConfig
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "docs/data.md").read_text()
 METHOD = (ROOT / "docs/method.md").read_text()
-ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
+ENCODER = EncoderConfig("resnet10", width=8, stem="small2")
 
 
 def mappings(heading: str) -> list[list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ from salmask.encoders.norms import group_norms
 from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Mixed, Views
 
-ENCODER = EncoderConfig("resnet10", width=4, stem="small2")
+ENCODER = EncoderConfig("resnet10", width=8, stem="small2")
 FEATURES = 32
 BATCH, SIDE = 4, 16
 BACKWARDS = torch.arange(BATCH).flip(0)

@@ -11,7 +11,7 @@ from salmask.encoders.backbones import build_encoder
 from salmask.encoders.on_disk import InputSpec
 from salmask.params.encoder import EncoderConfig
 
-SMALL = EncoderConfig("resnet10", width=4, stem="small")
+SMALL = EncoderConfig("resnet10", width=8, stem="small")
 FILTER = {"name": "high_pass", "kernel": 5, "sigma": 1.5}
 
 

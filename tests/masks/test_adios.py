@@ -253,7 +253,7 @@ def framework(name: str, **options):
     torch.manual_seed(3)
     small = {"dim": 6, "hidden": 10, "bn_group": BATCH}
     small |= {"queue": 8} if name == "moco" else {}
-    encoder = EncoderConfig("resnet10", width=4, stem="small2")
+    encoder = EncoderConfig("resnet10", width=8, stem="small2")
     return frameworks.build(Choice(name, small | options), encoder, BATCH).train()
 
 

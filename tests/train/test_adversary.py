@@ -26,7 +26,7 @@ def framework(name: str, group: int = 4):
     torch.manual_seed(3)
     options = {"dim": 6, "hidden": 10, "bn_group": group}
     options |= {"queue": QUEUE} if name == "moco" else {}
-    encoder = EncoderConfig("resnet10", width=4, stem="small2")
+    encoder = EncoderConfig("resnet10", width=8, stem="small2")
     model = frameworks.build(Choice(name, options), encoder, BATCH).train()
     model(Views((images(8), images(9)), ((0, 1, 1.0),), SHUFFLE), 0.5)
     with torch.no_grad():
