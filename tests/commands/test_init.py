@@ -67,14 +67,14 @@ def test_upgrade_replaces_committed_code_only(folder: Path) -> None:
     profile = folder / "slurm/clusters/mine.yaml"
     profile.write_text("executor: local\n")
     (folder / "params.yaml").write_text("mine: true\n")
-    (folder / "stages/knn.py").write_text("old\n")
+    (folder / "stages/detect.py").write_text("old\n")
     assert "commit it first" in init("--upgrade").output
-    assert (folder / "stages/knn.py").read_text() == "old\n"
+    assert (folder / "stages/detect.py").read_text() == "old\n"
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "-m", "old version")
     result = init("--upgrade")
-    assert result.exit_code == 0 and "stages/knn.py" in result.output
-    assert git(folder, "status", "--porcelain").split() == ["M", "stages/knn.py"]
+    assert result.exit_code == 0 and "stages/detect.py" in result.output
+    assert git(folder, "status", "--porcelain").split() == ["M", "stages/detect.py"]
     git(folder, "commit", "--quiet", "-am", "new version")
     assert "are those of the installed version" in init("--upgrade").output
 

@@ -92,7 +92,7 @@ def test_the_formulas_need_no_torchvision():
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 2), ("small2", 4), ("small", 8)])
 def test_stems_shrink_by_their_stride(stem, side):
     # the later stages shrink by 8: of 64 px remain 64/32, 64/16, 64/8
-    assert _last_map(build_encoder(EncoderConfig("resnet10", 4, stem))) == (side, side)
+    assert _last_map(build_encoder(EncoderConfig("resnet10", 8, stem))) == (side, side)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -226,7 +226,7 @@ def test_which_networks_are_resnets():
 @pytest.mark.parametrize(
     ("config", "first"),
     [
-        (EncoderConfig("resnet10", 4, "small"), "conv1.weight"),
+        (EncoderConfig("resnet10", 8, "small"), "conv1.weight"),
         (EncoderConfig("densenet121", stem="small"), "features.conv0.weight"),
         (EncoderConfig("mobilenet_v3_small"), "features.0.0.weight"),
     ],
@@ -243,7 +243,7 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone(config, 
 
 
 def test_every_norm_of_an_encoder_is_grouped():
-    encoder = build_encoder(EncoderConfig("resnet10", 4, "small"), bn_group=2)
+    encoder = build_encoder(EncoderConfig("resnet10", 8, "small"), bn_group=2)
     norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(m, GroupedBatchNorm) and m.group == 2 for m in norms)
 
@@ -251,7 +251,7 @@ def test_every_norm_of_an_encoder_is_grouped():
 @pytest.mark.parametrize(
     ("config", "last"),
     [
-        (EncoderConfig("resnet10", 4), "bn2"),
+        (EncoderConfig("resnet10", 8), "bn2"),
         (EncoderConfig("resnet50", 4), "bn3"),
         (EncoderConfig("resnext50_32x4d"), "bn3"),
     ],

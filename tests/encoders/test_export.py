@@ -189,7 +189,7 @@ def test_a_file_with_other_features_is_deleted(tmp_path, monkeypatch, layout, co
 def test_a_network_of_another_width_is_another(tmp_path):
     saved(tmp_path / "mine", SMALL)
     encoder = exports.encoder_file.load(tmp_path / "mine", torch.device("cpu"))
-    wider = random_network(EncoderConfig("resnet10", 8, "small"))
+    wider = random_network(EncoderConfig("resnet10", 16, "small"))
     assert exports.compare(encoder, wider)[0] == float("inf")
     assert exports.compare(encoder, encoder.network)[0] < 1e-6
 

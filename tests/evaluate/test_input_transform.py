@@ -21,7 +21,7 @@ MODULES = [importlib.import_module(f"salmask.evaluate.{m.name}")
 # the views of `variance` are filtered by the mask of their run: see test_variance.py
 PROTOCOLS = [module for module in MODULES
              if callable(getattr(module, "run", None))
-             and not module.__name__.endswith(".variance")]  # fmt: skip
+             and not module.__name__.endswith((".variance", ".detect"))]  # fmt: skip
 PLAIN = InputSpec(16, 18, None)
 FILTERED = dataclasses.replace(PLAIN, filter=FILTER)
 # options that shorten a protocol; each protocol gets those that it has

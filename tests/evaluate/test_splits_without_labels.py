@@ -12,7 +12,7 @@ from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.evaluate import finetune, knn, linear, linear_fast
 from salmask.params.encoder import EncoderConfig
 
-SMALL = EncoderConfig("resnet10", 4, "small")
+SMALL = EncoderConfig("resnet10", 8, "small")
 TRAINED = Encoder(build_encoder(SMALL, seed=0), SMALL, InputSpec(8, 8, None)).eval()
 SHORT = {"epochs": 1, "batch": 4, "milestones": (), "images": "resident"}
 

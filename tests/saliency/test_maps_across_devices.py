@@ -49,6 +49,7 @@ def check(a: SaliencyStore, b: SaliencyStore) -> int:
     return other
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_other_kernels_and_float64_give_the_maps_of_this_cpu(manifest, job, tmp_path):
     one = found_by("cpu", job, manifest, tmp_path / "one" / "saliency.zarr")
     with mkldnn.flags(enabled=False):
