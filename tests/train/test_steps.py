@@ -71,7 +71,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         for m in GUIDED
         if f not in PUSHING
     ),
-    *((f, "mscn", {}, f"(?i)no paper defines this mask for {f}.*published form of moco, simclr, byol")
+    *((f, "mscn", {}, f"(?i)no paper defines .* for {f}.*published form of moco, simclr, byol")
       for f in ("moco v1", "symmetric moco", "simsiam")),
     *((f, "adios", {}, "published form of moco, simclr, byol, simsiam")
       for f in ("moco v1", "symmetric moco")),
