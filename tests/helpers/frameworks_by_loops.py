@@ -15,7 +15,7 @@ from salmask.params.encoder import EncoderConfig
 from salmask.shapes import Mixed, Views
 
 ENCODER = EncoderConfig("resnet10", width=8, stem="small2")
-FEATURES = 32
+FEATURES = 8 * ENCODER.width
 BATCH, SIDE = 4, 16
 BACKWARDS = torch.arange(BATCH).flip(0)
 
