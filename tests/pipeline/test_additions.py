@@ -155,7 +155,7 @@ def add(project: Project, file: str, text: str, params: dict[str, Any]) -> set[s
     before = sources(project)
     (project.folder / file).write_text(text)
     project.write_params(copy.deepcopy(FINISHED) | params)
-    assert "params.yaml is sound" in project.salmask("check")
+    assert "params.yaml is valid" in project.salmask("check")
     after = sources(project)
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
