@@ -160,7 +160,7 @@ def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int, name: str
     from salmask.commands.gallery import draw_gallery
 
     draw_gallery(images, out, size, grid, name)
-    click.echo(f"{out} shows the masks on {len(images)} images")
+    click.echo(f"{out} shows the masks on {len(images)} image{'s' * (len(images) > 1)}")
 
 
 @main.command()

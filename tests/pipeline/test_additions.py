@@ -183,7 +183,9 @@ def test_a_mask_is_a_file(project: Project) -> None:
     (line,) = [x for x in project.salmask("suite").splitlines() if x.startswith("mine ")]
     assert "?" not in line
     image = next((project.folder / "artifacts/data/images/val").iterdir())
-    assert "1 picture" in project.salmask("gallery", str(image), "--run", "blank", "--out", "x.png")
+    assert "on 1 image" in project.salmask(
+        "gallery", str(image), "--run", "blank", "--out", "x.png"
+    )
     (project.folder / "suites/mine.yaml").unlink()
     project.repro("evaluate@blank-knn", "evaluate@blank-linear_fast", "report")
     assert "blank" in (project.folder / "artifacts/report/index.html").read_text()
