@@ -236,4 +236,4 @@ def test_a_layout_of_checkpoints_is_a_file(project: Project) -> None:
     entry = {"path": "moco.pth.tar", "arch": "resnet18", "width": 4, "size": 32, "layout": "net"}
     file = "salmask/encoders/layouts/net.py"
     assert add(project, file, LAYOUT, {"imports": {"theirs": entry}}) == {"params.yaml", file}
-    assert "of layout net" in project.stage("imported", "--name", "theirs")
+    assert "layout net" in project.stage("imported", "--name", "theirs")
