@@ -2,8 +2,7 @@
 al. 2017), made of torchvision's parts.
 
 As in MoCo's protocol (He et al. 2020, Sec. 4.2), the stem to layer3 compute the features, layer4
-and an additional norm are the box head, and all weights are trained, including batch norms. The
-loss of boxes is torchvision's smooth L1 with beta 1/9, where detectron2 uses L1.
+and an additional norm are the box head, and all weights are trained, including batch norms.
 
 Processes that share a batch pad their images to one size, and weight their losses so that the mean
 over processes is the loss of the whole batch. In half precision only convolutions run in half
@@ -22,18 +21,14 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import (
-    RoIHeads,
-    fastrcnn_loss,
-    maskrcnn_inference,
-    maskrcnn_loss,
-)
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.resnet import ResNet
 from torchvision.ops import RoIAlign
 
 from salmask.detection.architecture import ANCHORS, Norm, check_trunk
-from salmask.detection.sampling import positive_and_negative, subsample
+from salmask.detection.losses import anchor_losses, region_losses
+from salmask.detection.sampling import subsample
 from salmask.distributed import all_reduce_max, mean_weight
 from salmask.encoders.norms import group_norms, own_norms
 from salmask.encoders.on_disk import Encoder
@@ -197,7 +192,7 @@ class _C4Heads(RoIHeads):
         if not self.training:
             return self._detections(features, scores, deltas, proposals, image_shapes), {}
         assert targets is not None
-        class_loss, box_loss = fastrcnn_loss(scores, deltas, labels, regression_targets)
+        class_loss, box_loss = region_losses(scores, deltas, labels, regression_targets)
         weight = mean_weight(scores.new_tensor(len(scores)))
         losses = {"class": weight * class_loss, "box": weight * box_loss}
         if self.has_mask():
@@ -278,7 +273,6 @@ class _KeyedRPN(RegionProposalNetwork):
             post_nms_top_n={"training": 2000, "testing": 1000},
             nms_thresh=0.7,
         )
-        self.fg_bg_sampler = positive_and_negative  # of the sampled anchors
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Targets
@@ -297,7 +291,7 @@ class _KeyedRPN(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        object_loss, box_loss = super().compute_loss(
+        object_loss, box_loss = anchor_losses(
             objectness, pred_bbox_deltas, labels, regression_targets
         )
         weight = mean_weight((torch.cat(labels) >= 0).sum())

@@ -45,12 +45,12 @@ class DetectorRecipe:
 _VOC = DetectorRecipe(24_000, (18_000, 22_000), tuple(range(480, 801, 32)), warmup=100)
 _COCO = DetectorRecipe(90_000, (60_000, 80_000), tuple(range(640, 801, 32)), warmup=1000)
 
-# He et al. 2020 (MoCo), Sec. 4.2; `mscn_`: Jing et al. 2022
+# He et al. 2020 (MoCo), Sec. 4.2; `mscn_`: Jing et al. 2022, App. A.4
 RECIPES = {
     "voc": _VOC,
     "coco_1x": _COCO,
     "coco_2x": replace(_COCO, iterations=180_000, milestones=(120_000, 160_000)),
-    "mscn_voc": replace(_VOC, lr=0.085, warmup_factor=0.333),
+    "mscn_voc": replace(_VOC, lr=0.085, warmup=1000, warmup_factor=0.333),
     "mscn_coco": replace(_COCO, lr=0.05, warmup_factor=0.333),
 }
 

@@ -32,15 +32,6 @@ def subsample(
     return sampled
 
 
-def positive_and_negative(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Replaces torchvision's random sampler for labels that are a sample already.
-
-    Returns:
-        For each image where the labels (n,) are above 0, and where they are 0, as bool.
-    """
-    return [image >= 1 for image in labels], [image == 0 for image in labels]
-
-
 def _lowest(noise: Tensor, candidates: Tensor, count: int) -> Tensor:
     """The places of the `count` lowest values of `noise` among the candidates (bool)."""
     places = torch.where(candidates)[0]

@@ -195,8 +195,17 @@ def test_the_rate_of_every_published_recipe():
     assert (coco.rate(59_999), coco.rate(60_000)) == pytest.approx((0.02, 0.002))
     assert (twice.rate(119_999), twice.rate(160_000)) == pytest.approx((0.02, 0.0002))
     assert coco.short_sides == (640, 672, 704, 736, 768, 800)
-    assert RECIPES["mscn_voc"].rate(0) == pytest.approx(0.085 * 0.333)
-    assert RECIPES["mscn_coco"].lr == 0.05 and RECIPES["mscn_coco"].warmup_factor == 0.333
+
+
+def test_the_rate_of_mscns_recipes():
+    """Jing et al. 2022, App. A.4: from 0.333 of the rate over 1,000 iterations, on VOC and COCO."""
+    voc, coco = RECIPES["mscn_voc"], RECIPES["mscn_coco"]
+    rates = {i: voc.rate(i) for i in (0, 100, 500, 1000, 17_999, 18_000, 22_000)}
+    factors = {0: 0.333, 100: 0.3997, 500: 0.6665, 1000: 1, 17_999: 1, 18_000: 0.1, 22_000: 0.01}
+    assert rates == pytest.approx({i: 0.085 * factor for i, factor in factors.items()})
+    assert (voc.iterations, voc.batch) == (24_000, 16)
+    assert [coco.rate(i) for i in (0, 500, 1000)] == pytest.approx([0.01665, 0.033325, 0.05])
+    assert (coco.iterations, coco.milestones, coco.batch) == (90_000, (60_000, 80_000), 16)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salmask.detection.sampling import positive_and_negative, subsample
+from salmask.detection.sampling import subsample
 
 KEY = torch.tensor(12345)
 
@@ -39,9 +39,3 @@ def test_purposes_and_keys_draw_different_samples_and_labels_may_be_float():
     assert torch.equal(sampled, subsample(labels, KEY, "x", 10, 0.5))
     assert not torch.equal(sampled, subsample(labels, KEY, "y", 10, 0.5))
     assert not torch.equal(sampled, subsample(labels, KEY + 1, "x", 10, 0.5))
-
-
-def test_the_sampler_of_torchvision_is_replaced():
-    (positive,), (negative,) = positive_and_negative([torch.tensor([2, -1, 0, 1])])
-    assert positive.tolist() == [True, False, False, True]
-    assert negative.tolist() == [False, False, True, False]
