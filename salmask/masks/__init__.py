@@ -63,6 +63,7 @@ class Mask:
         label: name in reports and figures.
         learns: whether `function` is a `LearnedMask`.
         frameworks: names of the frameworks that it is defined for; None for all.
+        uneven_patches: whether the grid need not divide the view; patches then differ by a pixel.
         reads_saliency: whether it needs the activation maps of a pair.
         hard_negatives: number of hard negatives that it makes for each image.
         extra_views: number of further views that a pair must carry.
@@ -78,6 +79,7 @@ class Mask:
     label: str
     learns: bool = False
     frameworks: tuple[str, ...] | None = None
+    uneven_patches: bool = False
     reads_saliency: Callable[[Options], bool] = lambda options: False
     hard_negatives: Callable[[Options], int] = lambda options: 0
     extra_views: Callable[[Options], int] = lambda options: 0

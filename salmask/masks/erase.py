@@ -43,4 +43,4 @@ def erase(
     return Masked(query, pair.key, mixed=halves)
 
 
-MASK = Mask(erase, label="erase-based", extra_passes=lambda options: 2)
+MASK = Mask(erase, label="erase-based", uneven_patches=True, extra_passes=lambda options: 2)

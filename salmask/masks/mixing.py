@@ -56,7 +56,8 @@ def keep_mask(
     Args:
         draws: random numbers of the batch.
         images: (B,C,H,W).
-        grid: patches per side.
+        grid: patches per side. If it does not divide the side of the images, patches differ by a
+            pixel.
         ratio: share of patches that a sample keeps; fixed, or a range to draw from.
         shape: `block` keeps a few rectangles, `discrete` single patches.
         mask_per: `batch` draws one mask for all samples, `image` one for each.

@@ -31,6 +31,7 @@ def mixmask(
 MASK = Mask(
     mixmask,
     label="MixMask",
+    uneven_patches=True,
     extra_passes=lambda options: 1,
     kinds={"blocks": {"shape": "block"}, "discrete": {"shape": "discrete"}},
 )

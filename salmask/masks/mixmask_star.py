@@ -37,4 +37,4 @@ def mixmask_star(
     return Masked(pair.query, pair.key, mixed=(blend, mixture(pair.query, other, kept)))
 
 
-MASK = Mask(mixmask_star, label="MixMask*", extra_passes=lambda options: 2)
+MASK = Mask(mixmask_star, label="MixMask*", uneven_patches=True, extra_passes=lambda options: 2)

@@ -42,11 +42,16 @@ def build(choice: Choice, wiring: Wiring, view: ViewConfig, where: str = "mask")
         view: size and grid of the views.
         where: place of the choice in params.yaml, for messages.
 
-    Raises UserError for options that do not fit, and for a mask that is not defined for the
-    framework.
+    Raises UserError for options that do not fit, for a mask that is not defined for the framework,
+    and for a grid that does not divide the view, if the mask needs this.
     """
     options = options_of(choice, where)
     mask = MASKS[choice.name]
+    if view.size % view.grid and not mask.uneven_patches:
+        raise UserError(
+            f"{where} (name: {choice.name}): view.grid: {view.grid} does not divide view.size "
+            f"({view.size}): patches of this mask must have equal sizes in whole px"
+        )
     if mask.hard_negatives(options) and not wiring.hard_negatives:
         raise UserError(
             f"{where} (name: {choice.name}): {wiring.label} has no negatives, so it cannot use "

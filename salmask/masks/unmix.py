@@ -22,6 +22,7 @@ def unmix(pair: Pair, draws: Draws, grid: int, *, global_p: Share = 0.5) -> Mask
 MASK = Mask(
     unmix,
     label="Un-Mix",
+    uneven_patches=True,
     extra_passes=lambda options: 1,
     kinds={"blend": {"global_p": 1.0}, "box": {"global_p": 0.0}},
 )

@@ -14,7 +14,7 @@ class ViewConfig:
 
     Args:
         size: side in px.
-        grid: patches per side. Must divide `size`.
+        grid: patches per side. Must divide `size`, except for masks that mix images.
         crop: range of the area share of a crop.
         aspect: range of the aspect ratio of a crop.
         flip: probability of a horizontal flip.
@@ -40,10 +40,8 @@ class ViewConfig:
     solarize_p: PerView = 0.0
 
     def __post_init__(self) -> None:
-        if self.size % self.grid:
-            raise ValueError(
-                f"grid {self.grid} does not divide size {self.size}: patches must be whole pixels"
-            )
+        if self.grid > self.size:
+            raise ValueError(f"grid {self.grid} is larger than size {self.size}, in px")
         for name in ("flip", "jitter_p", "gray_p", "blur_p", "solarize_p"):
             value = getattr(self, name)
             numbers = list(value) if isinstance(value, tuple) else [value]

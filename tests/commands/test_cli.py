@@ -61,7 +61,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         ({"localizer": {"name": "lite1"}}, "choose from coco_resnet50, encoder, file, lite0"),
         ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
-        ({"view": {"size": 32, "grid": 5}}, "grid 5 does not divide size 32"),
+        ({"view": {"size": 32, "grid": 5}}, "view.grid: 5 does not divide view.size (32)"),
         ({"evaluate": chosen(linear=["nobody"])}, "evaluate.chosen.linear: no run 'nobody'"),
         ({"evaluate": chosen(lineal=["plain"])}, "lineal: no such key"),
         (

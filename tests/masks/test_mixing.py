@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from salmask.errors import UserError
+from salmask.masks.mixing import keep_mask, mixture
 from salmask.masks.mixmask_star import mixmask_star
 from salmask.masks.options import function_of
+from salmask.masks.ready import build
 from salmask.params.values import Choice
-from salmask.shapes import Mixed, Pair
+from salmask.params.view import ViewConfig
+from salmask.shapes import Mixed, Pair, Wiring
 from tests.helpers.mask_scenes import apply, correlation, draws_for, scene
 
+MOCO = Wiring("moco", "moco v2", hard_negatives=True)
 SHAPES = ["block", "discrete"]
 PER = ["batch", "image"]
 RATIOS: list[float | tuple[float, float]] = [0.5, 0.25, (0.0, 1.0), (0.25, 0.75)]
@@ -181,6 +185,70 @@ def test_half_is_half_on_every_published_grid(grid: int, shape: str) -> None:
     for seed in range(20):
         (mixed,) = apply("mixmask", pair, grid, seed, shape=shape).mixed
         assert mixed.positives[0][1].tolist() == [0.5, 0.5]
+
+
+# ------------------------------------------------------------- a grid that does not divide the view
+
+
+def test_a_grid_of_48_on_224_px_by_hand() -> None:
+    """224 / 48 = 14 / 3 px: patches start at 0, 5, 10, 14, ... px, so their sides are 5, 5, 4."""
+    pair = scene(2, 224, 7)
+    sides = torch.tensor([5, 5, 4] * 16)
+    starts = (sides.cumsum(0) - sides).tolist()
+    for shape in SHAPES:
+        kept = keep_mask(draws_for(2, 3), pair.query, 48, 0.5, shape, "batch")
+        assert kept.shape == (1, 1, 224, 224) and kept.dtype == torch.float32
+        cells = kept[0, 0][starts][:, starts]
+        assert set(cells.flatten().tolist()) == {0.0, 1.0} and cells.sum() == 48 * 48 / 2
+        rows = cells.repeat_interleave(sides, dim=0)
+        assert torch.equal(kept[0, 0], rows.repeat_interleave(sides, dim=1))
+        # the kept share counts pixels: 16 to 25 for each patch
+        area = (cells * sides * sides[:, None]).sum().item() / 224**2
+        (mixed,) = apply("mixmask", pair, 48, 3, shape=shape).mixed
+        for (_, share), expected in zip(mixed.positives, (area, 1 - area), strict=True):
+            assert share.tolist() == pytest.approx([expected] * 2, abs=1e-6)
+        assert area != 0.5 and area == pytest.approx(0.5, abs=0.02)
+
+
+@given(
+    side=st.integers(2, 40),
+    data=st.data(),
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from(SHAPES),
+    ratio=st.sampled_from(RATIOS),
+)
+def test_patches_of_any_grid_differ_by_a_pixel_and_lambda_is_the_kept_share(
+    side: int, data: st.DataObject, seed: int, shape: Any, ratio: float | tuple[float, float]
+) -> None:
+    grid = data.draw(st.integers(1, side))
+    images = torch.zeros(2, 3, side, side)
+    patch_of = [pixel * grid // side for pixel in range(side)]
+    lengths = [patch_of.count(patch) for patch in range(grid)]
+    assert min(lengths) >= 1 and max(lengths) - min(lengths) <= 1
+    kept = keep_mask(draws_for(2, seed), images, grid, ratio, shape, "batch")
+    assert set(kept.flatten().tolist()) <= {0.0, 1.0}
+    low, high = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    starts = [patch_of.index(patch) for patch in range(grid)]
+    cells = kept[0, 0][starts][:, starts]
+    assert round(low * grid**2) <= cells.sum() <= round(high * grid**2)
+    assert torch.equal(kept[0, 0], cells[patch_of][:, patch_of])
+    made = mixture(images, torch.tensor([1, 0]), kept)
+    assert made.positives[0][1].tolist() == pytest.approx([share_of(kept[0, 0] > 0)] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixmask", "mixmask_star", "erase", "unmix"])
+def test_masks_that_mix_accept_any_grid(name: str) -> None:
+    ready = build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=5))
+    views = ready.views(scene(2, 32, 5), draws_for(2), torch.arange(2))
+    assert all(torch.isfinite(mixed.images).all() for mixed in views.mixed)
+
+
+@pytest.mark.parametrize("name", ["none", "high_pass", "blur", "mean", "mscn", "adios"])
+def test_other_masks_need_a_grid_that_divides_the_view(name: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"{name}\): view\.grid: 5 does not divide view\.size \(32"
+    ):
+        build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=5))
 
 
 # --------------------------------------------------------------------------------- MixMask*

@@ -98,7 +98,7 @@ def test_merge(common, override, expected):
         ),
         ({"train": {"schedule": "step", "milestones": [0]}}, ["milestones.0", "greater than 0"]),
         ({"encoder": {"stem": "big"}}, ["stem", "'big'", "'imagenet'", "'small'", "'small2'"]),
-        ({"view": {"grid": 7}}, ["view", "grid 7", "size 64"]),
+        ({"view": {"grid": 65}}, ["view", "grid 65", "size 64"]),
         ({"view": {"flip": 1.5}}, ["flip", "probability between 0 and 1", "1.5"]),
         ({"view": {"jitter_p": -0.1}}, ["jitter_p", "probability", "-0.1"]),
         ({"view": {"gray_p": float("nan")}}, ["gray_p", "probability", "nan"]),
@@ -262,9 +262,11 @@ def test_configurations_are_frozen():
         check({}, TrainConfig, "train").lr = 1
 
 
-@pytest.mark.parametrize(("size", "grid"), [(224, 7), (64, 8), (64, 4), (32, 4), (32, 1)])
-def test_grids_that_divide_the_view_are_accepted(size, grid):
+@pytest.mark.parametrize(("size", "grid"), [(224, 7), (224, 48), (64, 4), (32, 32), (32, 1)])
+def test_grids_up_to_the_size_of_the_view_are_accepted(size, grid):
     assert ViewConfig(size=size, grid=grid).grid == grid
+    with pytest.raises(ValueError, match=f"grid {size + 1} is larger than size {size}, in px"):
+        ViewConfig(size=size, grid=size + 1)
 
 
 def test_chances_of_one_view_or_of_two_are_accepted():

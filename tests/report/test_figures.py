@@ -36,7 +36,7 @@ def test_charts_are_the_same_bytes_and_carry_no_version() -> None:
         assert not Image.open(io.BytesIO(draw())).text  # type: ignore[attr-defined]
 
 
-VIEWS = [(32, 4), (64, 8), (64, 4), (224, 7)]
+VIEWS = [(32, 4), (32, 5), (64, 8), (224, 7)]
 
 
 @pytest.mark.parametrize(("size", "grid"), VIEWS)
