@@ -91,6 +91,8 @@ class Wiring:
             as query and as target.
         target_encoder: whether a second encoder, without a gradient, embeds targets and hard
             negatives.
+        classes: number of classes whose labels the loss reads. Such a framework compares no views,
+            and trains on the query alone. 0 for a framework that reads no labels.
     """
 
     framework: str
@@ -101,6 +103,7 @@ class Wiring:
     published: bool = True
     learned_masks: Literal["queries", "second_view"] = "queries"
     target_encoder: bool = False
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Views:
             key encoder.
         negatives: target view -> hard negatives made from it, (B,C,H,W) each.
         mixed: mixed queries.
+        labels: (B,) int64, the class of each image; None if the framework reads no labels.
     """
 
     images: tuple[Tensor, ...]
@@ -122,6 +126,7 @@ class Views:
     shuffle: Tensor
     negatives: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
     mixed: tuple[Mixed, ...] = ()
+    labels: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Views":
         """The same comparisons, with `function` applied to every view once."""

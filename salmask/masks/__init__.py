@@ -69,6 +69,8 @@ class Mask:
         extra_views: number of further views that a pair must carry.
         extra_passes: forward and backward passes per image beyond those of the framework, for
             the cost estimate.
+        query_only: whether it masks the query only, and adds no views. A framework that compares no
+            views needs such a mask.
         input_filter: (options, side in px) -> the filter that the trained encoder needs on every
             input: its name, kernel and sigma in px; None for no filter.
         check: raises ValueError for options that contradict each other.
@@ -84,6 +86,7 @@ class Mask:
     hard_negatives: Callable[[Options], int] = lambda options: 0
     extra_views: Callable[[Options], int] = lambda options: 0
     extra_passes: Callable[[Options], int] = lambda options: 0
+    query_only: Callable[[Options], bool] = lambda options: False
     input_filter: Callable[[Options, int], dict[str, Any] | None] = lambda options, side: None
     check: Callable[[Options], None] = lambda options: None
     kinds: Mapping[str, Options] = field(default_factory=dict)

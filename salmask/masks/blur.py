@@ -45,5 +45,6 @@ MASK = Mask(
     label="strong blur",
     reads_saliency=guided.reads_saliency,
     hard_negatives=guided.count_hard_negatives,
+    query_only=guided.masks_query_only,
     check=guided.check_options,
 )

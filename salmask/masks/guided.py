@@ -113,6 +113,11 @@ def count_hard_negatives(options: Mapping[str, Any]) -> int:
     return options["hard_negative"].count if options["hard_negative"] else 0
 
 
+def masks_query_only(options: Mapping[str, Any]) -> bool:
+    """Whether a guided mask leaves the key unmasked and makes no hard negatives."""
+    return options["masked"] == "query" and options["hard_negative"] is None
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Raises ValueError for hard negatives without saliency."""
     if options["where"] == "random" and options["hard_negative"] is not None:

@@ -70,6 +70,7 @@ MASK = Mask(
     label="high-pass",
     reads_saliency=guided.reads_saliency,
     hard_negatives=guided.count_hard_negatives,
+    query_only=guided.masks_query_only,
     input_filter=noise_masks.high_pass_filter,
     check=guided.check_options,
     kinds={

@@ -38,5 +38,6 @@ MASK = Mask(
     label="mean fill",
     reads_saliency=guided.reads_saliency,
     hard_negatives=guided.count_hard_negatives,
+    query_only=guided.masks_query_only,
     check=guided.check_options,
 )

@@ -85,5 +85,6 @@ MASK = Mask(
     frameworks=("moco", "simclr", "byol"),
     extra_views=lambda options: 0 if options["share_view"] else options["extra_views"],
     extra_passes=lambda options: options["extra_views"],
+    query_only=lambda options: options["key_ratio"] is None and not options["extra_views"],
     input_filter=noise_masks.high_pass_filter,
 )

@@ -10,4 +10,4 @@ def none(pair: Pair, draws: Draws, grid: int) -> Masked:
     return Masked(pair.query, pair.key)
 
 
-MASK = Mask(none, label="no mask")
+MASK = Mask(none, label="no mask", query_only=lambda options: True)

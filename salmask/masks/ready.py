@@ -57,7 +57,15 @@ def build(choice: Choice, wiring: Wiring, view: ViewConfig, where: str = "mask")
             f"{where} (name: {choice.name}): {wiring.label} has no negatives, so it cannot use "
             "hard negatives; add `hard_negative: null`"
         )
-    _check_framework(mask, wiring, f"{where} (name: {choice.name})")
+    if wiring.classes and not mask.query_only(options):
+        raise UserError(
+            f"{where} (name: {choice.name}): {wiring.label} compares no views and trains on the "
+            "query alone, so it needs a mask that changes the query only: `none`, or `high_pass`, "
+            "`blur`, `mean` with `masked: query, hard_negative: null`, or `mscn` with "
+            "`key_ratio: null, extra_views: 0`"
+        )
+    if not wiring.classes:
+        _check_framework(mask, wiring, f"{where} (name: {choice.name})")
     saliency, extra_views = mask.reads_saliency(options), mask.extra_views(options)
     if mask.learns:
         masker: LearnedMask = mask.function(view.size, wiring, **options)

@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from salmask.params.values import STRICT
@@ -14,7 +14,7 @@ class TrainConfig:
     """Options of `train:`.
 
     Args:
-        epochs: number of epochs.
+        epochs: number of epochs; 0 for an untrained encoder, the baseline "from scratch".
         warmup_epochs: length of the linear warm-up.
         batch: global batch size.
         optimizer: `sgd`, `lars`, `adam` or `adamw`.
@@ -30,7 +30,7 @@ class TrainConfig:
         images: `stream` decodes images from disk every epoch; `resident` keeps them on the device.
     """
 
-    epochs: PositiveInt = 200
+    epochs: NonNegativeInt = 200
     warmup_epochs: float = 10
     batch: PositiveInt = 128
     optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
@@ -49,6 +49,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {value}")
+        if not self.epochs:
+            return  # nothing is trained, so no schedule has to fit
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} is longer than the training "

@@ -50,6 +50,7 @@ class Bars:
 _PANELS = {  # column of history.csv -> (panel, factor)
     "loss": ("loss", 1.0),
     "accuracy": ("key closer than the whole queue, %", 100.0),
+    "top1": ("training images in their class, %", 100.0),
     "positive_similarity": ("cosine of query and key (solid), hard negative (dashed)", 1.0),
     "negative_similarity": ("cosine of query and key (solid), hard negative (dashed)", 1.0),
     "lr": ("learning rate", 1.0),

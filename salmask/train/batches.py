@@ -1,6 +1,6 @@
 """From crops to the batches of pretraining: photometry, crops of saliency maps, masks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,19 +26,37 @@ class Batch:
         draws: random numbers of the samples.
         shuffle: permutation of the global batch, which forms the batch norm groups of the key
             encoder.
+        labels: (B,) int64, the class of each image, if the framework reads labels.
     """
 
     pair: Pair
     draws: Draws
     shuffle: Tensor
+    labels: Tensor | None = None
 
     def views(self, mask: ReadyMask) -> Views:
         """The masked views, in the memory layout of the fastest convolutions."""
-        return mask.views(self.pair, self.draws, self.shuffle).map(_fast)
+        views = mask.views(self.pair, self.draws, self.shuffle).map(_fast)
+        return replace(views, labels=self.labels)
 
 
-def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore | None) -> Batch:
-    """The batch of this process, on the device of its crops; saliency maps need a store."""
+def make_batch(
+    crops: Crops,
+    config: RunConfig,
+    seed: int,
+    store: SaliencyStore | None,
+    labels: Tensor | None = None,
+) -> Batch:
+    """The batch of this process, on the device of its crops.
+
+    Args:
+        crops: crops of the images.
+        config: the run.
+        seed: seed of the run.
+        store: saliency maps; None if the run's mask reads no saliency.
+        labels: (N,) int64, the class of each row of the manifest; None if the run's framework reads
+            no labels.
+    """
     draws = Draws.of(seed, crops.epoch, crops.ids)
     views_of = {
         branch: normalise(apply_photometry(pixels.float() / 255, draws, branch, config.view))
@@ -53,7 +71,8 @@ def make_batch(crops: Crops, config: RunConfig, seed: int, store: SaliencyStore 
     extra = tuple(view for branch, view in views_of.items() if branch not in BRANCHES)
     pair = Pair(views_of["query"], views_of["key"], maps.get("query"), maps.get("key"), extra)
     shuffle = batch_shuffle(seed, crops.epoch, crops.step, world_size() * len(crops.ids))
-    return Batch(pair, draws, shuffle.to(pair.query.device))
+    own_labels = None if labels is None else labels[crops.ids]
+    return Batch(pair, draws, shuffle.to(pair.query.device), own_labels)
 
 
 def _fast(images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salmask import frameworks
 from salmask.data import manifest as manifests
 from salmask.data.loader import Crops, Schedule, training_views
+from salmask.data.manifest import Manifest
 from salmask.data.views import branch_names
 from salmask.devices import autocast, place
 from salmask.distributed import all_reduce_mean, data_parallel, rank, world_size
@@ -54,6 +55,8 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     """Trains one run and writes encoder.safetensors, encoder.json, projector.safetensors and
     history.csv to `job.out`; masker.safetensors too if the mask learns.
 
+    With `train.epochs: 0` the encoder has its initial weights, and there is no history.csv.
+
     All processes of a group call this together; the first one writes. Returns the last row of the
     history. Raises UserError for a configuration that does not fit, and what `engine.train` raises.
     """
@@ -65,6 +68,9 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
             "images; set a smaller batch"
         )
     learner = Learner(config, job.seed, schedule.steps_per_epoch, job.device)
+    labels = None
+    if learner.wiring.classes:
+        labels = training_labels(manifest, learner.wiring.classes).to(job.device)
     store = None
     if learner.mask.reads_saliency:
         store = SaliencyStore.open(inputs.saliency, manifest.digest, inputs.localizer, job.device)
@@ -82,10 +88,11 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         )
 
     def step(crops: Crops, number: int) -> dict[str, float]:
-        return learner.step(make_batch(crops, config, job.seed, store), number)
+        return learner.step(make_batch(crops, config, job.seed, store, labels), number)
 
     def write_history(history: engine.History) -> None:
-        engine.write_history(job.out / "history.csv", history, history[0])
+        if history:
+            engine.write_history(job.out / "history.csv", history, history[0])
 
     loop = engine.Loop(
         title=f"pretrain {config.name}",
@@ -107,7 +114,26 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         encoder_file.save_projector(learner.framework, job.out)
         if learner.adversary:
             save_masker(learner.adversary.masker, job.out)
-    return history[-1]
+    return history[-1] if history else {}
+
+
+def training_labels(manifest: Manifest, classes: int) -> Tensor:
+    """The labels (N,) int64 of the manifest, for a framework that reads those of training images.
+
+    Raises UserError when a training image has no label, or when there are not `classes` classes.
+    """
+    if classes != len(manifest.classes):
+        raise UserError(
+            f"framework.classes: {classes}, but {manifest.name} has {len(manifest.classes)} "
+            f"classes; set `classes: {len(manifest.classes)}`"
+        )
+    labels = manifest.labels[manifest.ids("train")]
+    if unlabelled := int((labels < 0).sum()):
+        raise UserError(
+            f"framework: {unlabelled} of the {len(labels)} training images of {manifest.name} have "
+            "no label, which supervised training needs; leave them out, or choose another framework"
+        )
+    return manifest.labels
 
 
 class Learner:
@@ -128,7 +154,8 @@ class Learner:
         torch.manual_seed(seed)  # initial weights and queue; nothing draws from it afterwards
         built = frameworks.build(config.framework, config.encoder, config.train.batch)
         self.framework = place(built, device).train()
-        self.mask = build_mask(config.mask, built.wiring, config.view)
+        self.wiring = built.wiring
+        self.mask = build_mask(config.mask, self.wiring, config.view)
         self.adversary = Adversary(place(self.mask.masker, device)) if self.mask.masker else None
         self.optimizer = build_optimizer(self.framework, config.train)
         network: nn.Module = self.framework

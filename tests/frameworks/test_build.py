@@ -17,7 +17,9 @@ SMALL = {
     "simclr": {"dim": 6, "hidden": 10},
     "byol": {"dim": 6, "hidden": 10},
     "simsiam": {"dim": 6, "hidden": 4},
+    "supervised": {"classes": 3},
 }
+LABELS = torch.arange(BATCH) % 3
 PAPER = {  # settings of the papers, as in docs/method.md
     "moco": {"dim": 128, "hidden": 2048, "temperature": 0.2, "queue": 65536, "momentum": 0.999},
     "simclr": {"dim": 128, "hidden": 2048, "temperature": 0.1},
@@ -79,14 +81,14 @@ def test_a_step_draws_nothing(name):
     """Draws from torch's generator would make a resumed run differ."""
     model = build(name, bn_group=0)
     before = torch.get_rng_state()
-    model(views(images(2), [(0, 1, 1.0)]), 0.0)["loss"].backward()
+    model(views(images(2), [(0, 1, 1.0)], labels=LABELS), 0.0)["loss"].backward()
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_losses_stay_float32_under_autocast(name):
     model = build(name, bn_group=0)
-    batch = views(images(2), [(0, 1, 1.0)])
+    batch = views(images(2), [(0, 1, 1.0)], labels=LABELS)
     with torch.autocast("cpu", torch.bfloat16):
         metrics = model(batch, 0.0)
     assert {value.dtype for value in metrics.values()} == {torch.float32}
@@ -115,5 +117,7 @@ def test_an_unknown_option_is_named(name):
 
 
 def test_an_unknown_framework_lists_all_frameworks():
-    with pytest.raises(UserError, match=r"no `moc` here; choose from byol, moco, simclr, simsiam"):
+    with pytest.raises(
+        UserError, match=r"no `moc` here; choose from byol, moco, simclr, simsiam, sup"
+    ):
         frameworks.build(Choice("moc", {}), ENCODER, BATCH)

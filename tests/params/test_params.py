@@ -75,7 +75,7 @@ def test_merge(common, override, expected):
     [
         ({"train": {"lrr": 0.1}}, ["train", "lrr", "0.1"]),
         ({"train": {"lr": "fast"}}, ["train", "lr", "'fast'", "number"]),
-        ({"train": {"epochs": 0}}, ["train", "epochs", "0", "greater than 0"]),
+        ({"train": {"epochs": -1}}, ["train", "epochs", "-1", "greater than or equal to 0"]),
         ({"train": {"optimizer": "lion"}}, ["optimizer", "'lion'", "'sgd'", "'lars'", "'adamw'"]),
         ({"train": {"schedule": "linear"}}, ["schedule", "'linear'", "'cosine'", "'step'"]),
         ({"train": {"epochs": 5, "warmup_epochs": 5.5}}, ["warmup_epochs 5.5", "epochs 5"]),
@@ -279,6 +279,7 @@ def test_chances_of_one_view_or_of_two_are_accepted():
     [
         {"epochs": 10},  # equal to the default warm-up
         {"lr": 0, "epochs": 1, "warmup_epochs": 0},
+        {"epochs": 0, "schedule": "step", "milestones": [120, 160]},  # nothing is trained
         {"schedule": "step", "milestones": [120, 160]},
         {"schedule": "step", "milestones": [1], "epochs": 2, "warmup_epochs": 0, "gamma": 0.2},
         {"schedule": "constant", "optimizer": "lars"},

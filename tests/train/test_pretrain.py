@@ -1,15 +1,22 @@
-"""One step of a run: its precisions, and configurations that do not fit."""
+"""One step of a run: its precisions, and configurations that do not fit. Untrained encoders."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from salmask import frameworks
 from salmask.data.loader import Crops
+from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from salmask.data.views import branch_names
+from salmask.encoders import on_disk
 from salmask.errors import UserError
+from salmask.frameworks.supervised import Framework
+from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
@@ -19,6 +26,7 @@ from salmask.shapes import Views
 from salmask.train import pretrain as module
 from salmask.train.batches import make_batch
 from salmask.train.pretrain import Learner
+from tests.helpers.states import differences
 
 BATCH, SIDE = 8, 32
 
@@ -85,3 +93,76 @@ def test_shares_that_do_not_fit_are_refused(
         monkeypatch.setattr(place, "world_size", lambda: count)
     with pytest.raises(UserError, match=message):
         Learner(replace(run, framework=Choice("moco", given)), 0, 4, torch.device("cpu"))
+
+
+# ------------------------------------------------------------------- labels, and untrained encoders
+
+
+def colours(make_manifest: Any, labels: list[int], classes: tuple[str, ...] = ("a", "b")) -> None:
+    made = [(np.full((20, 20, 3), 9 * i, np.uint8), n, "train") for i, n in enumerate(labels)]
+    made.append((np.zeros((20, 20, 3), np.uint8), -1, "val"))
+    make_manifest(made, classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ([0, 1] * 4, 3, r"framework\.classes: 3, but toy has 2 classes; set `classes: 2`"),
+        ([0, 1] * 3 + [-1] * 2, 2, "2 of the 8 training images of toy have no label"),
+    ],
+)
+def test_supervised_training_needs_the_label_of_every_training_image(
+    labels: list[int],
+    classes: int,
+    message: str,
+    make_manifest: Any,
+    job: Job,
+    tmp_path: Path,
+) -> None:
+    colours(make_manifest, labels)
+    run = replace(
+        config("none"), framework=Choice("supervised", {"classes": classes, "bn_group": 0})
+    )
+    with pytest.raises(UserError, match=message):
+        module.pretrain(run, module.Inputs(tmp_path / "data", tmp_path / "none"), job)
+
+
+def test_labels_belong_to_their_images(make_manifest: Any, job: Job, tmp_path: Path) -> None:
+    """The gray value of each image encodes its row."""
+    labels = [1, 0, 0, 1, 1, 1, 0, 1]
+    colours(make_manifest, labels)
+    run = replace(
+        config("none", epochs=1, batch=4, images="resident"),
+        framework=Choice("supervised", {"classes": 2, "bn_group": 0}),
+        view=ViewConfig(size=SIDE, grid=4, jitter_p=0.0, gray_p=0.0, blur_p=0.0),
+    )
+    rows: list[int] = []
+    honest = Framework.losses
+
+    def losses(self: Framework, views: Views) -> dict[str, Tensor]:
+        assert views.labels is not None
+        gray = (views.images[0][:, 0].mean(dim=(1, 2)) * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
+        shown = (gray / 9).round().int().tolist()
+        assert views.labels.tolist() == [labels[row] for row in shown]
+        rows.extend(shown)
+        return honest(self, views)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Framework, "losses", losses)
+        module.pretrain(run, module.Inputs(tmp_path / "data", tmp_path / "none"), job)
+    assert sorted(rows) == list(range(8))
+
+
+def test_no_epochs_save_the_initial_encoder(make_manifest: Any, job: Job, tmp_path: Path) -> None:
+    colours(make_manifest, [0, 1] * 4)
+    mask = Choice("high_pass", {"where": "random", "hard_negative": None})
+    run = replace(config("none", epochs=0, warmup_epochs=10), mask=mask)
+    inputs = module.Inputs(tmp_path / "data", tmp_path / "none")
+    assert module.pretrain(run, inputs, job) == {}
+    names = {"encoder.safetensors", "encoder.json", "projector.safetensors"}
+    assert {path.name for path in job.out.iterdir()} == names
+    torch.manual_seed(job.seed)
+    initial = frameworks.build(run.framework, run.encoder, BATCH).get_submodule("encoder")
+    saved = on_disk.load(job.out, job.device)
+    assert differences(saved.network.state_dict(), initial.state_dict()) == []
+    assert saved.spec.filter is not None and saved.spec.filter["name"] == "high_pass"

@@ -45,6 +45,7 @@ FRAMEWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("simclr", {"dim": 16, "hidden": 16, "temperature": 0.5, "bn_group": 8}),
     "byol": ("byol", {"dim": 16, "hidden": 32, "momentum": 0.9, "bn_group": 8}),
     "simsiam": ("simsiam", {"dim": 16, "hidden": 8, "bn_group": 8}),
+    "supervised": ("supervised", {"classes": 4, "bn_group": 8}),
 }
 OPTIMIZERS = {"simclr": ("adam", 3e-3), "byol": ("lars", 20.0), "simsiam": ("sgd", 0.1)}
 
@@ -54,12 +55,16 @@ GUIDED = ("high_pass", "blur", "mean")
 PUSHING = ("moco v1", "moco v2", "symmetric moco", "simclr")  # frameworks with hard negatives
 LEARNED = ("moco v2", "simclr", "byol", "simsiam")
 MASKED_SIAMESE = ("moco v2", "simclr", "byol")
+COMPARING = tuple(name for name in FRAMEWORKS if name != "supervised")
 ALONE: dict[str, Any] = {"hard_negative": None}
+ONE_VIEW: dict[str, Any] = {"key_ratio": None, "extra_views": 0}  # of mscn
 
 MOMENTUM_CONTRAST = ("moco v1", "moco v2", "symmetric moco")
 Case = tuple[str, str, bool]  # framework, mask, with hard negatives
 CASES: list[Case] = [
-    *((f, m, False) for f in FRAMEWORKS for m in (*EVERYWHERE, *GUIDED)),
+    *((f, m, False) for f in FRAMEWORKS for m in GUIDED),
+    *((f, m, False) for f in COMPARING for m in EVERYWHERE),
+    *(("supervised", m, False) for m in ("none", "mscn")),
     *((f, m, True) for f in PUSHING for m in GUIDED),
     *((f, "mscn", False) for f in MASKED_SIAMESE),
     *((f, "adios", False) for f in LEARNED),
@@ -75,6 +80,10 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
       for f in ("moco v1", "symmetric moco", "simsiam")),
     *((f, "adios", {}, "published form of moco, simclr, byol, simsiam")
       for f in ("moco v1", "symmetric moco")),
+    *(("supervised", m, {}, "supervised training compares no views .* changes the query only")
+      for m in ("mixmask", "unmix", "mixmask_star", "erase", "adios", "mscn")),
+    *(("supervised", m, o, "changes the query only")
+      for m, o in (("blur", ALONE | {"masked": "both"}), ("mscn", ONE_VIEW | {"key_ratio": 0.05}))),
     *((f, m, {"where": "random"}, "but `where: random` reads no saliency")
       for f in PUSHING for m in GUIDED),
 ]  # fmt: skip
@@ -85,6 +94,8 @@ def label(case: Any) -> str | None:
 
 
 def options_of(case: Case) -> dict[str, Any]:
+    if case[:2] == ("supervised", "mscn"):
+        return ONE_VIEW
     return ALONE if case[1] in GUIDED and not case[2] else {}
 
 
@@ -133,7 +144,7 @@ class Training:
         """The same crops in every step, with other masks and other groups."""
         draws = Draws.of(0, step, torch.arange(BATCH))
         shuffle = batch_shuffle(0, 0, step, BATCH)
-        return Batch(pair(self.strategy.extra_views), draws, shuffle)
+        return Batch(pair(self.strategy.extra_views), draws, shuffle, torch.arange(BATCH) % 4)
 
     def step(self, number: int) -> dict[str, Tensor]:
         set_rates(self.optimizer, self.config, self.config.lr)
@@ -198,6 +209,7 @@ def test_every_mask_and_framework_is_in_the_table():
     assert {FRAMEWORKS[name][0] for name, _, _ in CASES} == set(frameworks.FRAMEWORKS)
     refused = {(framework, mask) for framework, mask, options, _ in REFUSED if not options}
     allowed = {(f, m) for f, m, hard in CASES if hard or m not in GUIDED}
+    allowed.remove(("supervised", "mscn"))  # only with options
     assert refused.isdisjoint(allowed)
     assert refused | allowed == {(f, m) for f in FRAMEWORKS for m in MASKS}
 
@@ -277,7 +289,9 @@ def test_the_queue_holds_the_newest_keys_in_their_place(case):
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if c[1] in ("mixmask", "adios", "mscn") or c[2]], ids=label
+    "case",
+    [c for c in CASES if c[1] in ("mixmask", "adios", "mscn") or c[2] or c[0] == "supervised"],
+    ids=label,
 )
 def test_it_resumes_bit_for_bit(case):
     run = trained(case)
@@ -297,12 +311,14 @@ def test_it_resumes_bit_for_bit(case):
 
 # ------------------------------------------------------------------------- complete pretrainings
 
-LOOPED = {  # framework, mask, columns of history.csv besides epoch, lr, loss and similarity
-    "moco v2": ("mixmask_star", {"accuracy"}),
-    "symmetric moco": ("mixmask", {"accuracy"}),
-    "simclr": ("mscn", {"accuracy"}),
-    "byol": ("adios", {"spread", "masker_loss", "mask_mean_max"}),
-    "simsiam": ("unmix", {"spread"}),
+SIMILARITY = "positive_similarity"
+LOOPED = {  # framework, mask, columns of history.csv besides epoch, lr and loss
+    "moco v2": ("mixmask_star", {"accuracy", SIMILARITY}),
+    "symmetric moco": ("mixmask", {"accuracy", SIMILARITY}),
+    "simclr": ("mscn", {"accuracy", SIMILARITY}),
+    "byol": ("adios", {"spread", "masker_loss", "mask_mean_max", SIMILARITY}),
+    "simsiam": ("unmix", {"spread", SIMILARITY}),
+    "supervised": ("none", {"top1"}),
 }
 
 
@@ -317,7 +333,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(framework, job, make_manifest, tmp
     mask, metrics = LOOPED[framework]
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (24, 40, 36, 3), dtype=np.uint8)
-    make_manifest([(image, 0, "train") for image in pixels])
+    make_manifest([(image, i % 4, "train") for i, image in enumerate(pixels)], tuple("abcd"))
     config, inputs = configured(framework, mask), loop.Inputs(tmp_path / "data", tmp_path / "none")
     calm = replace(job, work=tmp_path / "calm", out=tmp_path / "calm out")
     loop.pretrain(config, inputs, calm)
@@ -344,6 +360,6 @@ def test_a_stopped_run_ends_in_the_same_bytes(framework, job, make_manifest, tmp
         assert (job.out / name).read_bytes() == (calm.out / name).read_bytes(), name
     with (job.out / "history.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert set(rows[0]) == {"epoch", "lr", "loss", "positive_similarity"} | metrics == set(last)
+    assert set(rows[0]) == {"epoch", "lr", "loss"} | metrics == set(last)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
