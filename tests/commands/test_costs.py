@@ -19,8 +19,8 @@ def hours(tmp_path: Path, run: dict[str, Any]) -> float:
 
 
 def test_passes_of_a_training(tmp_path: Path) -> None:
-    """Relative to supervised training, which passes each query forward and backward: MoCo also passes
-    each key forward, and a hard negative too; no epochs are no training."""
+    """Relative to supervised training, where each query has one forward and backward pass: MoCo adds
+    a forward pass of each key, and of each hard negative. No epochs are no training."""
     untrained = hours(tmp_path, {"train": {"epochs": 0}})
     supervised = {"framework": {"name": "supervised", "classes": 12}}
     one = hours(tmp_path, supervised) - untrained
