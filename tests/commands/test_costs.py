@@ -19,7 +19,7 @@ def hours(tmp_path: Path, run: dict[str, Any]) -> float:
 
 
 def test_passes_of_a_training(tmp_path: Path) -> None:
-    """Relative to supervised training, where each query has one forward and backward pass: MoCo adds
+    """Relative to supervised training, where a query has one forward and backward pass: MoCo adds
     a forward pass of each key, and of each hard negative. No epochs are no training."""
     untrained = hours(tmp_path, {"train": {"epochs": 0}})
     supervised = {"framework": {"name": "supervised", "classes": 12}}
