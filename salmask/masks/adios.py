@@ -63,8 +63,13 @@ class Masker(LearnedMask):
             raise UserError(f"mask (name: adios): view.size: {error}") from None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Soft masks (B,N,H,W) of normalised views (B,3,H,W). They sum to 1 in every pixel."""
-        masks: Tensor = self.unet(images)
+        """Soft masks (B,N,H,W) of normalised views (B,3,H,W). They sum to 1 in every pixel.
+
+        Always in float32, so that the steps of encoder and masker see the same masks: the views of
+        the encoder's step are made outside of autocast, the masker's step runs inside.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            masks: Tensor = self.unet(images)
         return masks
 
     def views(self, pair: Pair, draws: Draws, shuffle: Tensor) -> Views:

@@ -38,7 +38,7 @@ class Adversary:
             framework: see `salmask.frameworks`.
             batch: the batch of the encoder's step.
             share: of the masker's learning rate, 0 to 1.
-            precision: context for the forward pass.
+            precision: context for the forward pass of the framework. Masks are computed in float32.
 
         Returns:
             `masker_loss` and the masker's other metrics of this process, without gradients.

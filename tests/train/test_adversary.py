@@ -302,6 +302,25 @@ def test_its_state_resumes_bit_for_bit():
     assert not same(alone.masker.state_dict(), without_momentum.masker.state_dict())
 
 
+def test_masks_have_the_same_bits_in_both_steps(monkeypatch):
+    """The views of the encoder's step are made outside of autocast (see `Learner.step`)."""
+    model, at = framework("simclr"), batch()
+    player = masker(model)
+    expected = player.views(at.pair, at.draws, at.shuffle)
+    compared = []
+    losses = model.losses
+
+    def record(views: Views) -> dict[str, Tensor]:
+        compared.append(views)
+        return losses(views)
+
+    monkeypatch.setattr(model, "losses", record)
+    Adversary(player).step(model, at, 1.0, torch.autocast("cpu", torch.bfloat16))
+    (views,) = compared
+    for ours, theirs in zip(views.images, expected.images, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_it_computes_in_the_precision_of_the_run():
     model = framework("simclr")
     exact = Adversary(masker(model)).step(model, batch(), 1.0)
