@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Literal, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from salmask.errors import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
 Precision = Literal["auto", "float32", "bfloat16"]
+_CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # 8 buffers of 4096 KiB: cuBLAS is deterministic
 
 
 def pick_device() -> torch.device:
@@ -46,3 +48,32 @@ def autocast(
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """A context in which PyTorch uses deterministic algorithms only, and cuBLAS too.
+
+    Operations that have none raise RuntimeError. cuBLAS reads its variable when a process uses it
+    for the first time, so the context must begin before that.
+
+    Args:
+        enabled: False changes nothing.
+    """
+    if not enabled:
+        yield
+        return
+    name, value = _CUBLAS
+    variable = os.environ.get(name)
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        os.environ[name] = value
+        torch.use_deterministic_algorithms(True)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        if variable is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = variable

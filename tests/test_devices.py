@@ -1,4 +1,6 @@
-"""The choice of the device, and errors for missing devices."""
+"""The choice of the device, errors for missing devices, and deterministic algorithms."""
+
+import os
 
 import pytest
 import torch
@@ -25,3 +27,23 @@ def test_missing_devices_are_refused(monkeypatch, name, message):
     monkeypatch.setenv("SALMASK_DEVICE", name)
     with pytest.raises(UserError, match=f"SALMASK_DEVICE: {message}"):
         devices.pick_device()
+
+
+@pytest.mark.parametrize("variable", [None, ":16:8"])
+@pytest.mark.parametrize("before", [True, False])
+def test_deterministic_algorithms_are_on_inside_the_context_only(monkeypatch, before, variable):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if variable:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", variable)
+    torch.use_deterministic_algorithms(before)
+    try:
+        with devices.deterministic(False):
+            assert torch.are_deterministic_algorithms_enabled() == before
+        with pytest.raises(RuntimeError, match="a stop"), devices.deterministic(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            raise RuntimeError("a stop")
+        assert torch.are_deterministic_algorithms_enabled() == before
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == variable
+    finally:
+        torch.use_deterministic_algorithms(False)

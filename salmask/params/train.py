@@ -27,6 +27,8 @@ class TrainConfig:
         weight_decay: L2 penalty; for adamw, decoupled weight decay.
         precision: `auto` is bfloat16 on CUDA and float32 elsewhere.
         compile: whether to compile the framework with `torch.compile`.
+        deterministic: whether to use PyTorch's deterministic algorithms only, so that a GPU
+            computes the same bytes again.
         images: `stream` decodes images from disk every epoch; `resident` keeps them on the device.
     """
 
@@ -42,6 +44,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
+    deterministic: bool = False
     images: Literal["stream", "resident"] = "stream"
 
     def __post_init__(self) -> None:

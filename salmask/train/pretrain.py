@@ -18,7 +18,7 @@ from salmask.data import manifest as manifests
 from salmask.data.loader import Crops, Schedule, training_views
 from salmask.data.manifest import Manifest
 from salmask.data.views import branch_names
-from salmask.devices import autocast, place
+from salmask.devices import autocast, deterministic, place
 from salmask.distributed import all_reduce_mean, data_parallel, rank, world_size
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import InputSpec
@@ -105,7 +105,8 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         epoch_ended=write_history,
         advice="try a smaller `train.lr` or a longer `train.warmup_epochs`",
     )
-    history = engine.train(loop, job, job.work)
+    with deterministic(config.train.deterministic):
+        history = engine.train(loop, job, job.work)
     write_history(history)
     if rank() == 0:
         network, side = learner.framework.get_submodule("encoder"), config.view.size

@@ -166,3 +166,23 @@ def test_no_epochs_save_the_initial_encoder(make_manifest: Any, job: Job, tmp_pa
     saved = on_disk.load(job.out, job.device)
     assert differences(saved.network.state_dict(), initial.state_dict()) == []
     assert saved.spec.filter is not None and saved.spec.filter["name"] == "high_pass"
+
+
+@pytest.mark.parametrize("switched_on", [True, False])
+def test_deterministic_algorithms_are_used_during_training_only(
+    switched_on: bool, make_manifest: Any, job: Job, tmp_path: Path
+) -> None:
+    colours(make_manifest, [0, 1] * 4)
+    during = []
+    honest = Learner.step
+
+    def step(self: Learner, *arguments: Any) -> dict[str, float]:
+        during.append(torch.are_deterministic_algorithms_enabled())
+        return honest(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        run = config("none", deterministic=switched_on)
+        module.pretrain(run, module.Inputs(tmp_path / "data", tmp_path / "none"), job)
+    assert during == [switched_on] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
