@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from salmask.artifacts import DATA, PRETRAIN
 from salmask.data import manifest as manifests
 from salmask.data.loader import evaluation_images
 from salmask.data.manifest import Manifest
@@ -51,7 +52,6 @@ from salmask.params.yaml_file import Params
 from salmask.report import samples
 from salmask.report.sheets import Tile, grid_sheet
 from stages.errors import readable_errors
-from stages.paths import DATA, PRETRAIN
 
 Scores = NDArray[np.float64]
 _DERANGEMENTS = 20

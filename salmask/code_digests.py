@@ -38,6 +38,7 @@ _LOGS = ("log.", "logging.", "warnings.")
 # Fields of records that only describe: labels, licences, costs.
 _DESCRIPTIONS = {
     "Mask": {"label", "hard_negatives", "extra_passes", "query_only", "kinds"},
+    "Evaluation": {"label", "main_suffix"},
     "Dataset": {"layout", "origin", "terms", "note", "downloads", "train_images"},
 }
 _WITHOUT_MEANING = ("ctx", "kind", "type_comment")  # fields that follow from others or from layout

@@ -34,6 +34,24 @@ class Link:
         """Whether neither this artifact nor any of its parents has a problem."""
         return not self.problems and all(parent.sound() for parent in self.parents)
 
+    def steps(self) -> list["Link"]:
+        """Every recorded step of the lineage once, the last step first."""
+        steps: dict[str, Link] = {}
+        pending = [self]
+        while pending:
+            step = pending.pop(0)
+            if step.provenance:
+                steps.setdefault(step.provenance["fingerprint"], step)
+            pending.extend(step.parents)
+        return list(steps.values())
+
+    def seed(self) -> int | None:
+        """The seed of this step: the run's own seed for pretraining, or else the common seed."""
+        params: dict[str, Any] = self.provenance["params"]
+        if self.provenance["stage"] == "pretrain":
+            params = params | (params.get(f"runs.{self.provenance['name']}") or {})
+        return params.get("seed")
+
 
 @dataclass
 class TraceCache:
@@ -107,13 +125,9 @@ def _changed_outputs(folder: Path, outputs: Mapping[str, str]) -> Iterator[str]:
 
 def summary(link: Link) -> str:
     """The steps of a lineage with their fingerprints in one line, the last step first."""
-    steps: dict[str, str] = {}
-    pending = [link]
-    while pending:
-        step = pending.pop(0)
-        fingerprint = step.provenance.get("fingerprint")
-        if fingerprint:
-            name = ":".join(filter(None, [step.provenance["stage"], step.provenance["name"]]))
-            steps.setdefault(fingerprint, f"{name}@{fingerprint}")
-        pending.extend(step.parents)
-    return " < ".join(steps.values())
+    texts = []
+    for step in link.steps():
+        made = step.provenance
+        name = ":".join(filter(None, (made["stage"], made["name"])))
+        texts.append(f"{name}@{made['fingerprint']}")
+    return " < ".join(texts)

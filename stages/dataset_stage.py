@@ -8,12 +8,10 @@ from pathlib import Path
 from salmask.code_digests import code_digest
 from salmask.data.prepare import write_manifest
 from salmask.datasets.reader import dataset_reader
-from salmask.devices import pick_device
-from salmask.files import value_digest, write_json
+from salmask.files import value_digest
 from salmask.params.yaml_file import Params
-from salmask.provenance import FILE_NAME, recipe, record
-from salmask.stage_modules import stage_modules
 from slurm.folder import runs_folder
+from stages.provenance import stage_recipe, write_provenance
 
 
 def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
@@ -36,10 +34,8 @@ def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
     cache = None if written_here else _cache_file(listing.root)
     label = name or choice.name
     write_manifest(listing, label, folder, policy.max_rejected, policy.min_side, cache)
-    modules = stage_modules(params, f"{stage}/{name}" if name else stage)
-    made_by = recipe(stage, name, modules, params.reads, [], Path.cwd())
     # Not the images: the manifest contains the digest of each.
-    write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern="*"))
+    write_provenance(stage_recipe(params, stage, name), out, pattern="*")
     _print_summary(label, out)
 
 

@@ -1,21 +1,17 @@
 """Reads and checks the annotated images of one set of `detect`, once for all detectors."""
 
 import shutil
-from pathlib import Path
 
 import click
 
+from salmask.artifacts import DETECT
 from salmask.detection import prepared_files
 from salmask.detection.datasets import configured_reader
 from salmask.detection.objects import DetectionData
-from salmask.devices import pick_device
 from salmask.errors import UserError
-from salmask.files import write_json
 from salmask.params.yaml_file import Params
-from salmask.provenance import FILE_NAME, recipe, record
-from salmask.stage_modules import stage_modules
 from stages.errors import readable_errors
-from stages.paths import DETECT
+from stages.provenance import stage_recipe, write_provenance
 
 
 @click.command()
@@ -33,9 +29,7 @@ def main(name: str) -> None:
     except UserError as error:
         raise UserError(f"{params.source}: {key}: {error}") from None
     metadata = prepared_files.save(DetectionData(name, train, test), root, out)
-    modules = stage_modules(params, f"detect_data/{name}")
-    made_by = recipe("detect_data", name, modules, params.reads, [], Path.cwd())
-    write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern="*"))
+    write_provenance(stage_recipe(params, "detect_data", name), out, pattern="*")
     counts = [
         f"{images} {split} images ({metadata['objects'][split]} objects)"
         for split, images in metadata["images"].items()

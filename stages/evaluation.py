@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from salmask.artifacts import DATA, ENCODER_FILES, EVALUATE, PRETRAIN
 from salmask.data import manifest as manifests
 from salmask.distributed import rank
 from salmask.encoders import on_disk as encoder_file
@@ -12,10 +13,8 @@ from salmask.files import write_json
 from salmask.job import Job
 from salmask.params.values import Choice, bind
 from salmask.params.yaml_file import Params
-from salmask.provenance import recipe
-from salmask.stage_modules import stage_modules
 from slurm import launch
-from stages.paths import DATA, ENCODER_FILES, EVALUATE, PRETRAIN
+from stages.provenance import stage_recipe
 
 _DIGITS = 6  # significant digits of a metric
 
@@ -52,27 +51,12 @@ def evaluate_encoder(
     options = bind(evaluation.run, choice, f"params.yaml: {key}")
     seed = params.seed()
     encoder = encoder or PRETRAIN / run
-    result = f"{protocol}-{suffix}" if suffix else protocol
-    made_by = recipe(
-        protocol,
-        f"{run}-{suffix}" if suffix else run,
-        stage_modules(params, code or f"evaluate/{protocol}"),
-        params.reads,
-        [
-            data / "manifest.csv",
-            data / "dataset.json",
-            *(encoder / file for file in ENCODER_FILES),
-            *files,
-        ],
-        Path.cwd(),
-    )
-    arguments = {
-        "evaluate": evaluation.run,
-        "options": options,
-        "data": data.resolve(),
-        "encoder": encoder.resolve(),
-        "inputs": inputs,
-    }
+    name, result = (f"{part}-{suffix}" if suffix else part for part in (run, protocol))
+    all_files = [data / "manifest.csv", data / "dataset.json"]
+    all_files += [*(encoder / file for file in ENCODER_FILES), *files]
+    made_by = stage_recipe(params, protocol, name, all_files, code or f"evaluate/{protocol}")
+    arguments = {"evaluate": evaluation.run, "options": options, "inputs": inputs}
+    arguments |= {"data": data.resolve(), "encoder": encoder.resolve()}
     out = (EVALUATE / run / result).resolve()
     launch.run(made_by, seed, work, arguments, out, parallel=evaluation.parallel)
 
@@ -84,20 +68,27 @@ def work(
     data: Path,
     encoder: Path,
     inputs: Sequence[Any] = (),
+    load: Callable[[Path], Any] = manifests.load,
 ) -> None:
     """Evaluates the trained encoder, and `random_seeds` untrained ones if the protocol has this
-    option. All processes of a group call this together; the first one writes."""
-    manifest = manifests.load(data)
+    option. All processes of a group call this together; the first one writes metrics.json.
+
+    Args:
+        job: where and how the work runs.
+        evaluate: the function of the protocol.
+        options: of the protocol.
+        data: the folder of the images, which `load` reads.
+        encoder: the folder of the encoder.
+        inputs: arguments of the protocol after the job.
+        load: returns the second argument of the protocol.
+    """
+    images = load(data)
     encoders = {"trained": encoder_file.load(encoder, job.device)}
     for seed in range(options.get("random_seeds", 0)):
         encoders[f"random-{seed}"] = encoder_file.random_like(encoder, seed, job.device)
-    metrics = evaluate(encoders, manifest, job, *inputs, **options)
-    if rank() == 0:
-        write_metrics(job, metrics)
-
-
-def write_metrics(job: Job, metrics: dict[str, float]) -> None:
-    """Writes metrics.json and prints it."""
+    metrics = evaluate(encoders, images, job, *inputs, **options)
+    if rank():
+        return
     rounded = {name: float(f"{value:.{_DIGITS}g}") for name, value in sorted(metrics.items())}
     write_json(job.out / "metrics.json", rounded)
     if not metrics:

@@ -1,17 +1,12 @@
 """Converts a checkpoint of `imports:` into an encoder like those of pretraining."""
 
-from pathlib import Path
-
 import click
 
-from salmask.devices import pick_device
+from salmask.artifacts import PRETRAIN
 from salmask.encoders import importing
-from salmask.files import write_json
 from salmask.params.yaml_file import Params
-from salmask.provenance import FILE_NAME, recipe, record
-from salmask.stage_modules import stage_modules
 from stages.errors import readable_errors
-from stages.paths import PRETRAIN
+from stages.provenance import stage_recipe, write_provenance
 
 
 @click.command()
@@ -25,15 +20,7 @@ def main(name: str) -> None:
     imported = importing.read(config, f"{params.source}: {key}")
     out = PRETRAIN / name
     importing.save(config, imported, out)
-    made_by = recipe(
-        "imported",
-        name,
-        stage_modules(params, f"imported/{name}"),
-        params.reads,
-        [config.path],
-        Path.cwd(),
-    )
-    write_json(out / FILE_NAME, record(made_by, out, pick_device()))
+    write_provenance(stage_recipe(params, "imported", name, [config.path]), out)
     dropped = f", without {', '.join(imported.dropped)}" if imported.dropped else ""
     print(
         f"{name}: {config.arch}, layout {imported.layout}, sha256 {imported.sha256[:12]}{dropped}"

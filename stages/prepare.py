@@ -2,9 +2,9 @@
 
 import click
 
+from salmask.artifacts import DATA
 from stages.dataset_stage import prepare_dataset
 from stages.errors import readable_errors
-from stages.paths import DATA
 
 
 @click.command()

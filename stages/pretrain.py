@@ -1,21 +1,19 @@
 """One pretraining run of `runs:` -> an encoder."""
 
 import json
-from pathlib import Path
 
 import click
 
+from salmask.artifacts import DATA, LOCALIZER_SPEC, MANIFEST_FILES, PRETRAIN, STORE
 from salmask.errors import UserError
 from salmask.job import Job
 from salmask.params.overlay import run_seed
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
-from salmask.provenance import recipe
-from salmask.stage_modules import stage_modules
 from salmask.train import pretrain as loop
 from slurm import launch
 from stages.errors import readable_errors
-from stages.paths import DATA, LOCALIZER_SPEC, MANIFEST_FILES, PRETRAIN, STORE
+from stages.provenance import stage_recipe
 
 
 def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
@@ -32,14 +30,7 @@ def main(name: str) -> None:
     params = Params.read()
     config, seed = read_run(params, name), run_seed(params, name)
     files = [*MANIFEST_FILES, LOCALIZER_SPEC, STORE]
-    made_by = recipe(
-        "pretrain",
-        name,
-        stage_modules(params, f"pretrain/{name}"),
-        params.reads,
-        files,
-        Path.cwd(),
-    )
+    made_by = stage_recipe(params, "pretrain", name, files)
     if not LOCALIZER_SPEC.is_file():
         raise UserError(f"{LOCALIZER_SPEC} is missing: run `dvc repro localizer`")
     localizer = json.loads(LOCALIZER_SPEC.read_text())

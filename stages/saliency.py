@@ -10,22 +10,22 @@ from typing import Any
 import click
 import torch
 
+from salmask.artifacts import DATA, LOCALIZER, LOCALIZER_FILES, MANIFEST_FILES, SALIENCY, STORE
 from salmask.data import manifest
 from salmask.data.manifest import Manifest
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.yaml_file import Params
-from salmask.provenance import FILE_NAME, Recipe, environment, recipe
+from salmask.provenance import FILE_NAME, Recipe, environment
 from salmask.saliency import maps, stored_localizer
 from salmask.saliency.store_rows import StorePlan
 from salmask.saliency.trunks import Trunk
-from salmask.stage_modules import stage_modules
 from slurm import launch
 from slurm.folder import runs_folder
 from slurm.job_spec import JobArray
 from stages.errors import readable_errors
-from stages.paths import DATA, LOCALIZER, LOCALIZER_FILES, MANIFEST_FILES, SALIENCY, STORE
+from stages.provenance import stage_recipe
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,23 @@ class SaliencyTask:
     runs: Path
 
     def load(self, job: Job) -> tuple[Manifest, Trunk, StorePlan]:
+        """The manifest, the localizer, and the plan of the store."""
         rows = manifest.load(self.data)
         spec, trunk = stored_localizer.load(self.localizer, job.device)
         return rows, trunk, maps.plan(rows, self.config, spec)
-
-    def earlier(self, job: Job) -> list[Path]:
-        return earlier_stores(self.made_by, self.runs, job.device)
 
 
 def share(job: Job, number: int, count: int, task: SaliencyTask) -> bool:
     """Computes every `count`-th shard from `number` on. Returns whether all shards are done."""
     rows, trunk, plan = task.load(job)
-    store, earlier = job.work / STORE.name, task.earlier(job)
+    store, earlier = job.work / STORE.name, earlier_stores(task, job.device)
     return maps.fill(store, plan, rows, trunk, task.config, job, earlier, (number, count))
 
 
 def work(job: Job, task: SaliencyTask) -> None:
     """Computes the missing shards in job.work, completes the store and links it into job.out."""
     rows, trunk, plan = task.load(job)
-    store, earlier = job.work / STORE.name, task.earlier(job)
+    store, earlier = job.work / STORE.name, earlier_stores(task, job.device)
     maps.fill(store, plan, rows, trunk, task.config, job, earlier)
     lost = maps.finish(store, plan, rows, trunk, task.config, job).tolist()
     shutil.rmtree(job.out / STORE.name, ignore_errors=True)
@@ -80,12 +78,12 @@ def work(job: Job, task: SaliencyTask) -> None:
         )
 
 
-def earlier_stores(made_by: Recipe, runs: Path, device: torch.device) -> list[Path]:
+def earlier_stores(task: SaliencyTask, device: torch.device) -> list[Path]:
     """Finished stores with the same code, parameters, localizer, versions and type of device.
 
     Their maps of the same images are the same, and need not be computed again.
     """
-    here = environment(device)
+    here, made_by = environment(device), task.made_by
 
     def same(out: Path) -> bool:
         try:
@@ -101,7 +99,7 @@ def earlier_stores(made_by: Recipe, runs: Path, device: torch.device) -> list[Pa
             and recorded["device"]["type"] == here["device"]["type"]
         )
 
-    finished = [done.parent / "out" for done in sorted(runs.glob("saliency-*/DONE"))]
+    finished = [done.parent / "out" for done in sorted(task.runs.glob("saliency-*/DONE"))]
     return [out / STORE.name for out in finished if same(out)]
 
 
@@ -111,14 +109,7 @@ def main() -> None:
     """Writes artifacts/saliency: the store, lost.csv and provenance."""
     params = Params.read()
     config = params.section("saliency", SaliencyConfig)
-    made_by = recipe(
-        "saliency",
-        "",
-        stage_modules(params, "saliency"),
-        params.reads,
-        [*MANIFEST_FILES, *LOCALIZER_FILES],
-        Path.cwd(),
-    )
+    made_by = stage_recipe(params, "saliency", inputs=[*MANIFEST_FILES, *LOCALIZER_FILES])
     rows = len(manifest.load(DATA))
     runs = runs_folder(Path.cwd())
     task = SaliencyTask(config, DATA.resolve(), LOCALIZER.resolve(), made_by, runs)

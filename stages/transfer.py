@@ -2,11 +2,11 @@
 
 import click
 
+from salmask.artifacts import TRANSFER
 from salmask.evaluate.transfer import EVALUATION
 from salmask.params.yaml_file import Params
 from stages.errors import readable_errors
 from stages.evaluation import evaluate_encoder
-from stages.paths import TRANSFER
 
 
 @click.command()

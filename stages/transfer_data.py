@@ -2,9 +2,9 @@
 
 import click
 
+from salmask.artifacts import TRANSFER
 from stages.dataset_stage import prepare_dataset
 from stages.errors import readable_errors
-from stages.paths import TRANSFER
 
 
 @click.command()

@@ -2,13 +2,13 @@
 
 import click
 
+from salmask.artifacts import PRETRAIN, PROJECTOR, STORE
 from salmask.evaluate.variance import EVALUATION, RunViews
 from salmask.params.overlay import run_choice, run_section
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
 from stages.errors import readable_errors
 from stages.evaluation import evaluate_encoder
-from stages.paths import PRETRAIN, PROJECTOR, STORE
 
 
 @click.command()

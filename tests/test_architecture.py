@@ -12,7 +12,8 @@ SOURCES = sorted(p for top in ("salmask", "stages", "slurm") for p in (ROOT / to
 
 # Lower layers first: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["salmask", "salmask.by_name", "salmask.shapes", "salmask.errors", "salmask.progress",
+    ["salmask", "salmask.artifacts", "salmask.by_name", "salmask.shapes", "salmask.errors",
+     "salmask.progress",
      "salmask.devices", "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
      "salmask.distributed", "salmask.losses", "salmask.findings"],
     ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage",

@@ -12,7 +12,7 @@ from salmask.frameworks import wiring_of
 from salmask.masks import MASKS
 from salmask.masks.options import options_of
 from salmask.params.encoder import EncoderConfig
-from salmask.params.names import chosen_evaluations, run_names
+from salmask.params.names import evaluation_folders, run_names
 from salmask.params.run import RunConfig, read_run
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import Choice
@@ -70,10 +70,8 @@ def estimate(params: Params, root: Path) -> SuiteCost:
     if images is None:
         return SuiteCost(data, len(runs), None, None)
     levels = params.section("saliency", SaliencyConfig).levels
-    protocols, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
-    work = sum(
-        _run_operations(run, [*protocols, *chosen[run.name]], params, images) for run in runs
-    )
+    evaluations = evaluation_folders(params)
+    work = sum(_run_operations(run, evaluations[run.name], params, images) for run in runs)
     work += images * sum(operations(EncoderConfig(), level) for level in levels)
     # Two checkpoints with the state of the optimizer, the encoder, and its copy in DVC's cache.
     encoders = sum((4 + 8) * _BYTES * parameter_count(run.encoder) for run in runs)

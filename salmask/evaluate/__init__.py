@@ -19,6 +19,8 @@ class Evaluation:
     Args:
         run: (encoders by name, manifest, job, [inputs], *, options) -> metrics by name. Its
             keyword-only arguments are the options in params.yaml. All processes of a job call it.
+        label: its name on the report's page and in tables; by default the name of the module.
+        main_suffix: of the metrics that the report shows first. The others are in a closed section.
         every_run: whether `evaluate.protocols` may name it, for every run. If false, it has a stage
             of its own in dvc.yaml, for the runs that `evaluate.chosen` names.
         parallel: whether several processes can share the work.
@@ -28,6 +30,8 @@ class Evaluation:
     """
 
     run: Callable[..., dict[str, float]]
+    label: str = ""
+    main_suffix: str = ""
     every_run: bool = False
     parallel: bool = True
     own_section: bool = True

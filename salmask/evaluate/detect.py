@@ -12,4 +12,4 @@ def run(*arguments: Any, **options: Any) -> dict[str, float]:
     return protocol.run(*arguments, **options)
 
 
-EVALUATION = Evaluation(run, own_section=False)
+EVALUATION = Evaluation(run, label="detection", own_section=False)

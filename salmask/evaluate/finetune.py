@@ -242,4 +242,4 @@ def _check(params: Params, runs: Sequence[str], options: Mapping[str, Any]) -> N
     rates_of_shares(*(options[name] for name in ("preset", "shares", "lr", "head_lr")))
 
 
-EVALUATION = Evaluation(run, check=_check)
+EVALUATION = Evaluation(run, label="fine-tuning", check=_check)

@@ -81,4 +81,4 @@ def run(
     return sums
 
 
-EVALUATION = Evaluation(run, every_run=True)
+EVALUATION = Evaluation(run, label="k-NN", every_run=True)

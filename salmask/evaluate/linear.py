@@ -170,4 +170,4 @@ def run(
     return metrics
 
 
-EVALUATION = Evaluation(run)
+EVALUATION = Evaluation(run, label="linear")

@@ -181,4 +181,4 @@ def by_sgd(
     return model
 
 
-EVALUATION = Evaluation(run)
+EVALUATION = Evaluation(run, label="transfer")

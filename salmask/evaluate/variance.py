@@ -189,7 +189,7 @@ def _check_runs(params: Params, runs: Sequence[str], options: Mapping[str, Any])
         _check(name, run_choice(params, name, "mask"), options["views"], options["masked"])
 
 
-EVALUATION = Evaluation(run, check=_check_runs)
+EVALUATION = Evaluation(run, label="variance of features", main_suffix="_pooled", check=_check_runs)
 
 
 @torch.no_grad()

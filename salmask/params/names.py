@@ -77,3 +77,9 @@ def chosen_evaluations(params: Params) -> dict[str, list[str]]:
                 )
             evaluations[run] += names
     return evaluations
+
+
+def evaluation_folders(params: Params) -> dict[str, list[str]]:
+    """For every run and import, the folders of all its evaluations: the common ones first."""
+    protocols = params.section("evaluate.protocols", list[str])
+    return {run: [*protocols, *folders] for run, folders in chosen_evaluations(params).items()}

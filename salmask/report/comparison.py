@@ -14,12 +14,12 @@ from pydantic.dataclasses import dataclass as checked
 
 from salmask.errors import UserError
 from salmask.evaluate import EVALUATIONS
-from salmask.params.names import chosen_evaluations, import_names, run_names
+from salmask.params.names import evaluation_folders
 from salmask.params.values import STRICT
 from salmask.params.yaml_file import Params
-from salmask.report import papers
+from salmask.report import papers, sweep_charts
 from salmask.report.papers import Number, PaperTable
-from salmask.report.responses import Sweep, half_width, sweeps
+from salmask.report.sweep_charts import Sweep, half_width
 from salmask.report.text import DASH, metric, number, text_table
 
 _SIDE_BY_SIDE = 3  # a table with more columns has a line per column in the terminal
@@ -89,17 +89,13 @@ class Comparison:
 
     Args:
         table: the table of the paper.
-        columns: (column of the paper, our metric).
+        config: the entry of `tables:`.
         rows: row -> one pair of numbers per column.
-        comparable: as in TableConfig.
-        note: as in TableConfig.
     """
 
     table: PaperTable
-    columns: Sequence[tuple[str, str]]
+    config: TableConfig
     rows: Mapping[str, Sequence[NumberPair]]
-    comparable: bool
-    note: str
 
     @property
     def repeated(self) -> bool:
@@ -115,9 +111,9 @@ def read_tables(params: Params) -> dict[str, TableConfig]:
             evaluation that computes the metric.
     """
     configs = params.section("tables", dict[str, TableConfig])
-    members = _members(params)
-    protocols, chosen = params.section("evaluate.protocols", list[str]), chosen_evaluations(params)
-    evaluations = {run: [*protocols, *folders] for run, folders in chosen.items()}
+    evaluations = evaluation_folders(params)
+    # Every name that a table may use: a run, an import, or a setting of a grid.
+    members = {name: [name] for name in evaluations} | _settings(sweep_charts.sweeps(params))
     for name, config in configs.items():
         where = f"{params.source}: tables.{name}"
         paper = papers.table(name, where)
@@ -143,13 +139,8 @@ def read_tables(params: Params) -> dict[str, TableConfig]:
     return configs
 
 
-def _members(params: Params) -> dict[str, list[str]]:
-    """Every name that a table may use (a run, an import, a setting of a grid) -> its runs."""
-    single = {name: [name] for name in [*run_names(params), *import_names(params)]}
-    return single | _settings(sweeps(params))
-
-
 def _settings(sweeps: Mapping[str, Sweep]) -> dict[str, list[str]]:
+    """The runs of every setting of a grid."""
     return {name: runs for sweep in sweeps.values() for name, runs in sweep.settings.items()}
 
 
@@ -159,16 +150,15 @@ def _refuse_unknown(names: Mapping[str, Any], known: Sequence[str], where: str) 
             raise UserError(f"{where}: the paper has no {name!r}; it has: {'; '.join(known)}")
 
 
-def _refuse_unevaluated(name: str, evaluations: Sequence[str], where: str) -> None:
+def _refuse_unevaluated(name: str, folders: Sequence[str], where: str) -> None:
     """Raises UserError unless one of a run's evaluations computes the metric `name`."""
-    plain = re.sub(r"^(knn|finetune)\d+", r"\1", name)
-    folders = {folder.replace("-", "_"): folder for folder in evaluations}
-    known = sorted({*EVALUATIONS, *folders}, key=len, reverse=True)
-    protocol = next((protocol for protocol in known if plain.startswith(f"{protocol}_")), None)
-    if protocol not in folders:
+    own = {folder.replace("-", "_") for folder in folders}
+    # A number may follow the name of an evaluation, as in knn20_top1.
+    starts = {start: f"{start}_" for start in own} | {e: rf"{e}\d*_" for e in EVALUATIONS}
+    matches = [start for start, pattern in starts.items() if re.match(pattern, name)]
+    if max(matches, key=len, default=None) not in own:
         raise UserError(
-            f"{where}: no evaluation of this run computes {name}; there are: "
-            f"{', '.join(evaluations)}"
+            f"{where}: no evaluation of this run computes {name}; there are: {', '.join(folders)}"
         )
 
 
@@ -184,34 +174,26 @@ def compare(
     """
     settings = _settings(sweeps)
     metrics = {row["run"]: row["metrics"] for row in results["rows"]}
-
-    def pair(
-        paper: PaperTable, row: str, column: str, run: str | None, config: TableConfig
-    ) -> NumberPair:
-        runs = settings.get(run, [run]) if run else []
-        name = config.columns[column]
-        values = [metrics[r][name] / float(paper.unit) for r in runs if name in metrics[r]]
-        return NumberPair(paper.number_at(row, column), values, config.comparable)
-
     comparisons = []
     for table, config in configs.items():
         paper = papers.tables()[table]
-        rows = {
-            row: [
-                pair(paper, row, column, run, config)
-                for column, run in zip(config.columns, runs, strict=True)
-            ]
-            for row, runs in config.runs().items()
-        }
-        columns = list(config.columns.items())
-        comparisons.append(Comparison(paper, columns, rows, config.comparable, config.note))
+        rows: dict[str, list[NumberPair]] = {}
+        for row, runs in config.runs().items():
+            rows[row] = []
+            for (column, name), run in zip(config.columns.items(), runs, strict=True):
+                own = settings.get(run, [run]) if run else []
+                ours = [metrics[r][name] / float(paper.unit) for r in own if name in metrics[r]]
+                number = paper.number_at(row, column)
+                rows[row].append(NumberPair(number, ours, config.comparable))
+        comparisons.append(Comparison(paper, config, rows))
     return comparisons
 
 
 def text(comparison: Comparison) -> str:
     """A comparison as a table for the terminal."""
-    titles = ["paper", "ours", "difference"] if comparison.comparable else ["paper", "ours"]
-    names = [name for _, name in comparison.columns]
+    config = comparison.config
+    titles = ["paper", "ours", "difference"] if config.comparable else ["paper", "ours"]
+    names = list(config.columns.values())
 
     def cells(pair: NumberPair, name: str) -> list[str]:
         paper = DASH if pair.paper is None else str(pair.paper)
@@ -228,7 +210,7 @@ def text(comparison: Comparison) -> str:
         lines = [
             [f"{row}: {column}", *cells(pair, name)]
             for row, pairs in comparison.rows.items()
-            for pair, (column, name) in zip(pairs, comparison.columns, strict=True)
+            for pair, (column, name) in zip(pairs, config.columns.items(), strict=True)
         ]
-    metrics = ", ".join(f"{column}: {name}" for column, name in comparison.columns)
+    metrics = ", ".join(f"{column}: {name}" for column, name in config.columns.items())
     return "\n".join([comparison.table.heading, f"({metrics})", text_table(header, lines)])

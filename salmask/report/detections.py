@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salmask.errors import UserError
-from salmask.report.tables import RunMetrics
+from salmask.report.figures import PageFigure
 
-_PREFIX = "detect-"
 _NOT_SCORES = ("kind", "class", "objects")  # columns of classes.csv
 
 
@@ -27,38 +26,18 @@ class ClassTable:
     rows: Sequence[tuple[str, int, Sequence[float | None]]]
 
 
-@dataclass(frozen=True)
-class DetectorResults:
-    """The results of one run's detector on one data set.
+def read(folder: Path, run: str, dataset: str) -> PageFigure:
+    """The sheet of one run's detector on one data set, with a table for boxes and, if there are
+    masks, one for masks.
 
     Args:
-        run: name of the run.
-        dataset: name of the data set.
-        png: content of the sheet's file.
-        tables: one for boxes and, with masks, one for masks.
-    """
-
-    run: str
-    dataset: str
-    png: bytes
-    tables: Sequence[ClassTable]
-
-
-def collect(scored: Sequence[RunMetrics], evaluate: Path) -> list[DetectorResults]:
-    """The results of all evaluations that are detections.
-
-    Args:
-        scored: all evaluations.
-        evaluate: the folder with a folder for each run.
+        folder: of the evaluation.
+        run: name of the run, for the caption.
+        dataset: name of the data set, for the caption.
 
     Raises:
         UserError: a file is missing.
     """
-    return [_read(s, evaluate / s.run / s.protocol) for s in scored
-            if s.protocol.startswith(_PREFIX)]  # fmt: skip
-
-
-def _read(scored: RunMetrics, folder: Path) -> DetectorResults:
     try:
         png = (folder / "detections.png").read_bytes()
         with (folder / "classes.csv").open(newline="") as stream:
@@ -67,7 +46,7 @@ def _read(scored: RunMetrics, folder: Path) -> DetectorResults:
         raise UserError(f"{error.filename} is missing: run `dvc repro detect`") from None
     kinds = dict.fromkeys(row["kind"] for row in rows)
     tables = [_class_table(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
-    return DetectorResults(scored.run, scored.protocol.removeprefix(_PREFIX), png, tables)
+    return PageFigure(png, {"run": run, "dataset": dataset, "tables": tables})
 
 
 def _class_table(kind: str, rows: Sequence[dict[str, str]]) -> ClassTable:

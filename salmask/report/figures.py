@@ -5,6 +5,7 @@ page. Equal input gives equal bytes, because no time and no version is written t
 matplotlib is imported when the first chart is drawn, because that takes a second.
 """
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,20 @@ COLOURS = (
 )
 DPI = 160
 WIDTH = 10.5  # inches, the width of the page's text
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure of the page, with the values for its caption."""
+
+    png: bytes
+    facts: Mapping[str, Any]
+
+    @property
+    def uri(self) -> str:
+        """The image as a data URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
 
 History = Sequence[Mapping[str, float]]  # one mapping per epoch, as in history.csv
 

@@ -1,68 +1,47 @@
 """The report: one HTML page with all results and figures, which needs no network."""
 
-import base64
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from salmask.artifacts import DATA, EVALUATE, PRETRAIN, STORE
 from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest, read_image
 from salmask.encoders import on_disk as encoder_file
 from salmask.evaluate.features import validation_splits
 from salmask.files import write_bytes, write_json
+from salmask.frameworks import wiring_of
+from salmask.lineage import summary
 from salmask.masks.on_disk import load_masker
-from salmask.params.run import RunConfig
+from salmask.params.names import evaluation_folders, import_names, run_names
+from salmask.params.run import RunConfig, read_run
 from salmask.params.view import ViewConfig
+from salmask.params.yaml_file import Params
 from salmask.report import (
     comparison,
     detections,
-    evidence,
     figures,
     gallery,
     papers,
-    responses,
     samples,
     sheets,
+    sweep_charts,
     tables,
     text,
 )
-from salmask.report.comparison import Comparison, TableConfig
-from salmask.report.responses import Sweep
-from salmask.report.tables import SplitResults
+from salmask.report.comparison import Comparison
+from salmask.report.figures import PageFigure
+from salmask.report.sweep_charts import Sweep
+from salmask.report.tables import RunMetrics, SplitResults
 from salmask.saliency.store import SaliencyStore
 
 _TEMPLATE = "page.html.j2"
 _MASKED_ROWS, _QUERIES, _NEIGHBOURS = 4, 8, 5
-
-
-@dataclass(frozen=True)
-class ArtifactFolders:
-    """Absolute paths of the project, `root`, and of the artifacts that the report reads."""
-
-    root: Path
-    data: Path
-    store: Path
-    pretrain: Path
-    evaluate: Path
-
-
-@dataclass(frozen=True)
-class PageFigure:
-    """A figure of the page, with the values for its caption."""
-
-    png: bytes
-    facts: Mapping[str, Any]
-
-    @property
-    def uri(self) -> str:
-        """The image as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 @dataclass(frozen=True)
@@ -74,66 +53,53 @@ class Report:
     text: str
 
 
-def build(
-    runs: Sequence[RunConfig],
-    protocols: Sequence[str],
-    chosen: Mapping[str, Sequence[str]],
-    seed: int,
-    folders: ArtifactFolders,
-    device: torch.device,
-    imported: Sequence[str] = (),
-    table_configs: Mapping[str, TableConfig] | None = None,
-    sweeps: Mapping[str, Sweep] | None = None,
-) -> Report:
-    """Reads the results of the listed runs and draws the page.
+def build(params: Params, root: Path, device: torch.device) -> Report:
+    """Reads the results of the runs and imports in params.yaml, and draws the page.
 
     Args:
-        runs: the pretraining runs.
-        protocols: evaluations that are made for every run.
-        chosen: run -> folders of the evaluations that were chosen for it.
-        seed: the common seed.
-        folders: where the artifacts are.
+        params: the parameters of the project.
+        root: absolute path of the project.
         device: where the encoder for nearest neighbours runs.
-        imported: names of imported encoders, which have neither training curve nor mask.
-        table_configs: the section `tables`.
-        sweeps: the section `sweeps`.
 
     Raises:
         UserError: for an artifact that is missing.
     """
+    runs = [read_run(params, name) for name in run_names(params)]
+    imported = import_names(params)
     names = [*(run.name for run in runs), *imported]
-    rows = manifests.load(folders.data)
-    evaluated = {name: [*protocols, *chosen[name]] for name in names}
-    evaluations = tables.collect(evaluated, folders.evaluate, folders.root)
+    seed, sweeps = params.seed(), sweep_charts.sweeps(params)
+    rows = manifests.load(root / DATA)
+    evaluations = tables.collect(evaluation_folders(params), root)
+    common = params.section("evaluate.protocols", list[str])
+    splits = tables.results_by_split(evaluations, validation_splits(rows), common)
     results = tables.results(names, evaluations, rows.name)
-    chosen_metrics = {n for e in evaluations if e.protocol not in protocols for n in e.metrics}
-    splits = tables.results_by_split(results, validation_splits(rows), chosen_metrics)
-    compared = comparison.compare(table_configs or {}, sweeps or {}, results)
-    store = SaliencyStore.open(folders.store, rows.digest) if folders.store.exists() else None
-    page_figures = {
-        "curves": _curves(names, folders.pretrain),
-        "bars": _bars(splits),
-        "responses": _responses(sweeps or {}, runs, results, compared, splits),
-        "saliency": store and _saliency(rows, store, folders.data / "masks"),
-        "neighbours": _neighbours(rows, splits, names, folders.pretrain, device),
-    }
+    compared = comparison.compare(comparison.read_tables(params), sweeps, results)
+    pretrain, stored = root / PRETRAIN, (root / STORE).exists()
+    store = SaliencyStore.open(root / STORE, rows.digest) if stored else None
     html = render(
-        dataset=json.loads((folders.data / "dataset.json").read_text()),
+        dataset=json.loads((root / DATA / "dataset.json").read_text()),
         labelled=rows.labelled(),
-        summary=evidence.summarize_runs(runs, evaluations),
+        summary=summarize_runs(runs, evaluations),
         seed=seed,
         splits=splits,
         compared=compared,
-        figures=page_figures,
-        masked=[] if store is None else _masked(rows, store, runs, folders.pretrain, seed),
+        figures={
+            "curves": _curves(names, pretrain),
+            "bars": _bars(splits),
+            "responses": _responses(sweeps, runs, results, compared, splits),
+            "saliency": store and _saliency(rows, store, root / DATA / "masks"),
+            "neighbours": _neighbours(rows, splits, names, pretrain, device),
+        },
+        masked=[] if store is None else _masked(rows, store, runs, pretrain, seed),
         detections=[
-            PageFigure(detected.png, vars(detected))
-            for detected in detections.collect(evaluations, folders.evaluate)
+            detections.read(root / EVALUATE / e.run / e.folder, e.run, e.dataset)
+            for e in evaluations
+            if e.evaluation == "detect"
         ],
-        evidence=[evidence.evaluation_evidence(evaluation) for evaluation in evaluations],
+        evaluations=evaluations,
         has_saliency=store is not None,
         runs=names,
-        imported=[evidence.imported_encoder(name, folders.pretrain) for name in imported],
+        imported=[_imported(name, pretrain) for name in imported],
     )
     parts = [tables.text(splits), *(comparison.text(each) for each in compared)]
     return Report(html, results, "\n\n".join(parts))
@@ -152,6 +118,7 @@ def render(**context: Any) -> str:
     )
     environment.filters["number"] = text.number
     environment.filters["metric"] = text.metric
+    environment.filters["summary"] = summary
     environment.globals["papers"] = papers
     return environment.get_template(_TEMPLATE).render(**context)
 
@@ -161,6 +128,31 @@ def write(report: Report, folder: Path) -> None:
     write_bytes(folder / "index.html", report.html.encode())
     write_json(folder / "results.json", report.results)
     write_bytes(folder / "results.txt", f"{report.text}\n".encode())
+
+
+def summarize_runs(runs: Sequence[RunConfig], evaluations: Sequence[RunMetrics]) -> dict[str, str]:
+    """The main parameters of the runs. Where runs differ, all values, separated by slashes."""
+
+    def values(each: Iterable[object]) -> str:
+        return " / ".join(dict.fromkeys(str(value) for value in each))
+
+    records = [step.provenance for e in evaluations for step in e.link.steps()]
+    devices = values(made["device"]["type"] for made in records if made["stage"] == "pretrain")
+    return {
+        "framework": values(wiring_of(r.framework, r.train.batch).label for r in runs),
+        "arch": values(r.encoder.arch for r in runs),
+        "width": values(r.encoder.width for r in runs),
+        "view": values(r.view.size for r in runs),
+        "grid": values(f"{r.view.grid}×{r.view.grid}" for r in runs),
+        "epochs": values(r.train.epochs for r in runs),
+        "device": devices or "unknown device",
+    }
+
+
+def _imported(name: str, pretrain: Path) -> dict[str, Any]:
+    """The description of an imported encoder, from its encoder.json."""
+    spec = json.loads((pretrain / name / "encoder.json").read_text())
+    return {"name": name, "encoder": spec["encoder"], "input": spec["input"]} | spec["source"]
 
 
 def _curves(names: Sequence[str], pretrain: Path) -> PageFigure | None:
@@ -194,11 +186,12 @@ def _responses(
 ) -> PageFigure | None:
     """Curves of the metric of the first table, or else of the first k-NN metric."""
     column = tables.first_knn(splits[0]) if splits else None
-    name = compared[0].columns[0][1] if compared else None
-    name = name or (splits[0].metrics[column] if column is not None else None)
+    name = None if column is None else splits[0].metrics[column]
+    if compared:
+        name = next(iter(compared[0].config.columns.values()), name)
     configs = {run.name: run for run in runs}
-    curves = responses.curves(sweeps, configs, results, name) if name else {}
-    return PageFigure(responses.draw(curves), {"metric": name}) if curves else None
+    curves = sweep_charts.curves(sweeps, configs, results, name) if name else {}
+    return PageFigure(sweep_charts.draw(curves), {"metric": name}) if curves else None
 
 
 def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> PageFigure | None:
@@ -230,25 +223,14 @@ def _masked(
     ids = samples.spread(rows, "train", _MASKED_ROWS)
     loaded = {run.name: load_masker(pretrain / run.name, run) for run in runs}
     maskers = {name: masker for name, masker in loaded.items() if masker}
-    return [
-        _mask_sheet(rows, store, ids, view, gallery.masks_of(own, maskers), seed, own)
-        for view, own in by_view.items()
-    ]
-
-
-def _mask_sheet(
-    rows: Manifest,
-    store: SaliencyStore,
-    ids: Tensor,
-    view: ViewConfig,
-    masks: Sequence[gallery.ShownMask],
-    seed: int,
-    runs: Sequence[RunConfig],
-) -> PageFigure:
     images = [read_image(rows, row) for row in ids.tolist()]  # in full size: views crop them
     maps = {level: store.activation(ids, level) for level in store.levels}
-    sheet = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=ids)
-    return PageFigure(sheet, {"view": view, "runs": [run.name for run in runs]})
+    drawn = []
+    for view, own in by_view.items():
+        masks = gallery.masks_of(own, maskers)
+        sheet = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=ids)
+        drawn.append(PageFigure(sheet, {"view": view, "runs": [run.name for run in own]}))
+    return drawn
 
 
 def _neighbours(
@@ -264,21 +246,5 @@ def _neighbours(
     nearest, searched = samples.nearest(encoder, rows, split, _QUERIES, _NEIGHBOURS)
     if not nearest:
         return None
-    sheet = sheets.neighbours(
-        [
-            (
-                each.title,
-                samples.thumbnails(rows, [each.query])[0],
-                samples.neighbours_of(rows, each),
-            )
-            for each in nearest
-        ]
-    )
-    facts = {
-        "run": run,
-        "reason": reason,
-        "split": split,
-        "searched": searched,
-        "total": len(rows.ids("train")),
-    }
-    return PageFigure(sheet, facts)
+    facts = {"run": run, "reason": reason, "split": split, "searched": searched}
+    return PageFigure(sheets.neighbours(nearest), facts | {"total": len(rows.ids("train"))})

@@ -17,7 +17,7 @@ from torch import Tensor
 from salmask.data.loader import evaluation_images
 from salmask.data.manifest import Manifest, read_image
 from salmask.encoders.on_disk import Encoder
-from salmask.report.sheets import Neighbour
+from salmask.report.sheets import Neighbour, Query
 from salmask.saliency.scda import foreground
 from salmask.saliency.store import SaliencyStore
 
@@ -40,23 +40,6 @@ class Overlap:
     images: int
     saliency: float
     everything: float
-
-
-@dataclass(frozen=True)
-class NearestImages:
-    """The training images nearest to a query.
-
-    Args:
-        title: class of the query, or "".
-        query: row of the query in the manifest.
-        rows: rows of the nearest images.
-        cosines: of the features of each and of the query, in descending order.
-    """
-
-    title: str
-    query: int
-    rows: Sequence[int]
-    cosines: Sequence[float]
 
 
 def evenly(ids: Tensor, count: int) -> Tensor:
@@ -124,7 +107,7 @@ def overlap(manifest: Manifest, store: SaliencyStore, split: str, masks: Path) -
 @torch.inference_mode()
 def nearest(
     encoder: Encoder, manifest: Manifest, split: str, count: int, neighbours: int
-) -> tuple[list[NearestImages], int]:
+) -> tuple[list[Query], int]:
     """The nearest training images of `count` images of a split, by cosine.
 
     An image is never its own neighbour.
@@ -140,26 +123,19 @@ def nearest(
     similarity = _features(encoder, manifest, queries) @ _features(encoder, manifest, searched).T
     similarity[queries[:, None] == searched] = -torch.inf
     best = similarity.topk(min(neighbours, len(searched) - int(split == "train")), dim=1)
-    nearest_images = []
+    queried = []
     for i, row in enumerate(queries.tolist()):
         label = int(manifest.labels[row])
-        title = manifest.classes[label] if manifest.labelled() and label >= 0 else ""
-        rows, cosines = searched[best.indices[i]].tolist(), best.values[i].tolist()
-        nearest_images.append(NearestImages(title, row, rows, cosines))
-    return nearest_images, len(searched)
-
-
-def neighbours_of(manifest: Manifest, nearest_images: NearestImages) -> list[Neighbour]:
-    """The nearest images of a query as images, each with whether its class is that of the query."""
-    label = int(manifest.labels[nearest_images.query])
-    known = manifest.labelled() and label >= 0
-    images = thumbnails(manifest, nearest_images.rows)
-    return [
-        Neighbour(image, cosine, int(manifest.labels[row]) == label if known else None)
-        for image, row, cosine in zip(
-            images, nearest_images.rows, nearest_images.cosines, strict=True
-        )
-    ]
+        known = manifest.labelled() and label >= 0
+        rows = searched[best.indices[i]].tolist()
+        parts = zip(rows, thumbnails(manifest, rows), best.values[i].tolist(), strict=True)
+        near = [
+            Neighbour(r, image, cosine, int(manifest.labels[r]) == label if known else None)
+            for r, image, cosine in parts
+        ]
+        title = manifest.classes[label] if known else ""
+        queried.append(Query(title, row, thumbnails(manifest, [row])[0], near))
+    return queried, len(searched)
 
 
 def _object_cells(mask: Path, grid: tuple[int, int]) -> Tensor:

@@ -30,14 +30,33 @@ class Neighbour:
     """An image near a query.
 
     Args:
+        row: of the image in the manifest.
         image: the image.
         cosine: of the features of image and query.
         same_class: whether image and query have the same class; None without labels.
     """
 
+    row: int
     image: Image.Image
     cosine: float
     same_class: bool | None
+
+
+@dataclass(frozen=True)
+class Query:
+    """An image with the images that are nearest to it.
+
+    Args:
+        title: class of the image, or "".
+        row: of the image in the manifest.
+        image: the image.
+        neighbours: the nearest images, beginning with the nearest one.
+    """
+
+    title: str
+    row: int
+    image: Image.Image
+    neighbours: Sequence[Neighbour]
 
 
 class Sheet:
@@ -125,24 +144,22 @@ def overlays(groups: Sequence[tuple[str, Sequence[tuple[Image.Image, Tensor]]]])
     return sheet.png()
 
 
-def neighbours(rows: Sequence[tuple[str, Image.Image, Sequence[Neighbour]]]) -> bytes:
+def neighbours(queries: Sequence[Query]) -> bytes:
     """PNG with query images, each followed by its neighbours and their cosines.
 
-    Frames show whether a neighbour has the class of the query, if there are labels.
-
-    Args:
-        rows: (title, query, neighbours); two rows side by side.
+    Two queries are side by side. Frames show whether a neighbour has the class of the query, if
+    there are labels.
     """
-    most = max(len(images) for _, _, images in rows)
+    most = max(len(query.neighbours) for query in queries)
     half = (WIDTH - 4 * _GAP) / 2
     side = (half - (most + 2) * _GAP) / (most + 1)
     tall = side + _TITLE + _LINE + 2 * _GAP
-    sheet = Sheet(-(-len(rows) // 2) * tall)
-    for i, (title, query, images) in enumerate(rows):
+    sheet = Sheet(-(-len(queries) // 2) * tall)
+    for i, query in enumerate(queries):
         left, top = i % 2 * (half + 4 * _GAP), i // 2 * tall
-        sheet.text(left, top, _short(title), size=9.5)
-        sheet.image(left, top + _TITLE, side, np.asarray(query))
-        for j, neighbour in enumerate(images):
+        sheet.text(left, top, _short(query.title), size=9.5)
+        sheet.image(left, top + _TITLE, side, np.asarray(query.image))
+        for j, neighbour in enumerate(query.neighbours):
             x = left + side + 3 * _GAP + j * (side + _GAP)
             place = sheet.image(x, top + _TITLE, side, np.asarray(neighbour.image))
             colour = INK

@@ -7,11 +7,13 @@ removed from params.yaml remain on disk, and must not appear in a table.
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from salmask.artifacts import EVALUATE
 from salmask.errors import UserError
+from salmask.evaluate import EVALUATIONS
 from salmask.lineage import Link, TraceCache, summary, trace
 from salmask.report.text import metric, number, text_table
 
@@ -20,12 +22,34 @@ _UNTRAINED = "random_"
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """The metrics of one protocol for one run, and their lineage."""
+    """The metrics of one evaluation of one run, and their lineage.
+
+    Args:
+        run: name of the run.
+        folder: name of the folder of the evaluation, such as `knn` or `transfer-flowers`.
+        metrics: the content of metrics.json.
+        link: the lineage.
+    """
 
     run: str
-    protocol: str
+    folder: str
     metrics: Mapping[str, float]
     link: Link
+
+    @property
+    def evaluation(self) -> str:
+        """The name of the evaluation."""
+        return self.folder.partition("-")[0]
+
+    @property
+    def dataset(self) -> str:
+        """The data set of `transfer` or `detect`; "" for evaluations on the images of `data`."""
+        return self.folder.partition("-")[2]
+
+    @property
+    def label(self) -> str:
+        """The label of the evaluation."""
+        return EVALUATIONS[self.evaluation].label or self.evaluation
 
 
 @dataclass(frozen=True)
@@ -57,24 +81,24 @@ class SplitResults:
         metrics: metrics of the protocols that all runs are evaluated by.
         rows: run -> one score per metric.
         chosen: metric -> run -> score, for the evaluations that were chosen for some runs only.
+        details: the chosen metrics that are of minor interest.
+        labels: metric -> label of its evaluation.
     """
 
     split: str
     metrics: Sequence[str]
     rows: Mapping[str, Sequence[Score]]
-    chosen: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, Score]]
+    details: Collection[str]
+    labels: Mapping[str, str]
 
     def chosen_runs(self) -> list[str]:
         """The runs with a chosen evaluation, in order."""
         return [run for run in self.rows if any(run in scores for scores in self.chosen.values())]
 
     def main_metrics(self) -> list[str]:
-        """The chosen metrics to show first; of the variances only that of pooled features."""
-        return [n for n in self.chosen if "variance" not in n or n.endswith("_pooled")]
-
-    def detail_metrics(self) -> list[str]:
-        """The other chosen metrics."""
-        return [name for name in self.chosen if name not in self.main_metrics()]
+        """The chosen metrics to show first."""
+        return [name for name in self.chosen if name not in self.details]
 
     def has_untrained(self, column: int) -> bool:
         """Whether any run has a score of an untrained encoder in a column."""
@@ -98,25 +122,24 @@ class SplitResults:
         ]
 
 
-def collect(protocols: Mapping[str, Sequence[str]], evaluate: Path, root: Path) -> list[RunMetrics]:
-    """Reads evaluate/<run>/<protocol>/metrics.json for every run and protocol, with lineage.
+def collect(folders: Mapping[str, Sequence[str]], root: Path) -> list[RunMetrics]:
+    """Reads the metrics of every evaluation, with lineage.
 
     Args:
-        protocols: run -> its protocols.
-        evaluate: absolute path of the folder of evaluations.
+        folders: run -> the folders of its evaluations.
         root: absolute path of the project.
 
     Raises:
         UserError: for a missing file.
     """
     metrics, cache = [], TraceCache()
-    for run, names in protocols.items():
-        for protocol in names:
-            file = evaluate / run / protocol / "metrics.json"
+    for run, names in folders.items():
+        for folder in names:
+            file = root / EVALUATE / run / folder / "metrics.json"
             if not file.is_file():
                 raise UserError(f"{file} is missing: run `dvc repro` to evaluate {run}")
             link = trace(file, root, cache)
-            metrics.append(RunMetrics(run, protocol, json.loads(file.read_text()), link))
+            metrics.append(RunMetrics(run, folder, json.loads(file.read_text()), link))
     return metrics
 
 
@@ -132,47 +155,57 @@ def results(runs: Sequence[str], evaluations: Sequence[RunMetrics], dataset: str
 
 
 def results_by_split(
-    content: Mapping[str, Any], splits: Mapping[str, str], chosen: Collection[str] = ()
+    evaluations: Sequence[RunMetrics], splits: Mapping[str, str], common: Collection[str]
 ) -> list[SplitResults]:
     """The results on each split that has any.
 
     Args:
-        content: as in results.json.
+        evaluations: of all runs.
         splits: split -> prefix of its metrics (see `validation_splits`).
-        chosen: metrics of the evaluations that were chosen for some runs only.
+        common: folders of the evaluations that are made for every run.
     """
-    made = [_split_results(content["rows"], split, splits, chosen) for split in splits]
+    made = [_split_results(evaluations, split, splits, common) for split in splits]
     return [each for each in made if each.metrics or each.chosen]
 
 
 def _split_results(
-    rows: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[RunMetrics],
     split: str,
     splits: Mapping[str, str],
-    chosen: Collection[str],
+    common: Collection[str],
 ) -> SplitResults:
     prefix = splits[split]
-    others = tuple(p for p in splits.values() if p and p != prefix)
+    other_prefixes = tuple(other for other in splits.values() if other)
+    values: dict[str, dict[str, float]] = {}  # metric without prefix -> run -> value
+    labels: dict[str, str] = {}
+    chosen, details = set(), []
+    for evaluation in evaluations:
+        for name, value in evaluation.metrics.items():
+            if name.startswith(prefix) if prefix else not name.startswith(other_prefixes):
+                name = name.removeprefix(prefix)
+                values.setdefault(name, {})[evaluation.run] = value
+                labels[name] = evaluation.label
+                if evaluation.folder not in common:
+                    chosen.add(name)
+                if not name.endswith(EVALUATIONS[evaluation.evaluation].main_suffix):
+                    details.append(name)
 
-    def of_this_split(name: str) -> bool:
-        return name.startswith(prefix) and not (not prefix and name.startswith(others))
+    def score(run: str, name: str) -> Score:
+        return Score(values[name].get(run), values.get(_UNTRAINED + name, {}).get(run))
 
-    def score(row: Mapping[str, Any], name: str) -> Score:
-        metrics = row["metrics"]
-        return Score(metrics.get(prefix + name), metrics.get(prefix + _UNTRAINED + name))
-
-    names = {n.removeprefix(prefix) for row in rows for n in row["metrics"] if of_this_split(n)}
-    trained = sorted((n for n in names if not n.startswith(_UNTRAINED)), key=_natural)
-    common = [name for name in trained if prefix + name not in chosen]
+    trained = sorted((n for n in values if not n.startswith(_UNTRAINED)), key=_natural)
+    metrics = [name for name in trained if name not in chosen]
     return SplitResults(
         split,
-        common,
-        {row["run"]: [score(row, name) for name in common] for row in rows},
+        metrics,
+        {e.run: [score(e.run, name) for name in metrics] for e in evaluations},
         {
-            name: {row["run"]: score(row, name) for row in rows if prefix + name in row["metrics"]}
+            name: {run: score(run, name) for run in values[name]}
             for name in trained
-            if name not in common
+            if name in chosen
         },
+        [name for name in trained if name in chosen and name in details],
+        labels,
     )
 
 
@@ -211,7 +244,8 @@ def text(results: Sequence[SplitResults]) -> str:
 def _common_table(results: SplitResults) -> str:
     header = [results.split]
     for i, name in enumerate(results.metrics):
-        header += [name, "random", "gain"] if results.has_untrained(i) else [name]
+        title = f"{results.labels[name]}\n{name}"
+        header += [title, "random", "gain"] if results.has_untrained(i) else [title]
     lines = []
     for run, scores in results.rows.items():
         line = [run]
@@ -229,8 +263,8 @@ def _chosen_table(results: SplitResults) -> str:
     for name in results.main_metrics():  # results.json and the page have the others too
         scores = results.chosen[name]
         values = [scores[run].value if run in scores else None for run in runs]
-        lines.append([name, *(metric(value, name) for value in values)])
-    return text_table([results.split, *runs], lines)
+        lines.append([results.labels[name], name, *(metric(value, name) for value in values)])
+    return text_table([results.split, "", *runs], lines, left=(0, 1))
 
 
 def _natural(name: str) -> list[str | int]:

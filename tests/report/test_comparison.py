@@ -10,9 +10,9 @@ from salmask.errors import UserError
 from salmask.params.names import run_names
 from salmask.params.run import read_run
 from salmask.params.yaml_file import Params
-from salmask.report import comparison, responses
+from salmask.report import comparison, sweep_charts
 from salmask.report.comparison import TableConfig
-from salmask.report.responses import Sweep
+from salmask.report.sweep_charts import Sweep
 from tests.helpers.tiny_report import params
 
 RUNS = {"plain": {}, "high-a": {}, "high-b": {"seed": 1}}
@@ -42,7 +42,7 @@ FOUND = {
 
 def filled(**changes: Any) -> comparison.Comparison:
     read = declaring(**changes)
-    (made,) = comparison.compare(comparison.read_tables(read), responses.sweeps(read), FOUND)
+    (made,) = comparison.compare(comparison.read_tables(read), sweep_charts.sweeps(read), FOUND)
     return made
 
 
@@ -136,7 +136,7 @@ def test_a_sweep_of_lost_runs_is_the_users_to_repair() -> None:
     with pytest.raises(
         UserError, match=r"sweeps\.high: there is no run high-a; write params\.yaml again"
     ):
-        responses.sweeps(gone)
+        sweep_charts.sweeps(gone)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 21, 22, 40, 200])
@@ -144,7 +144,7 @@ def test_the_interval_is_students(count: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(count).normal(size=count).tolist()
     low, high = stats.t.interval(0.95, count - 1, np.mean(values), stats.sem(values))
-    assert responses.half_width(values) == pytest.approx((high - low) / 2, rel=2e-4)
+    assert sweep_charts.half_width(values) == pytest.approx((high - low) / 2, rel=2e-4)
 
 
 # ------------------------------------------------------------------------------------- responses
@@ -154,7 +154,7 @@ def swept(runs: dict[str, Any], sweeps: dict[str, Any], scores: dict[str, float]
     read = Params(params(**runs) | {"sweeps": sweeps})
     configs = {name: read_run(read, name) for name in run_names(read)}
     content = {"rows": [{"run": r, "metrics": {"m": s}} for r, s in scores.items()]}
-    return responses.curves(responses.sweeps(read), configs, content, "m")
+    return sweep_charts.curves(sweep_charts.sweeps(read), configs, content, "m")
 
 
 def masked(ratio: float, seed: int = 0) -> dict[str, Any]:
@@ -190,8 +190,8 @@ def test_two_keys_make_two_panels_with_a_line_per_value_of_the_other() -> None:
         "g, mask.ratio 0.1",
         "g, mask.ratio 0.2",
     ]
-    drawn = responses.draw(curves)
-    assert drawn == responses.draw(curves) and drawn.startswith(b"\x89PNG")
+    drawn = sweep_charts.draw(curves)
+    assert drawn == sweep_charts.draw(curves) and drawn.startswith(b"\x89PNG")
 
 
 def test_ranges_and_names_are_drawn_too() -> None:
@@ -199,6 +199,6 @@ def test_ranges_and_names_are_drawn_too() -> None:
     sweeps = {"g": {"keys": ["view.crop"], "settings": {"a": ["a"], "b": ["b"]}}}
     curves = swept(runs, sweeps, {"a": 1.0, "b": 2.0})
     (line,) = curves["view.crop"]
-    assert [responses.label(value) for value, _ in line.points] == ["0.2 to 1", "0.5 to 1"]
-    assert responses.draw(curves).startswith(b"\x89PNG")
+    assert [sweep_charts.label(value) for value, _ in line.points] == ["0.2 to 1", "0.5 to 1"]
+    assert sweep_charts.draw(curves).startswith(b"\x89PNG")
     assert swept(runs, sweeps, {}) == {}  # no run has this metric

@@ -169,13 +169,14 @@ def test_a_query_is_not_its_own_neighbour_and_classes_are_judged(built) -> None:
     nearest, searched = samples.nearest(encoder, rows, "train", 2, 50)
     assert searched == len(rows.ids("train")) == 12
     for one in nearest:
-        assert one.query not in one.rows and len(one.rows) == 11
-        assert list(one.cosines) == sorted(one.cosines, reverse=True)
-        same = [bool(rows.labels[r] == rows.labels[one.query]) for r in one.rows]
-        assert [n.same_class for n in samples.neighbours_of(rows, one)] == same
+        assert one.row not in [n.row for n in one.neighbours] and len(one.neighbours) == 11
+        cosines = [n.cosine for n in one.neighbours]
+        assert cosines == sorted(cosines, reverse=True)
+        same = [bool(rows.labels[n.row] == rows.labels[one.row]) for n in one.neighbours]
+        assert [n.same_class for n in one.neighbours] == same
     # val has the same images as train: the nearest neighbour of each is its copy
     for one in samples.nearest(encoder, rows, "val", 2, 1)[0]:
-        assert rows.sha256[one.rows[0]] == rows.sha256[one.query]
+        assert rows.sha256[one.neighbours[0].row] == rows.sha256[one.row]
 
 
 def test_even_spacing_covers_the_range() -> None:

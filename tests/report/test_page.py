@@ -70,7 +70,7 @@ def test_images_without_labels_and_without_a_validation_split(tmp_path, monkeypa
     rows = manifest.load(project / "artifacts/data")
     encoder = encoder_file.load(project / "artifacts/pretrain/plain", CPU)
     nearest, _ = samples.nearest(encoder, rows, "train", 1, 3)
-    assert [n.same_class for n in samples.neighbours_of(rows, nearest[0])] == [None] * 3
+    assert [n.same_class for n in nearest[0].neighbours] == [None] * 3
 
 
 def test_the_page_says_that_there_is_no_saliency(tmp_path, monkeypatch) -> None:

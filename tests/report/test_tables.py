@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from salmask.errors import UserError
+from salmask.lineage import Link
 from salmask.report import tables
 from tests.helpers.tiny_report import KNN
 
@@ -25,15 +26,16 @@ def test_results_hold_the_metrics_of_every_protocol_and_their_lineage(built) -> 
 
 def test_a_missing_protocol_is_the_users_to_repair(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plain.knn.metrics\.json is missing"):
-        tables.collect({"plain": ["knn"]}, tmp_path, tmp_path)
+        tables.collect({"plain": ["knn"]}, tmp_path)
 
 
 def scores(**metrics: float) -> list[tables.SplitResults]:
-    rows = [
-        {"run": "a", "dataset": "mine", "metrics": KNN},
-        {"run": "b", "dataset": "mine", "metrics": metrics},
-    ]
-    return tables.results_by_split({"rows": rows}, {"val": "", "far": "far_"})
+    evaluations = [evaluation("a", "knn", KNN), evaluation("b", "knn", metrics)]
+    return tables.results_by_split(evaluations, {"val": "", "far": "far_"}, ["knn"])
+
+
+def evaluation(run: str, folder: str, metrics: dict[str, float]) -> tables.RunMetrics:
+    return tables.RunMetrics(run, folder, metrics, Link(Path(), {}))
 
 
 def test_gain_is_in_points_over_the_untrained_encoder_and_small_k_comes_first() -> None:
@@ -51,31 +53,31 @@ def test_metrics_of_another_split_have_their_own_table() -> None:
 
 def test_what_is_missing_is_a_dash_in_the_text_table() -> None:
     lines = tables.text(scores(knn20_top1=30.0)).splitlines()
-    assert lines[0].split() == ["val", "knn20_top1", "random", "gain", "knn200_top1"]
-    assert lines[2].split() == ["a", "50.00", "20.00", "+30.00", "40.00"]
-    assert lines[3].split() == ["b", "30.00", "–", "–", "–"]
+    assert lines[0].split() == ["val", "k-NN", "random", "gain", "k-NN"]
+    assert lines[1].split() == ["knn20_top1", "knn200_top1"]
+    assert lines[3].split() == ["a", "50.00", "20.00", "+30.00", "40.00"]
+    assert lines[4].split() == ["b", "30.00", "–", "–", "–"]
     assert len({len(line) for line in lines}) == 1  # aligned
 
 
 def test_evaluations_of_some_runs_have_a_separate_table_with_a_metric_per_line() -> None:
-    rows = [
-        {"run": "a", "dataset": "mine", "metrics": KNN},
-        {"run": "b", "dataset": "mine", "metrics": KNN | CHOSEN | {"far_finetune1_top1": 8.0}},
+    evaluations = [
+        evaluation("a", "knn", KNN),
+        evaluation("b", "knn", KNN),
+        evaluation("b", "finetune", {"finetune1_top1": 71.25, "far_finetune1_top1": 8.0}),
+        evaluation("b", "variance", {"variance_pooled": 0.00123456, "variance_uniformity": -3.1}),
     ]
-    apart = {*CHOSEN, "far_finetune1_top1"}
-    results = tables.results_by_split({"rows": rows}, {"val": "", "far": "far_"}, apart)
+    results = tables.results_by_split(evaluations, {"val": "", "far": "far_"}, ["knn"])
     assert [list(split.metrics) for split in results] == [["knn20_top1", "knn200_top1"], []]
     val, far = (part.split("\n\n") for part in tables.text(results).split("\n\nfar"))
     assert "finetune" not in val[0]
     lines = [line.split() for line in val[1].splitlines()]
     assert lines[0] == ["val", "b"] and lines[2:] == [
-        ["finetune1_top1", "71.25"], ["variance_pooled", "0.001235"]
+        ["fine-tuning", "finetune1_top1", "71.25"],
+        ["variance", "of", "features", "variance_pooled", "0.001235"],
     ]  # fmt: skip
-    assert results[0].detail_metrics() == ["variance_uniformity"]  # in a closed section of the page
-    assert far[0].splitlines()[-1].split() == ["finetune1_top1", "8.00"]
-
-
-CHOSEN = {"variance_pooled": 0.00123456, "finetune1_top1": 71.25, "variance_uniformity": -3.1}
+    assert results[0].details == ["variance_uniformity"]  # in a closed section of the page
+    assert far[0].splitlines()[-1].split() == ["fine-tuning", "finetune1_top1", "8.00"]
 
 
 def test_the_best_run_is_the_one_with_the_best_first_knn() -> None:

@@ -1,4 +1,4 @@
-"""Where the artifacts lie, and which of their files later stages depend on."""
+"""Where the artifacts lie in a project, and which of their files later stages depend on."""
 
 from pathlib import Path
 
