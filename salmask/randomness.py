@@ -104,6 +104,8 @@ def epoch_order(seed: int, epoch: int, ids: Tensor) -> Tensor:
 
 
 def batch_shuffle(seed: int, epoch: int, step: int, count: int) -> Tensor:
-    """A permutation (count,) int64 of a batch, for the batch-norm groups of the key encoder."""
-    keys = _chain(seed, epoch, step, zlib.crc32(b"shuffle"), torch.arange(count))
-    return torch.argsort(keys, stable=True)
+    """Two independent permutations (2,count) int64 of a batch. They form the batch-norm groups of
+    keys and of hard negatives in the key encoder."""
+    purposes = torch.tensor([[zlib.crc32(b"shuffle")], [zlib.crc32(b"shuffle of negatives")]])
+    keys = _chain(seed, epoch, step, purposes, torch.arange(count))
+    return torch.argsort(keys, dim=1, stable=True)

@@ -114,8 +114,8 @@ class Views:
         images: views (B,C,H,W) float32. images[1] is the key of the first direction, and the key
             that `mixed` refers to.
         pairs: comparisons (online view, target view, weight). The loss is their weighted sum.
-        shuffle: permutation of the global batch, int64, that forms the batch-norm groups of the
-            key encoder.
+        shuffle: two permutations (2, global batch) int64. They form the batch-norm groups of the
+            keys and of the hard negatives in the key encoder.
         negatives: target view -> hard negatives made from it, (B,C,H,W) each.
         mixed: mixed queries.
         labels: (B,) int64, the class of each image; None if the framework reads no labels.

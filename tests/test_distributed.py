@@ -92,7 +92,7 @@ def whole(kind: str, seed: int) -> Views:
     return Views(
         views,
         pairs,
-        torch.randperm(BATCH, generator=generator),
+        torch.stack([torch.randperm(BATCH, generator=generator) for _ in range(2)]),
         {1: tuple(noise() for _ in range(count["negatives"]))} if count["negatives"] else {},
         tuple(Mixed(noise(), terms) for _ in range(count["mixed"])),
     )
@@ -124,6 +124,7 @@ def train(name: str, kind: str, options: dict[str, Any], group: int) -> dict[str
     for step in range(2 if name == "moco" else 1):
         step_metrics = model(shared(whole(kind, step)), 0.5)
         step_metrics["loss"].backward()
+        model.finish_step()
         metrics.append({key: value.detach() for key, value in step_metrics.items()})
     return {
         "metrics": metrics,

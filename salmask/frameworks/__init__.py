@@ -54,12 +54,15 @@ class BaseFramework(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
-        """One training step without the optimizer: the same as `losses`, plus updates of the state.
+        """A training step up to the loss: the same as `losses`, plus updates of the state.
 
         Args:
             views: what is compared.
             progress: share of the training that is done.
         """
+
+    def finish_step(self) -> None:
+        """Called after the backward pass of each step. Changes what that pass still reads."""
 
     @abstractmethod
     def losses(self, views: Views) -> dict[str, Tensor]:

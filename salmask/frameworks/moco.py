@@ -21,8 +21,8 @@ from salmask.shapes import Views, Wiring
 class Framework(BaseFramework):
     """A query encoder, a key encoder that is its moving average, and a queue of past keys.
 
-    A step: momentum update, queries, keys, hard negatives, logits, update of the queue. The buffer
-    `queue` is (D,K) float32 and equal in all processes; new keys replace the oldest.
+    A step: momentum update, queries, keys, hard negatives, logits; after the backward pass, update
+    of the queue. The buffer `queue` is (D,K) float32 and equal in all processes; new keys replace the oldest.
 
     Args:
         encoder: the section `encoder`.
@@ -92,13 +92,22 @@ class Framework(BaseFramework):
         )
 
     def forward(self, views: Views, progress: float) -> dict[str, Tensor]:
-        """One step: momentum update, losses, update of the queue. He et al. 2020, Alg. 1."""
+        """One step: momentum update and losses. He et al. 2020, Alg. 1."""
         self._update_key_encoder()
         keys = self._keys(views)
         metrics = self._compare(views, keys)
         newest = list(keys.values())[: self.keys_per_image]
-        self._enqueue(torch.cat([gather(key) for key in newest]))
+        self._newest = torch.cat([gather(key) for key in newest])
         return metrics
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Writes the keys of all processes over the oldest keys of the queue. The backward pass
+        reads the queue, so this follows it."""
+        count, size = len(self._newest), self.queue.shape[1]
+        places = (self.cursor + torch.arange(count, device=self.cursor.device)) % size
+        self.queue.index_copy_(1, places, self._newest.T)
+        self.cursor.add_(count).remainder_(size)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """The loss () and metrics ().
@@ -108,13 +117,11 @@ class Framework(BaseFramework):
         return self._compare(views, self._keys(views))
 
     def _compare(self, views: Views, keys: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        queue = self.queue.clone()  # the backward pass needs it after `_enqueue`
-
         def logits(query: Tensor, key: Tensor, negative: Tensor | None = None) -> Tensor:
             return info_nce_logits(
                 query,
                 key,
-                queue,
+                self.queue,
                 temperature=self.temperature,
                 hard_negative=negative,
                 penalty=self.penalty,
@@ -136,7 +143,7 @@ class Framework(BaseFramework):
         loss = torch.stack(terms).sum()
         i, j, _ = views.pairs[0]
         with torch.no_grad():
-            best = compared[0][:, : 1 + queue.shape[1]].argmax(dim=1)
+            best = compared[0][:, : 1 + self.queue.shape[1]].argmax(dim=1)
             metrics = {
                 "loss": loss,
                 "accuracy": (best == 0).float().mean(),
@@ -157,24 +164,33 @@ class Framework(BaseFramework):
 
     @torch.no_grad()
     def _keys(self, views: Views) -> dict[int, Tensor]:
-        """Keys (B,D) by view. Their batch-norm groups differ from those of the queries, so that the
-        two share no statistics (He et al. 2020, Sec. 3.3)."""
-        if not self.bn_group and world_size() > 1:  # one group: shuffling would change nothing
-            return {view: self._key(views.images[view]) for view in views.targets}
-        keys = {}
-        for view in views.targets:
-            shuffled = self._key(gather(views.images[view])[local_rows(views.shuffle)])
-            keys[view] = local_rows(gather(shuffled)[torch.argsort(views.shuffle)])
-        return keys
+        """Keys (B,D) by view."""
+        return {view: self._shuffled(views.images[view], views.shuffle[0]) for view in views.targets}
 
     @torch.no_grad()
     def _negatives(self, views: Views) -> dict[int, Tensor]:
         """Embedded hard negatives (B,n,D) by the view that they were made from. They never enter
         the queue."""
         return {
-            view: torch.stack([self._key(images) for images in negatives], dim=1)
+            view: torch.stack([self._shuffled(n, views.shuffle[1]) for n in negatives], dim=1)
             for view, negatives in views.negatives.items()
         }
+
+    def _shuffled(self, images: Tensor, order: Tensor) -> Tensor:
+        """Embeds images (B,C,H,W) in batch-norm groups of their own: (B,D), of unit length.
+
+        Queries form groups in the order of the batch. With other groups, the similarity of a query
+        with an embedding of the same image is not raised by statistics that the two share (He et
+        al. 2020, Sec. 3.3).
+
+        Args:
+            images: the part of this process.
+            order: permutation of the global batch.
+        """
+        if not self.bn_group and world_size() > 1:  # one group: shuffling would change nothing
+            return self._key(images)
+        embedded = self._key(gather(images)[local_rows(order)])
+        return local_rows(gather(embedded)[torch.argsort(order)])
 
     @torch.no_grad()
     def _update_key_encoder(self) -> None:
@@ -182,10 +198,3 @@ class Framework(BaseFramework):
         key: list[Tensor] = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
         query: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
         torch._foreach_lerp_(key, query, 1 - self.momentum)
-
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        """Writes the keys (B,D) of all processes over the oldest keys."""
-        start = int(self.cursor)
-        self.queue[:, start : start + len(keys)] = keys.T
-        self.cursor.copy_((self.cursor + len(keys)) % self.queue.shape[1])

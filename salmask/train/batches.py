@@ -24,8 +24,7 @@ class Batch:
     Args:
         pair: unmasked views, with saliency maps if the mask reads them.
         draws: random numbers of the samples.
-        shuffle: permutation of the global batch, which forms the batch norm groups of the key
-            encoder.
+        shuffle: see `Views`.
         labels: (B,) int64, the class of each image, if the framework reads labels.
     """
 

@@ -180,6 +180,7 @@ class Learner:
             metrics: dict[str, Tensor] = self.forward(views, step / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         metrics["loss"].backward()
+        self.framework.finish_step()
         self.optimizer.step()
         if self.adversary:
             share = rate_share(train, step, self.steps_per_epoch)

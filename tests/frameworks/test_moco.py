@@ -43,9 +43,9 @@ def plain(seed: int = 0, **more) -> Views:
     return views(images(2, seed), [(0, 1, 1.0)], **more)
 
 
-def with_negative(seed: int = 0) -> Views:
+def with_negative(seed: int = 0, **more) -> Views:
     query, key, negative = images(3, seed)
-    return views((query, key), [(0, 1, 1.0)], negatives={1: (negative,)})
+    return views((query, key), [(0, 1, 1.0)], negatives={1: (negative,)}, **more)
 
 
 def followed(model: Framework) -> tuple[nn.Module, nn.Module]:
@@ -58,6 +58,13 @@ def followed(model: Framework) -> tuple[nn.Module, nn.Module]:
 
 def keys_of(model: Framework, pictures: torch.Tensor) -> torch.Tensor:
     return F.normalize(torch.tensor(embed(pictures, *followed(model))), dim=1)
+
+
+def step(model: Framework, batch: Views) -> dict[str, torch.Tensor]:
+    """A training step without a backward pass; its metrics."""
+    metrics = model(batch, 0.0)
+    model.finish_step()
+    return metrics
 
 
 # ------------------------------------------------------------------------------------- the loss
@@ -143,9 +150,9 @@ def test_loss_and_accuracy_agree_with_loops(scene, group):
 
 def test_the_loss_is_that_of_the_queue_before_the_step():
     model = build()
-    for step in range(6):  # more steps than the queue has room for
-        loss, _ = slow(model, plain(step))
-        assert model(plain(step), 0.0)["loss"].item() == pytest.approx(loss, rel=1e-4)
+    for number in range(6):  # more steps than the queue has room for
+        loss, _ = slow(model, plain(number))
+        assert step(model, plain(number))["loss"].item() == pytest.approx(loss, rel=1e-4)
 
 
 def test_similarities_are_means_over_the_first_comparison():
@@ -207,12 +214,12 @@ def test_the_query_encoder_does_not_move_by_itself():
 def test_the_queue_wraps_around_and_replaces_the_oldest(symmetric):
     model = build(symmetric=symmetric)
     pairs, count = (BOTH, 2 * BATCH) if symmetric else ([(0, 1, 1.0)], BATCH)
-    for step in range(2 * QUEUE // count + 1):
-        start = step * count % QUEUE
+    for number in range(2 * QUEUE // count + 1):
+        start = number * count % QUEUE
         assert model.cursor == start
-        before, batch = model.queue.clone(), views(images(2, step), pairs)
+        before, batch = model.queue.clone(), views(images(2, number), pairs)
         expected = [keys_of(model, batch.images[view]) for view in batch.targets]
-        model(batch, 0.0)
+        step(model, batch)
         before[:, start : start + count] = torch.cat(expected).T  # in the order of the views
         torch.testing.assert_close(model.queue, before, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(QUEUE))
@@ -226,11 +233,11 @@ def test_further_target_views_do_not_enter_the_queue(symmetric):
     count = 2 * BATCH if symmetric else BATCH
     queue = 3 * count  # not a multiple of 4B
     model = build(symmetric=symmetric, queue=queue)
-    for step in range(4):
-        batch = views(images(4, step), pairs)
+    for number in range(4):
+        batch = views(images(4, number), pairs)
         expected = [keys_of(model, batch.images[view]) for view in ((0, 1) if symmetric else (1,))]
-        model(batch, 0.0)
-        start = step * count % queue
+        step(model, batch)
+        start = number * count % queue
         added = model.queue[:, start : start + count].T
         torch.testing.assert_close(added, torch.cat(expected), atol=1e-5, rtol=1e-4)
         assert model.cursor == (start + count) % queue
@@ -238,16 +245,16 @@ def test_further_target_views_do_not_enter_the_queue(symmetric):
 
 def test_hard_negatives_never_enter_the_queue():
     with_it, without = build(), build()
-    with_it(with_negative(), 0.0)
-    without(plain(), 0.0)
+    step(with_it, with_negative())
+    step(without, plain())
     assert torch.equal(with_it.queue, without.queue)
     assert torch.equal(with_it.cursor, without.cursor)
 
 
 def test_mixtures_never_enter_the_queue():
     with_it, without = build(), build()
-    with_it(views((A, B), [(0, 1, 1.0)], mixed=mixtures(C)), 0.0)
-    without(views((A, B), [(0, 1, 1.0)]), 0.0)
+    step(with_it, views((A, B), [(0, 1, 1.0)], mixed=mixtures(C)))
+    step(without, views((A, B), [(0, 1, 1.0)]))
     assert torch.equal(with_it.queue, without.queue)
 
 
@@ -258,7 +265,7 @@ def test_key_and_hard_negative_are_two_forwards():
     queues = []
     for batch in (near, far):
         model = build()
-        model(batch, 0.0)
+        step(model, batch)
         queues.append(model.queue)
     assert torch.equal(*queues)
 
@@ -271,26 +278,41 @@ def test_shuffling_forms_the_keys_groups_and_is_undone(shuffle):
     keys: dict[int, list[float]] = {}
     for group in (shuffle[:2], shuffle[2:]):  # the groups of batch norm
         keys |= dict(zip(group, embed(batch.images[1][group], *parts), strict=True))
-    model(batch, 0.0)
+    step(model, batch)
     expected_values = F.normalize(torch.tensor([keys[i] for i in range(BATCH)]), dim=1)
     torch.testing.assert_close(model.queue[:, :BATCH].T, expected_values, atol=1e-5, rtol=1e-4)
 
 
-def test_only_keys_are_shuffled():
-    """Queries and hard negatives keep their groups, which are random already."""
-    ours, theirs = build(bn_group=2), build(bn_group=2)
-    batch = with_negative()
-    shuffled = Views(batch.images, batch.pairs, torch.tensor([2, 0, 3, 1]), batch.negatives)
-    a, b = ours(batch, 0.0), theirs(shuffled, 0.0)
-    assert not torch.allclose(a["positive_similarity"], b["positive_similarity"])
-    assert torch.equal(a["negative_similarity"], b["negative_similarity"])
+def test_hard_negatives_have_groups_of_their_own():
+    order = [2, 0, 3, 1]
+    model, batch = build(bn_group=2), with_negative(negative_shuffle=order)
+    parts = followed(model)
+    negatives: dict[int, list[float]] = {}
+    for group in (order[:2], order[2:]):
+        pictures = batch.negatives[1][0][group]
+        negatives |= dict(zip(group, embed(pictures, *parts), strict=True))
+    queries = embed(batch.images[0], model.encoder, model.projector, group=2)
+    expected = sum(cosine(queries[i], negatives[i]) for i in range(BATCH)) / BATCH
+    assert model(batch, 0.0)["negative_similarity"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_each_order_changes_its_own_embeddings_only():
+    def similarities(**orders):
+        metrics = build(bn_group=2)(with_negative(**orders), 0.0)
+        return metrics["positive_similarity"].item(), metrics["negative_similarity"].item()
+
+    positive, negative = similarities()
+    of_keys, of_negatives = ({name: [2, 0, 3, 1]} for name in ("shuffle", "negative_shuffle"))
+    assert similarities(**of_keys)[0] != positive and similarities(**of_keys)[1] == negative
+    assert similarities(**of_negatives)[0] == positive
+    assert similarities(**of_negatives)[1] != negative
 
 
 def test_with_one_group_the_shuffle_does_not_matter():
     queues = []
     for shuffle in ([0, 1, 2, 3], [3, 1, 0, 2]):
         model = build()
-        model(plain(shuffle=shuffle), 0.0)
+        step(model, plain(shuffle=shuffle))
         queues.append(model.queue)
     torch.testing.assert_close(*queues, atol=1e-5, rtol=1e-4)
 

@@ -53,9 +53,11 @@ def views(
     pictures: Sequence[Tensor],
     pairs: Sequence[tuple[int, int, float]],
     shuffle: Sequence[int] = range(BATCH),
+    negative_shuffle: Sequence[int] = range(BATCH),
     **more: object,
 ) -> Views:
-    return Views(tuple(pictures), tuple(pairs), torch.tensor(list(shuffle)), **more)  # type: ignore[arg-type]
+    orders = torch.tensor([list(shuffle), list(negative_shuffle)])
+    return Views(tuple(pictures), tuple(pairs), orders, **more)  # type: ignore[arg-type]
 
 
 def embed(pictures: Tensor, *parts: nn.Module, group: int = 0) -> Vectors:

@@ -29,7 +29,7 @@ WIRINGS = {
 }
 MOCO = WIRINGS["moco"]
 FRAMEWORKS = ("moco", "simclr", "byol", "simsiam")
-SHUFFLE = torch.tensor([2, 0, 3, 1])
+SHUFFLE = torch.tensor([[2, 0, 3, 1], [1, 0, 3, 2]])
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -25,7 +25,7 @@ SIMCLR = Wiring("simclr", "simclr", roles="pairs", hard_negatives=True)
 BYOL = Wiring("byol", "byol", roles="both", learned_masks="second_view")
 SIMSIAM = Wiring("simsiam", "simsiam", roles="both", weight=0.5)
 ALL = [MOCO, MOCO_V1, SYMMETRIC, SIMCLR, BYOL, SIMSIAM]
-SHUFFLE = torch.tensor([3, 1, 0, 5, 4, 2])
+SHUFFLE = torch.tensor([[3, 1, 0, 5, 4, 2], [0, 2, 4, 1, 3, 5]])
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from salmask.train.batches import Batch
 
 BATCH, SIDE, QUEUE = 8, 16, 32
 FRAMEWORKS = ("moco", "simclr", "byol", "simsiam")
-SHUFFLE = torch.tensor([5, 2, 0, 7, 3, 1, 6, 4])
+SHUFFLE = torch.tensor([[5, 2, 0, 7, 3, 1, 6, 4], [0, 4, 1, 5, 2, 6, 3, 7]])
 
 
 def framework(name: str, group: int = 4):
@@ -100,6 +100,7 @@ def test_a_frameworks_own_step_would_have_moved_its_statistics_and_queue():
     before = state(model)
     player, at = masker(model), batch()
     model(player.views(at.pair, at.draws, at.shuffle), 0.5)
+    model.finish_step()
     moved = {name for name, tensor in state(model).items() if not torch.equal(tensor, before[name])}
     assert {"queue", "cursor"} < moved
     for part in ("running_mean", "running_var", "num_batches_tracked"):

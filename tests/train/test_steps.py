@@ -152,6 +152,7 @@ class Training:
         recorded = self.model(batch.views(self.strategy), number / STEPS)
         self.optimizer.zero_grad(set_to_none=True)
         recorded["loss"].backward()
+        self.model.finish_step()
         self.optimizer.step()
         if self.adversary:
             recorded = recorded | self.adversary.step(self.model, batch, 1.0)
@@ -281,9 +282,9 @@ def test_the_queue_holds_the_newest_keys_in_their_place(case):
     expected = []
     for view in last.targets[: count // BATCH]:
         with frozen(keyed), torch.no_grad():
-            shuffled = nn.functional.normalize(keyed(last.images[view][batch.shuffle]), dim=1)
+            shuffled = nn.functional.normalize(keyed(last.images[view][batch.shuffle[0]]), dim=1)
         expected.append(torch.empty_like(shuffled))
-        expected[-1][batch.shuffle] = shuffled
+        expected[-1][batch.shuffle[0]] = shuffled
     newest = model.queue[:, (STEPS - 1) * count : STEPS * count]
     torch.testing.assert_close(newest.T, torch.cat(expected), atol=1e-5, rtol=1e-4)
 
