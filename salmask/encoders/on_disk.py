@@ -47,14 +47,17 @@ class InputSpec:
     std: PerChannel = IMAGENET_STD
 
     @classmethod
-    def for_views(cls, size: int, filter: dict[str, Any] | None) -> "InputSpec":
+    def for_views(
+        cls, size: int, filter: dict[str, Any] | None, shorter: int | None = None
+    ) -> "InputSpec":
         """The input of an encoder that was trained here.
 
         Args:
             size: side of its training views in px.
             filter: the input filter of its mask, or None.
+            shorter: `view.shorter`.
         """
-        return cls(size, shorter_side(size), filter)
+        return cls(size, shorter or shorter_side(size), filter)
 
     def prepared(self, images: Tensor) -> Tensor:
         """Normalises images in [0,1], and filters them if the encoder needs it: (B,3,S,S) ->

@@ -22,7 +22,8 @@ class Framework(BaseFramework):
     """A query encoder, a key encoder that is its moving average, and a queue of past keys.
 
     A step: momentum update, queries, keys, hard negatives, logits; after the backward pass, update
-    of the queue. The buffer `queue` is (D,K) float32 and equal in all processes; new keys replace the oldest.
+    of the queue. The buffer `queue` is (D,K) float32 and equal in all processes; new keys replace
+    the oldest.
 
     Args:
         encoder: the section `encoder`.
@@ -165,7 +166,9 @@ class Framework(BaseFramework):
     @torch.no_grad()
     def _keys(self, views: Views) -> dict[int, Tensor]:
         """Keys (B,D) by view."""
-        return {view: self._shuffled(views.images[view], views.shuffle[0]) for view in views.targets}
+        return {
+            view: self._shuffled(views.images[view], views.shuffle[0]) for view in views.targets
+        }
 
     @torch.no_grad()
     def _negatives(self, views: Views) -> dict[int, Tensor]:

@@ -14,6 +14,9 @@ class ViewConfig:
 
     Args:
         size: side in px.
+        shorter: evaluations resize the shorter side of an image to this length in px, and take its
+            centre crop of `size`. By default 256/224 of `size`; equal to `size`, nothing is cut
+            off a square image.
         grid: patches per side. Must divide `size`, except for masks that mix images.
         crop: range of the area share of a crop.
         aspect: range of the aspect ratio of a crop.
@@ -28,6 +31,7 @@ class ViewConfig:
     """
 
     size: PositiveInt = 224
+    shorter: PositiveInt | None = None
     grid: PositiveInt = 7
     crop: Range = (0.2, 1.0)
     aspect: Range = (3 / 4, 4 / 3)
@@ -42,6 +46,8 @@ class ViewConfig:
     def __post_init__(self) -> None:
         if self.grid > self.size:
             raise ValueError(f"grid {self.grid} is larger than size {self.size}, in px")
+        if self.shorter is not None and self.shorter < self.size:
+            raise ValueError(f"shorter {self.shorter} is less than size {self.size}")
         for name in ("flip", "jitter_p", "gray_p", "blur_p", "solarize_p"):
             value = getattr(self, name)
             numbers = list(value) if isinstance(value, tuple) else [value]

@@ -110,7 +110,7 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
     write_history(history)
     if rank() == 0:
         network, side = learner.framework.get_submodule("encoder"), config.view.size
-        spec = InputSpec.for_views(side, input_filter(config.mask, side))
+        spec = InputSpec.for_views(side, input_filter(config.mask, side), config.view.shorter)
         encoder_file.save(network.state_dict(), config.encoder, spec, job.out)
         encoder_file.save_projector(learner.framework, job.out)
         if learner.adversary:

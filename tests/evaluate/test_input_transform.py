@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from salmask import evaluate
+from salmask.data.normalisation import normalise
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import InputSpec
 from tests.helpers.tiny_encoders import FILTER, SMALL, features, pictures, saved
@@ -52,13 +53,13 @@ def rows(make_manifest):
     return make_manifest(images)
 
 
-def largest_input(protocol, folder, rows, job) -> float:
-    """The largest absolute input value of any network while a protocol scores the encoder."""
-    recorded: list[float] = []
+def inputs_of(protocol, folder, rows, job) -> list[torch.Tensor]:
+    """The inputs (b,3,S,S) of all networks while a protocol scores the encoder."""
+    recorded: list[torch.Tensor] = []
 
     def look(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
-            recorded.append(float(given[0].detach().abs().max()))
+            recorded.append(given[0].detach().clone())
 
     known = inspect.signature(protocol.run).parameters
     options = {name: value for name, value in SHORT.items() if name in known}
@@ -70,7 +71,12 @@ def largest_input(protocol, folder, rows, job) -> float:
     finally:
         hook.remove()
     assert len(recorded) > 1, "the network was never used"
-    return max(recorded)
+    return recorded
+
+
+def largest_input(protocol, folder, rows, job) -> float:
+    """The largest absolute value of these inputs."""
+    return max(float(images.abs().max()) for images in inputs_of(protocol, folder, rows, job))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda module: module.__name__.split(".")[-1])
@@ -80,6 +86,23 @@ def test_every_protocol_applies_the_filter(tmp_path, rows, job, protocol):
     apart = dataclasses.replace(job, work=tmp_path / "other work")
     assert largest_input(protocol, tmp_path / "with", rows, job) < 1e-3
     assert largest_input(protocol, tmp_path / "without", rows, apart) > 0.5
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda module: module.__name__.split(".")[-1])
+def test_images_of_the_views_size_are_scored_pixel_by_pixel(tmp_path, make_manifest, job, protocol):
+    """With `view.shorter` equal to `view.size`, square images of that size are not resampled."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (32, 16, 16, 3), dtype=np.uint8)
+    rows = make_manifest([(p, i % 2, "val" if i >= 16 else "train") for i, p in enumerate(pixels)])
+    whole = normalise(torch.from_numpy(pixels[16:]).permute(0, 3, 1, 2) / 255)
+    recorded = {}
+    for name, shorter in (("whole", 16), ("default", None)):
+        saved(tmp_path / name, SMALL, InputSpec.for_views(16, None, shorter))
+        apart = dataclasses.replace(job, work=tmp_path / f"work {name}")
+        recorded[name] = torch.cat(inputs_of(protocol, tmp_path / name, rows, apart))
+    for image in whole:  # of the split that is scored
+        assert (recorded["whole"] == image).flatten(1).all(dim=1).any()
+        assert not (recorded["default"] == image).flatten(1).all(dim=1).any()
 
 
 def test_all_protocols_are_tested():

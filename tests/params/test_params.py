@@ -269,6 +269,12 @@ def test_grids_up_to_the_size_of_the_view_are_accepted(size, grid):
         ViewConfig(size=size, grid=size + 1)
 
 
+def test_evaluations_cannot_crop_more_than_the_resized_image():
+    assert check({"size": 32, "grid": 4, "shorter": 32}, ViewConfig, "view").shorter == 32
+    with pytest.raises(UserError, match="shorter 31 is less than size 32"):
+        check({"size": 32, "grid": 4, "shorter": 31}, ViewConfig, "view")
+
+
 def test_chances_of_one_view_or_of_two_are_accepted():
     read = params(view={"blur_p": [1, 0.1], "solarize_p": 0}).section("view", ViewConfig)
     assert (read.blur_p, read.solarize_p, ViewConfig().blur_p) == ((1.0, 0.1), 0.0, 0.5)
