@@ -51,7 +51,7 @@ from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.report import samples
 from salmask.report.sheets import Tile, grid_sheet
-from stages.errors import readable_errors
+from stages.errors import Stage
 
 Scores = NDArray[np.float64]
 _DERANGEMENTS = 20
@@ -237,11 +237,10 @@ def picture(scene: Scene, labels: Tensor, masks: Tensor, run: str) -> bytes:
     return grid_sheet([("image", images), ("object", objects)], [(run, columns)], len(columns))
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--run", "name", required=True, help="A run in params.yaml whose mask is adios.")
 @click.option("--split", help="Split of the manifest; by default `val` if it exists.")
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Masks of 8 images.")
-@readable_errors
 def main(name: str, split: str | None, png: Path | None) -> None:
     """Prints the scores of a run's masks, and the share of the image that each mask covers."""
     config, folder = read_run(Params.read(), name), PRETRAIN / name

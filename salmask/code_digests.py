@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 OUR_PACKAGES = ("stages", "salmask")  # not slurm: where work runs does not decide a result
 DATA_FILES = (".j2", ".json")  # files beside the modules, which count by their bytes
@@ -41,7 +41,6 @@ _DESCRIPTIONS = {
     "Evaluation": {"label", "main_suffix"},
     "Dataset": {"layout", "origin", "terms", "note", "downloads", "train_images"},
 }
-_WITHOUT_MEANING = ("ctx", "kind", "type_comment")  # fields that follow from others or from layout
 
 
 def code_digest(modules: Sequence[str], project: Path, messages: bool = False) -> str:
@@ -52,10 +51,10 @@ def code_digest(modules: Sequence[str], project: Path, messages: bool = False) -
         project: the folder that holds `stages/`.
         messages: whether the texts of errors and messages count.
     """
-    kept = _Kept(messages, descriptions=REPORT in modules)
+    descriptions = REPORT in modules
     sha = hashlib.sha256()
     for name, file in sorted(reached(modules, project).items()):
-        effect = _parsed(file.read_text(encoding="utf-8"), kept).effect
+        effect = _parsed(file.read_text(encoding="utf-8"), messages, descriptions).effect
         sha.update(f"{name}\0{effect}\n".encode())
         if file.name == "__init__.py" or name.startswith("stages"):
             continue
@@ -102,11 +101,9 @@ def module_file(name: str, project: Path) -> Path | None:
 def imported_modules(file: Path, project: Path) -> set[str]:
     """The modules of ours that import statements in a source file name."""
     names: set[str] = set()
-    for name, members in _parsed(file.read_text(encoding="utf-8"), _Kept()).imports:
+    for name, members in _parsed(file.read_text(encoding="utf-8")).imports:
         names.add(name)
-        names.update(
-            m for m in (f"{name}.{member}" for member in members) if module_file(m, project)
-        )
+        names.update(f"{name}.{m}" for m in members if module_file(f"{name}.{m}", project))
     return names
 
 
@@ -123,13 +120,6 @@ def _data_files(file: Path) -> list[Path]:
     return [path for path in beside if f'"{path.name}"' in text]
 
 
-class _Kept(NamedTuple):
-    """Which parts of the code count although they do not decide what most stages compute."""
-
-    messages: bool = False
-    descriptions: bool = False
-
-
 class _Parsed(NamedTuple):
     """sha256 of what a source file does, and the modules of ours that it imports, with members."""
 
@@ -138,45 +128,36 @@ class _Parsed(NamedTuple):
 
 
 @cache  # many digests cover the same files
-def _parsed(text: str, kept: _Kept) -> _Parsed:
+def _parsed(text: str, messages: bool = False, descriptions: bool = False) -> _Parsed:
+    """A source file without the parts that do not count.
+
+    Args:
+        text: of the file.
+        messages: whether the texts of errors and messages count.
+        descriptions: whether descriptions in records count.
+    """
+    tree = ast.parse(text)
     imports: list[tuple[str, list[str]]] = []
-    effect = hashlib.sha256(_canonical(ast.parse(text), imports, kept).encode()).hexdigest()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [(alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imports.append((node.module, [alias.name for alias in node.names]))
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not messages:
+            node.exc.args, node.exc.keywords = [], []
+        elif isinstance(node, ast.Call):
+            name = _dotted(node.func)
+            dropped = {"help"} if name == "click.option" else set()
+            if not descriptions:
+                dropped |= _DESCRIPTIONS.get(name, set())
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in dropped]
+            if not messages and (name in _MESSAGES or name.startswith(_LOGS)):
+                node.args, node.keywords = [], []
+    effect = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
     return _Parsed(effect, [entry for entry in imports if entry[0].split(".")[0] in OUR_PACKAGES])
-
-
-def _canonical(node: Any, imports: list[tuple[str, list[str]]], kept: _Kept) -> str:
-    """A text of the part of a syntax tree that counts. Appends the tree's imports."""
-    if isinstance(node, list):
-        return "[" + ",".join(_canonical(item, imports, kept) for item in node) + "]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    if isinstance(node, ast.Import):
-        imports += [(alias.name, []) for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        imports.append((node.module, [alias.name for alias in node.names]))
-    elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body = node.body[1:] or [ast.Pass()]  # without the docstring
-    elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-        _drop_texts(node.exc, kept, is_error=True)
-    elif isinstance(node, ast.Call):
-        _drop_texts(node, kept)
-    fields = [getattr(node, name, None) for name in node._fields if name not in _WITHOUT_MEANING]
-    return f"{type(node).__name__}{_canonical(fields, imports, kept)}"
-
-
-def _drop_texts(call: ast.Call, kept: _Kept, is_error: bool = False) -> None:
-    """Removes the arguments of a call that do not count."""
-    name = _dotted(call.func)
-    if is_error or name in _MESSAGES or name.startswith(_LOGS):
-        if not kept.messages:
-            call.args, call.keywords = [], []
-    elif name == "click.option":
-        call.keywords = [keyword for keyword in call.keywords if keyword.arg != "help"]
-    elif name in _DESCRIPTIONS and not kept.descriptions:
-        dropped = _DESCRIPTIONS[name]
-        call.keywords = [keyword for keyword in call.keywords if keyword.arg not in dropped]
 
 
 def _dotted(node: ast.expr) -> str:

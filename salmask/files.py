@@ -31,14 +31,19 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
-    """Writes a CSV file with a header line."""
+    """Writes a CSV file with a header line. Names that are not valid UTF-8 keep their bytes."""
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # File names need not be valid UTF-8; such bytes are written unchanged.
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        table = csv.DictWriter(stream, list(columns), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+        plain = csv.DictWriter(stream, list(columns), lineterminator="\n")
+        quoted = csv.DictWriter(
+            stream, plain.fieldnames, lineterminator="\n", quoting=csv.QUOTE_ALL
+        )
+        plain.writeheader()
+        for row in rows:
+            # Python before 3.13 does not quote a single \r, but reads it as the end of the row.
+            table = quoted if any("\r" in str(value) for value in row.values()) else plain
+            table.writerow(row)
     partial.replace(path)
 
 

@@ -78,13 +78,8 @@ def record(
     """The content of provenance.json for the files in the folder `outputs` that match `pattern`."""
     files = sorted(p for p in outputs.glob(pattern) if p.is_file() and p.name != FILE_NAME)
     return {
-        "stage": made_by.stage,
-        "name": made_by.name,
+        **vars(made_by),
         "fingerprint": made_by.fingerprint,
-        "modules": list(made_by.modules),
-        "code": made_by.code,
-        "params": dict(made_by.params),
-        "inputs": dict(made_by.inputs),
         "outputs": {p.relative_to(outputs).as_posix(): file_digest(p) for p in files},
         **environment(device),
     }

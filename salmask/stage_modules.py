@@ -4,7 +4,6 @@ A stage is identified by a key, which is also the name of its digest file below 
 `saliency`, `pretrain/<run>`, `evaluate/<protocol>`, `transfer_data/<name>`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from salmask.by_name import ByName
@@ -26,8 +25,7 @@ def stage_modules(params: Params, key: str) -> tuple[str, ...]:
         key: `<stage>` or `<stage>/<name>`.
     """
     stage, _, name = key.partition("/")
-    selected = _SELECTED[stage](Params(params.values, params.source), name)
-    return (f"stages.{stage}", *selected)
+    return (f"stages.{stage}", *_selected(Params(params.values, params.source), stage, name))
 
 
 def stage_keys(params: Params) -> list[str]:
@@ -45,62 +43,47 @@ def stage_keys(params: Params) -> list[str]:
     ]
 
 
-def _data_set(package: str, key: str) -> Callable[[Params, str], list[str]]:
-    def selected(params: Params, name: str) -> list[str]:
-        return [f"{package}.{params.choice(key.format(name=name)).name}"]
-
-    return selected
-
-
-def _localizer(params: Params, name: str) -> list[str]:
-    localizer = params.choice("localizer").name
-    return [f"salmask.saliency.localizers.{localizer}", *_ALL_BACKBONES]
-
-
-def _pretrain(params: Params, run: str) -> list[str]:
-    encoder = run_section(params, run, "encoder", EncoderConfig)
-    framework = run_choice(params, run, "framework").name
-    return [
-        f"salmask.masks.{run_choice(params, run, 'mask').name}",
-        f"salmask.frameworks.{framework}",
-        f"{_BACKBONES}.{encoder.family}",
-    ]
-
-
-def _imported(params: Params, name: str) -> list[str]:
-    entry = params.section(f"imports.{name}", dict[str, Any])
-    encoder = EncoderConfig(arch=str(entry.get("arch")))
-    layout = entry.get("layout", "auto")
-    layouts = [layout] if layout != "auto" else ByName("salmask.encoders.layouts", "LAYOUT")
-    return [*(f"salmask.encoders.layouts.{n}" for n in layouts), f"{_BACKBONES}.{encoder.family}"]
-
-
-def _variance(params: Params, run: str) -> list[str]:
-    mask = run_choice(params, run, "mask").name
-    return [f"salmask.masks.{mask}", *_ALL_BACKBONES]
-
-
-def _report(params: Params, name: str) -> list[str]:
-    packages = {
-        "salmask.masks": "MASK",
-        "salmask.frameworks": "Framework",
-        "salmask.evaluate": "EVALUATION",
-    }
-    named = [f"{p}.{n}" for p, record in packages.items() for n in ByName(p, record)]
-    return [*named, *_ALL_BACKBONES]
+def _selected(params: Params, stage: str, name: str) -> list[str]:
+    """The modules that the parameters select for a stage."""
+    match stage:
+        case "prepare":
+            return [f"salmask.datasets.{params.choice('data').name}"]
+        case "transfer_data":
+            return [f"salmask.datasets.{params.choice(f'transfer.{name}').name}"]
+        case "detect_data":
+            return [f"salmask.detection.datasets.{params.choice(f'detect.{name}.data').name}"]
+        case "localizer":
+            localizer = params.choice("localizer").name
+            return [f"salmask.saliency.localizers.{localizer}", *_ALL_BACKBONES]
+        case "pretrain":
+            encoder = run_section(params, name, "encoder", EncoderConfig)
+            mask, framework = (run_choice(params, name, key) for key in ("mask", "framework"))
+            return [
+                f"salmask.masks.{mask.name}",
+                f"salmask.frameworks.{framework.name}",
+                f"{_BACKBONES}.{encoder.family}",
+            ]
+        case "imported":
+            entry = params.section(f"imports.{name}", dict[str, Any])
+            encoder = EncoderConfig(arch=str(entry.get("arch")))
+            layout = entry.get("layout", "auto")
+            package = "salmask.encoders.layouts"
+            layouts = _all(package, "LAYOUT") if layout == "auto" else [f"{package}.{layout}"]
+            return [*layouts, f"{_BACKBONES}.{encoder.family}"]
+        case "evaluate":
+            return [f"salmask.evaluate.{name}", *_ALL_BACKBONES]
+        case "variance":
+            return [f"salmask.masks.{run_choice(params, name, 'mask').name}", *_ALL_BACKBONES]
+        case "report":
+            masks = _all("salmask.masks", "MASK")
+            frameworks = _all("salmask.frameworks", "Framework")
+            evaluations = _all("salmask.evaluate", "EVALUATION")
+            return [*masks, *frameworks, *evaluations, *_ALL_BACKBONES]
+        case _:
+            return [*_ALL_BACKBONES]
 
 
-_SELECTED: dict[str, Callable[[Params, str], list[str] | tuple[str, ...]]] = {
-    "prepare": _data_set("salmask.datasets", "data"),
-    "transfer_data": _data_set("salmask.datasets", "transfer.{name}"),
-    "detect_data": _data_set("salmask.detection.datasets", "detect.{name}.data"),
-    "localizer": _localizer,
-    "saliency": lambda params, name: _ALL_BACKBONES,
-    "pretrain": _pretrain,
-    "imported": _imported,
-    "evaluate": lambda params, name: (f"salmask.evaluate.{name}", *_ALL_BACKBONES),
-    "transfer": lambda params, name: _ALL_BACKBONES,
-    "variance": _variance,
-    "detect": lambda params, name: _ALL_BACKBONES,
-    "report": _report,
-}
+def _all(package: str, record: str) -> list[str]:
+    """The modules of a package that define a record."""
+    records: ByName[Any] = ByName(package, record)
+    return [records.module(name) for name in records]

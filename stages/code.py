@@ -8,14 +8,13 @@ from salmask.code_digests import code_digest
 from salmask.files import write_bytes
 from salmask.params.yaml_file import Params
 from salmask.stage_modules import stage_keys, stage_modules
-from stages.errors import readable_errors
+from stages.errors import Stage
 
 OUT = Path("artifacts/code")
 DEMO = ("salmask.datasets.demo",)  # the demo has no folder of images: DVC watches its code
 
 
-@click.command()
-@readable_errors
+@click.command(cls=Stage)
 def main() -> None:
     """Writes artifacts/code/<key>.sha256 for every stage, run, protocol and data set."""
     params, project = Params.read(), Path.cwd()

@@ -10,15 +10,14 @@ from salmask.detection.options import training_options
 from salmask.detection.protocol import run
 from salmask.params.yaml_file import Params
 from slurm import launch
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.evaluation import work
 from stages.provenance import stage_recipe
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
 @click.option("--dataset", required=True, help="A name under `detect` in params.yaml.")
-@readable_errors
 def main(name: str, dataset: str) -> None:
     """Writes metrics.json, classes.csv, detections.png to artifacts/evaluate/<run>/detect-<set>."""
     params, key = Params.read(), f"detect.{dataset}.training"

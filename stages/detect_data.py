@@ -10,13 +10,12 @@ from salmask.detection.datasets import configured_reader
 from salmask.detection.objects import DetectionData
 from salmask.errors import UserError
 from salmask.params.yaml_file import Params
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.provenance import stage_recipe, write_provenance
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--name", required=True, help="A name under `detect` in params.yaml.")
-@readable_errors
 def main(name: str) -> None:
     """Writes artifacts/detect/<name>: dataset.json, pictures.jsonl, skipped.csv."""
     params, key = Params.read(), f"detect.{name}.data"

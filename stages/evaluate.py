@@ -7,14 +7,13 @@ from salmask.evaluate import EVALUATIONS
 from salmask.params.values import Choice, pick
 from salmask.params.yaml_file import Params
 from salmask.stage_modules import CHOSEN_PROTOCOLS
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.evaluation import evaluate_encoder
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--protocol", required=True, help="The name of a module in salmask/evaluate.")
 @click.option("--run", "name", required=True, help="A name under `runs` or `imports`.")
-@readable_errors
 def main(protocol: str, name: str) -> None:
     """Writes artifacts/evaluate/<run>/<protocol>/metrics.json."""
     evaluation = pick(EVALUATIONS, Choice(protocol, {}), "--protocol")

@@ -5,13 +5,12 @@ import click
 from salmask.artifacts import PRETRAIN
 from salmask.encoders import importing
 from salmask.params.yaml_file import Params
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.provenance import stage_recipe, write_provenance
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--name", required=True, help="A name under `imports` in params.yaml.")
-@readable_errors
 def main(name: str) -> None:
     """Writes artifacts/pretrain/<name>: encoder.safetensors, encoder.json."""
     params = Params.read()

@@ -7,12 +7,11 @@ from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
 from salmask.saliency import stored_localizer
 from salmask.saliency.localizers import LOCALIZERS
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.provenance import stage_recipe, write_provenance
 
 
-@click.command()
-@readable_errors
+@click.command(cls=Stage)
 def main() -> None:
     """Writes artifacts/localizer: weights.safetensors and localizer.json."""
     params = Params.read()

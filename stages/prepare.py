@@ -4,11 +4,10 @@ import click
 
 from salmask.artifacts import DATA
 from stages.dataset_stage import prepare_dataset
-from stages.errors import readable_errors
+from stages.errors import Stage
 
 
-@click.command()
-@readable_errors
+@click.command(cls=Stage)
 def main() -> None:
     """Writes artifacts/data: manifest.csv, rejected.csv, duplicates.csv, dataset.json, and the
     images of data sets that are drawn or unpacked."""

@@ -12,7 +12,7 @@ from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.train import pretrain as loop
 from slurm import launch
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.provenance import stage_recipe
 
 
@@ -21,9 +21,8 @@ def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
     loop.pretrain(config, inputs, job)
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
-@readable_errors
 def main(name: str) -> None:
     """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, projector.safetensors,
     history.csv."""

@@ -5,11 +5,10 @@ from pathlib import Path
 import click
 
 from salmask.artifacts import DATA, EVALUATE, PRETRAIN, REPORT, SALIENCY
-from stages.errors import readable_errors
+from stages.errors import Stage
 
 
-@click.command()
-@readable_errors
+@click.command(cls=Stage)
 def main() -> None:
     """Writes artifacts/report: index.html, results.json and results.txt."""
     # Imported here, so that wrong options are reported before the slow imports.

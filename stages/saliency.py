@@ -24,7 +24,7 @@ from salmask.saliency.trunks import Trunk
 from slurm import launch
 from slurm.folder import runs_folder
 from slurm.job_spec import JobArray
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.provenance import stage_recipe
 
 
@@ -103,8 +103,7 @@ def earlier_stores(task: SaliencyTask, device: torch.device) -> list[Path]:
     return [out / STORE.name for out in finished if same(out)]
 
 
-@click.command()
-@readable_errors
+@click.command(cls=Stage)
 def main() -> None:
     """Writes artifacts/saliency: the store, lost.csv and provenance."""
     params = Params.read()

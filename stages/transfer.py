@@ -5,14 +5,13 @@ import click
 from salmask.artifacts import TRANSFER
 from salmask.evaluate.transfer import EVALUATION
 from salmask.params.yaml_file import Params
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.evaluation import evaluate_encoder
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
 @click.option("--dataset", required=True, help="A name under `transfer` in params.yaml.")
-@readable_errors
 def main(name: str, dataset: str) -> None:
     """Writes artifacts/evaluate/<run>/transfer-<dataset>/metrics.json."""
     evaluate_encoder(

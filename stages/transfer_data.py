@@ -4,12 +4,11 @@ import click
 
 from salmask.artifacts import TRANSFER
 from stages.dataset_stage import prepare_dataset
-from stages.errors import readable_errors
+from stages.errors import Stage
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--name", required=True, help="A name under `transfer` in params.yaml.")
-@readable_errors
 def main(name: str) -> None:
     """Writes artifacts/transfer/<name>, with the same files as `prepare`."""
     prepare_dataset("transfer_data", f"transfer.{name}", name, TRANSFER / name)

@@ -7,14 +7,13 @@ from salmask.evaluate.variance import EVALUATION, RunViews
 from salmask.params.overlay import run_choice, run_section
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
-from stages.errors import readable_errors
+from stages.errors import Stage
 from stages.evaluation import evaluate_encoder
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--run", "name", required=True, help="The run that makes the views.")
 @click.option("--through", default="", help="The run of the encoder; the same run by default.")
-@readable_errors
 def main(name: str, through: str) -> None:
     """Writes artifacts/evaluate/<run>/variance/metrics.json, or variance-<through>/metrics.json."""
     params, encoder = Params.read(), PRETRAIN / (through or name)

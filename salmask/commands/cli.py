@@ -3,9 +3,7 @@
 Each command imports its module when it is called, so that `salmask --help` imports click alone.
 """
 
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,18 @@ _FILE = click.Path(path_type=Path)
 _EXISTING = click.Path(exists=True, path_type=Path)
 
 
-def _readable_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Prints a UserError as one line and exits with code 2."""
+class _Commands(click.Group):
+    """Commands whose UserErrors are printed as one line, with exit code 2."""
 
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return command(*args, **kwargs)
+            return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
 
-    return wrapped
 
-
-@click.group()
+@click.group(cls=_Commands)
 @click.version_option(package_name="salmask")
 def main() -> None:
     """Self-supervised pretraining of ConvNets with saliency-guided masking."""
@@ -40,7 +35,6 @@ def main() -> None:
 @main.command()
 @click.argument("file", type=_EXISTING)
 @click.option("--images", is_flag=True, help="Also read every image and compare its sha256.")
-@_readable_errors
 def lineage(file: Path, images: bool) -> None:
     """Print the steps and inputs that FILE was made from, and check all digests."""
     from salmask.commands.lineage import check_lineage
@@ -50,7 +44,6 @@ def lineage(file: Path, images: bool) -> None:
 
 @main.command()
 @click.option("--upgrade", is_flag=True, help="Replace dvc.yaml, stages/ and slurm/ of a project.")
-@_readable_errors
 def init(upgrade: bool) -> None:
     """Start a project in the current folder, which may hold none of its files."""
     from salmask.commands.init import create_project, upgrade_project
@@ -60,7 +53,6 @@ def init(upgrade: bool) -> None:
 
 @main.command()
 @click.argument("name", required=False)
-@_readable_errors
 def suite(name: str | None) -> None:
     """Check suites/NAME.yaml and write it to params.yaml.
 
@@ -74,7 +66,6 @@ def suite(name: str | None) -> None:
 
 
 @main.command()
-@_readable_errors
 def check() -> None:
     """Check params.yaml, with every run and import, before anything is computed.
 
@@ -89,7 +80,6 @@ def check() -> None:
 @main.command("fingerprint-folder")
 @click.argument("folder", type=_FILE)
 @click.argument("file", type=_FILE)
-@_readable_errors
 def fingerprint_folder(folder: Path, file: Path) -> None:
     """List the files in FOLDER in FILE. Use FILE as data.root where DVC cannot watch FOLDER."""
     from salmask.datasets.folder_fingerprint import write_fingerprint
@@ -101,7 +91,6 @@ def fingerprint_folder(folder: Path, file: Path) -> None:
 @main.command()
 @click.argument("name", required=False)
 @click.argument("folder", required=False, type=_FILE)
-@_readable_errors
 def fetch(name: str | None, folder: Path | None) -> None:
     """Download the data set NAME to FOLDER, which then is its data.root.
 
@@ -118,7 +107,6 @@ def fetch(name: str | None, folder: Path | None) -> None:
 
 
 @main.command()
-@_readable_errors
 def doctor() -> None:
     """Check machine, params.yaml, data, weights and cluster, and estimate the first stages."""
     from salmask.commands.doctor import examine_project
@@ -131,7 +119,6 @@ def doctor() -> None:
 
 
 @main.command()
-@_readable_errors
 def results() -> None:
     """Print the tables of the last report."""
     from salmask.provenance import find_root
@@ -154,7 +141,6 @@ def results() -> None:
     help="Also draw the mask of this run, with its view size and grid. A learned mask is drawn as "
     "it was trained.",
 )
-@_readable_errors
 def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int, name: str | None) -> None:
     """Draw every mask on your own images: views, saliency maps and hard negatives."""
     from salmask.commands.gallery import draw_gallery
@@ -169,7 +155,6 @@ def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int, name: str
     "--format", "layout", required=True, help="torchvision, timm, detectron2 or safetensors."
 )
 @click.option("--out", type=_FILE, required=True, help="File to write.")
-@_readable_errors
 def export(folder: Path, layout: str, out: Path) -> None:
     """Write the encoder in FOLDER as a weight file of another program, and compare features."""
     from salmask.encoders import export as exporting

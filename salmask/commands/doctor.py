@@ -15,10 +15,8 @@ from typing import Any, Literal
 
 import psutil
 import torch
-from PIL import Image
-from torch import Tensor
 
-from salmask.commands.check import validate
+from salmask.commands.check import read_import, validate
 from salmask.data.decode import decode
 from salmask.data.inspection import inspect
 from salmask.data.resample import resample
@@ -26,7 +24,7 @@ from salmask.datasets.folder_fingerprint import untrackable
 from salmask.datasets.folders import is_folder
 from salmask.datasets.listing import Listing
 from salmask.datasets.reader import dataset_reader
-from salmask.devices import autocast, pick_device, place
+from salmask.devices import pick_device, place
 from salmask.encoders import importing
 from salmask.errors import UserError
 from salmask.findings import Finding
@@ -36,7 +34,7 @@ from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
 from salmask.provenance import find_root
 from salmask.saliency.localizers import LOCALIZERS
-from salmask.saliency.scda import activation_map
+from salmask.saliency.maps import score_batch
 from salmask.saliency.trunks import Trunk
 
 _SAMPLE = 48  # files that are read to estimate the time for all files
@@ -51,71 +49,56 @@ def examine_project() -> Iterator[Finding]:
         UserError: if there is no project, or params.yaml cannot be read.
     """
     root = find_root()
-    params = Params.read(root / "params.yaml")
+    params, device = Params.read(root / "params.yaml"), pick_device()
     with contextlib.chdir(root):  # as for the stages: data.root may be relative
-        yield from examine_machine(params, root)
-        yield from _examine_cluster(root)
+        for findings in (_machine(device, root), _project(params, device), _cluster(root)):
+            try:
+                yield from findings
+            except UserError as error:  # nothing further can be examined
+                yield Finding("stop", str(error))
 
 
-def examine_machine(params: Params, root: Path) -> Iterator[Finding]:
-    """Yields the findings about the machine, the parameters, the data and the weights.
+def _project(params: Params, device: torch.device) -> Iterator[Finding]:
+    """Yields the findings about the parameters, the data and the weights.
 
     Measures on a few files how long the stages prepare and saliency will take.
-
-    Args:
-        params: the parameters of the project.
-        root: the folder of the project.
     """
-    device = pick_device()
-    yield from _machine(device, root)
-    try:
-        validate(params)
-    except UserError as error:
-        yield Finding("stop", str(error))
-        return
+    validate(params)
     yield Finding("ok", f"{params.source}: {len(run_names(params))} runs, all valid")
     yield from _imports(params)
     with tempfile.TemporaryDirectory() as scratch:  # the demo draws its images there
-        try:
-            listing = dataset_reader(params.choice("data"), "data")[1](Path(scratch), params.seed())
-        except UserError as error:
-            yield Finding("stop", str(error))
-            return
+        listing = dataset_reader(params.choice("data"), "data")[1](Path(scratch), params.seed())
         usable: list[Path] = []
         yield from _data(listing, usable)
         yield from _dvc(params.choice("data").options.get("root"))
+        choice = params.choice("localizer")
+        localizer = pick(LOCALIZERS, choice, "localizer")
+        spec, tensors = localizer(**bind(localizer, choice, "localizer"))
+        yield Finding("ok", f"localizer {choice.name}: its weights are present")
+        trunk = Trunk(spec)
+        trunk.layers.load_state_dict(tensors)
         config = params.section("saliency", SaliencyConfig)
-        try:
-            trunk = _trunk(params)
-        except UserError as error:
-            yield Finding("stop", str(error))
-            return
-        yield Finding("ok", f"localizer {params.choice('localizer').name}: its weights are present")
         if usable:
             yield _saliency(len(listing.files), usable, config, place(trunk, device), device)
 
 
-def _examine_cluster(root: Path) -> Iterator[Finding]:
+def _cluster(root: Path) -> Iterator[Finding]:
     sys.path.insert(0, str(root))  # a project has a `slurm` package of its own
     from slurm import doctor
     from slurm.profile import read_profile
 
-    try:
-        yield from doctor.examine_profile(read_profile())
-    except UserError as error:
-        yield Finding("stop", str(error))
+    yield from doctor.examine_profile(read_profile())
 
 
 def _imports(params: Params) -> Iterator[Finding]:
     for name in import_names(params):
-        where = f"{params.source}: imports.{name}"
+        config, where = read_import(params, name)
         try:
-            config = params.section(f"imports.{name}", importing.Import)
-            weights = importing.read(config, where)
+            layout = importing.read(config, where).layout
         except UserError as error:
             yield Finding("stop", str(error))
         else:
-            yield Finding("ok", f"{where}: {config.arch} of layout {weights.layout}")
+            yield Finding("ok", f"{where}: {config.arch} of layout {layout}")
 
 
 def _machine(device: torch.device, root: Path) -> Iterator[Finding]:
@@ -174,29 +157,23 @@ def _dvc(root: Any) -> Iterator[Finding]:
         )
 
 
-def _trunk(params: Params) -> Trunk:
-    choice = params.choice("localizer")
-    find = pick(LOCALIZERS, choice, "localizer")
-    spec, tensors = find(**bind(find, choice, "localizer"))
-    trunk = Trunk(spec)
-    trunk.layers.load_state_dict(tensors)
-    return trunk
-
-
 def _saliency(
     images: int, sample: list[Path], config: SaliencyConfig, trunk: Trunk, device: torch.device
 ) -> Finding:
     """Measures decoding and one batch per level. On a CPU the two share the cores."""
     start = time.perf_counter()
     decoded = [decode(path, max(config.levels)) for path in sample]
-    batches = {level: _batch(decoded, level, config.batch) for level in config.levels}
+    pixels = {
+        level: torch.stack([resample(image, (level, level)) for image in decoded])
+        for level in config.levels
+    }
     decoding = (time.perf_counter() - start) / len(sample)
     forward, cells = {}, {}
-    for level, pixels in batches.items():
-        score = partial(_score, trunk, pixels, config, device)
-        cells[level] = score().shape[1:].numel()  # the first call also warms up
+    for level, whole in pixels.items():
+        score = partial(score_batch, trunk, whole[: config.batch], config, device)
+        cells[level] = score().cpu().shape[1:].numel()  # the first call also warms up
         start = time.perf_counter()
-        score()
+        score().cpu()
         forward[level] = (time.perf_counter() - start) / config.batch
     cores = len(os.sched_getaffinity(0))
     scoring, decoding = sum(forward.values()), decoding / cores
@@ -209,18 +186,6 @@ def _saliency(
         f"saliency: about {_duration(total)} ({1 / seconds:.3g} images/s, limited by {slowest}) "
         f"and {size / 2**20:.1f} MB, once",
     )
-
-
-def _batch(images: list[Image.Image], level: int, size: int) -> Tensor:
-    resized = [resample(image, (level, level)) for image in images]
-    return torch.stack([resized[i % len(resized)] for i in range(size)])
-
-
-@torch.inference_mode()
-def _score(trunk: Trunk, pixels: Tensor, config: SaliencyConfig, device: torch.device) -> Tensor:
-    images = pixels.to(device).float() / 255
-    with autocast(device, config.precision):
-        return activation_map(trunk(images.contiguous(memory_format=torch.channels_last))).cpu()
 
 
 def _duration(seconds: float) -> str:

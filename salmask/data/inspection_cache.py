@@ -6,8 +6,7 @@ The cache is a sqlite database. Without it, `prepare` reads every file and write
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,21 +39,21 @@ class InspectionCache:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.database = _connect(path)
+            # IMMEDIATE waits for another writer at the start, when waiting can succeed.
+            self.database = sqlite3.connect(
+                path, timeout=_TIMEOUT_SECONDS, isolation_level="IMMEDIATE"
+            )
+            self.database.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
             self._close_with_warning(error)
 
     def lookup(self, paths: Iterable[str]) -> dict[str, Inspection]:
-        """The cached inspections of some files. Marks the files as listed."""
-        keys = {path: os.fsencode(path) for path in paths}
+        """The cached inspections of some files."""
 
         def select(database: sqlite3.Connection) -> dict[str, Inspection]:
-            with _transaction(database, "DEFERRED"):  # the table belongs to this connection
-                rows = ((key,) for key in keys.values())
-                database.executemany("INSERT OR IGNORE INTO listed VALUES (?)", rows)
             query = "SELECT state, width, height, sha256, reason FROM inspections WHERE path = ?"
-            matches = {p: database.execute(query, (key,)).fetchone() for p, key in keys.items()}
-            return {path: Inspection(*row) for path, row in matches.items() if row}
+            rows = {p: database.execute(query, (os.fsencode(p),)).fetchone() for p in paths}
+            return {path: Inspection(*row) for path, row in rows.items() if row}
 
         return self._run(select, {})
 
@@ -64,19 +63,20 @@ class InspectionCache:
         def insert(database: sqlite3.Connection) -> None:
             rows = [(os.fsencode(path), *each) for path, each in inspections.items() if each.state]
             statement = "INSERT OR REPLACE INTO inspections VALUES (?, ?, ?, ?, ?, ?)"
-            with _transaction(database, "IMMEDIATE"):
+            with database:
                 database.executemany(statement, rows)
 
         if inspections:
             self._run(insert, None)
 
-    def delete_unlisted(self) -> None:
-        """Deletes the inspections of files that were never looked up: they no longer exist."""
+    def delete_all_but(self, paths: Iterable[str]) -> None:
+        """Deletes the inspections of all other files: they no longer exist."""
 
         def delete(database: sqlite3.Connection) -> None:
-            statement = "DELETE FROM inspections WHERE path NOT IN (SELECT path FROM listed)"
-            with _transaction(database, "IMMEDIATE"):
-                database.execute(statement)
+            with database:
+                rows = ((os.fsencode(path),) for path in paths)
+                database.executemany("INSERT OR IGNORE INTO listed VALUES (?)", rows)
+                database.execute("DELETE FROM inspections WHERE path NOT IN listed")
 
         self._run(delete, None)
 
@@ -101,21 +101,3 @@ class InspectionCache:
             error,
         )
         self.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_TIMEOUT_SECONDS, isolation_level=None)
-    database.executescript(_TABLES)
-    return database
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection, kind: str) -> Iterator[None]:
-    """A transaction. IMMEDIATE waits for another writer at the start, when waiting can succeed."""
-    database.execute(f"BEGIN {kind}")
-    try:
-        yield
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise
-    database.execute("COMMIT")

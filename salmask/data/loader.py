@@ -7,10 +7,11 @@ of the recipe.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.manifest import Manifest, read_image
 from salmask.data.resample import centre_crop, resample
@@ -120,7 +121,7 @@ def training_views(
         return
     loader = DataLoader(
         _StreamedViews(manifest, config, schedule.seed, branches),
-        sampler=_BatchKeys(schedule, *start),
+        sampler=schedule.batches(*start),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=ignore_stop_signals,
@@ -131,22 +132,14 @@ def training_views(
         yield crops.to(device)
 
 
-class _BatchKeys(Sampler[BatchKey]):
-    def __init__(self, schedule: Schedule, epoch: int, step: int) -> None:
-        self.schedule, self.epoch, self.step = schedule, epoch, step
-
-    def __iter__(self) -> Iterator[BatchKey]:
-        return self.schedule.batches(self.epoch, self.step)
-
-
+@dataclass(frozen=True)
 class _StreamedViews(Dataset[Crops]):
     """Decodes, crops and flips one batch per item, in a worker process."""
 
-    def __init__(
-        self, manifest: Manifest, config: ViewConfig, seed: int, branches: tuple[str, ...]
-    ) -> None:
-        self.manifest, self.config, self.seed = manifest, config, seed
-        self.branches = branches
+    manifest: Manifest
+    config: ViewConfig
+    seed: int
+    branches: tuple[str, ...]
 
     def __getitem__(self, key: BatchKey) -> Crops:
         epoch, step, ids = key
@@ -204,9 +197,10 @@ def evaluation_images(
         device: of the batches.
         workers: processes that decode images.
     """
-    loader = DataLoader(
-        _CentreCrops(manifest, ids, size, shorter),
+    loader: DataLoader[int] = DataLoader(
+        ids.tolist(),  # type: ignore[arg-type]  # any sequence is a data set
         batch_size=batch,
+        collate_fn=partial(_centre_crops, manifest, size, shorter),
         num_workers=workers,
         worker_init_fn=ignore_stop_signals,
         pin_memory=device.type == "cuda",
@@ -215,13 +209,7 @@ def evaluation_images(
         yield images.to(device, non_blocking=True).float() / 255
 
 
-class _CentreCrops(Dataset[Tensor]):
-    def __init__(self, manifest: Manifest, ids: Tensor, size: int, shorter: int) -> None:
-        self.manifest, self.ids, self.size, self.shorter = manifest, ids, size, shorter
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = read_image(self.manifest, int(self.ids[index]), self.shorter)
-        return centre_crop(image, self.size, self.shorter)
+def _centre_crops(manifest: Manifest, size: int, shorter: int, rows: list[int]) -> Tensor:
+    """The images of some rows, in a worker process: (n, 3, size, size) uint8."""
+    images = (read_image(manifest, row, shorter) for row in rows)
+    return torch.stack([centre_crop(image, size, shorter) for image in images])

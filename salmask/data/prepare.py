@@ -1,10 +1,9 @@
 """From a listing of files to a manifest: every file is read and either listed or rejected."""
 
-import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from salmask.data.inspection_cache import InspectionCache
 from salmask.data.notes import first_with_same_content, notes_on
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
-from salmask.files import file_digest, write_json
+from salmask.files import file_digest, write_json, write_rows
 from salmask.progress import progress
 
 COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
@@ -48,33 +47,34 @@ def write_manifest(
     rejected; rejected.csv is written all the same. Raises DataGoneError when the images' folder
     disappears.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     kept: list[ListedFile] = []
+    rejections: list[dict[str, str]] = []
     digests = bytearray()
-    with (
-        _csv_writer(folder / "manifest.csv", COLUMNS) as add_row,
-        _csv_writer(folder / "rejected.csv", ("path", "reason")) as reject,
-    ):
-        for file, inspection in _inspections(listing, cache):
-            _, width, height, sha256, reason = inspection
+
+    def usable() -> Iterator[dict[str, Any]]:
+        for file, (_, width, height, sha256, reason) in _inspections(listing, cache):
             if not reason and min(width, height) < min_side:
                 reason = f"{width}x{height} px: a side is below data.min_side ({min_side})"
             if reason:
-                reject(file.path, reason)
+                rejections.append({"path": file.path, "reason": reason})
                 continue
-            add_row(len(kept), file.path, file.label, file.split, width, height, sha256)
+            values = (len(kept), file.path, file.label, file.split, width, height, sha256)
             kept.append(file)
-            digests += bytes.fromhex(sha256)
-    rejected = len(listing.files) - len(kept)
+            digests.extend(bytes.fromhex(sha256))
+            yield dict(zip(COLUMNS, values, strict=True))
+
+    write_rows(folder / "manifest.csv", usable(), COLUMNS)
+    write_rows(folder / "rejected.csv", rejections, ("path", "reason"))
+    rejected = len(rejections)
     message = f"{rejected} of {len(listing.files)} files cannot be used; see rejected.csv"
     if not kept:
         raise UserError(f"no usable image under {listing.root}: {message}")
     if rejected > max_rejected * len(listing.files):
         raise UserError(f"{message}. That is more than data.max_rejected ({max_rejected:g}) allows")
     same_as = first_with_same_content(bytes(digests))
-    with _csv_writer(folder / "duplicates.csv", ("path", "same_as")) as add_pair:
-        for row in np.flatnonzero(same_as != np.arange(len(kept))):
-            add_pair(kept[row].path, kept[same_as[row]].path)
+    repeated = np.flatnonzero(same_as != np.arange(len(kept)))
+    pairs = ({"path": kept[row].path, "same_as": kept[same_as[row]].path} for row in repeated)
+    write_rows(folder / "duplicates.csv", pairs, ("path", "same_as"))
     splits = np.array([file.split for file in kept], dtype=object)
     labels = np.array([file.label for file in kept])
     dataset = {
@@ -113,25 +113,7 @@ def _inspections(
                 bar.advance(1)
                 yield file, inspection
             cache.store(new)
-        cache.delete_unlisted()
-
-
-@contextmanager
-def _csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[..., None]]:
-    """A CSV file with a header, which replaces `path` when it is complete; yields a function that
-    writes a row. Names that are not UTF-8 keep their bytes."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        plain = csv.writer(stream, lineterminator="\n")
-        quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
-
-        def write_row(*values: Any) -> None:
-            # Python before 3.13 does not quote a single \r, but reads it as the end of the row.
-            (quoted if any("\r" in str(value) for value in values) else plain).writerow(values)
-
-        write_row(*columns)
-        yield write_row
-    partial.replace(path)
+        cache.delete_all_but(file.path for file in listing.files)
 
 
 def _relative_root(root: Path, folder: Path) -> str:

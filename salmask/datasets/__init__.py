@@ -3,7 +3,7 @@
 A new data set is one new file. Nothing here imports torch or torchvision.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,18 +13,21 @@ from salmask.datasets.listing import Listing
 
 @dataclass(frozen=True)
 class Download:
-    """Archives that `salmask fetch` downloads.
+    """Archives that `salmask fetch` downloads with a class of torchvision.
 
     Args:
-        download: downloads the archives into a folder and unpacks them there.
+        dataset: name of the class in torchvision.datasets, which downloads and unpacks the
+            archives into a folder.
         files: the unpacked files and folders to keep, relative to that folder.
         gigabytes: approximate size of the archives.
+        parts: arguments of the class for each part of the download.
         packages: packages that reading the data set needs.
     """
 
-    download: Callable[[Path], None]
+    dataset: str
     files: tuple[str, ...]
     gigabytes: float
+    parts: Sequence[Mapping[str, str]] = ({},)
     packages: tuple[str, ...] = ()
 
 

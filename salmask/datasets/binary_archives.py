@@ -12,23 +12,26 @@ from salmask.datasets.layout import LayoutError
 from salmask.datasets.listing import ListedFile, Listing
 
 
-def read_cifar(dataset_class: Any, out: Path, root: Path) -> Listing:
+def read_cifar(name: str, out: Path, root: Path) -> Listing:
     """CIFAR-10 or CIFAR-100: 50,000 images of `train` and 10,000 of `val`.
 
     Args:
-        dataset_class: torchvision's class.
+        name: of torchvision's class.
         out: the images are written to out/images.
         root: contains torchvision's folder.
     """
     files: list[ListedFile] = []
     for split in ("train", "val"):
-        data = open_archive(dataset_class, root, train=split == "train")
+        data = open_archive(name, root, train=split == "train")
         files += write_images(data, data.targets, split, out / "images", split)
     return Listing(out / "images", tuple(data.classes), files)
 
 
-def open_archive(dataset_class: Any, root: Path, **options: Any) -> Any:
-    """torchvision's data set, after its check of every file's md5. Raises LayoutError."""
+def open_archive(name: str, root: Path, **options: Any) -> Any:
+    """torchvision's data set `name`, after its check of every file's md5. Raises LayoutError."""
+    from torchvision import datasets  # torchvision takes seconds to import
+
+    dataset_class = getattr(datasets, name)
     folder = root / dataset_class.base_folder
     if not is_folder(folder):
         raise LayoutError(f"{root}: it does not contain the folder {dataset_class.base_folder}")

@@ -51,12 +51,6 @@ def read(
     return listing_by_class(root, class_names, dict(sorted(splits.items())))
 
 
-def _download(folder: Path) -> None:
-    from torchvision.datasets import Caltech101
-
-    Caltech101(folder, download=True)
-
-
 DATASET = Dataset(
     read,
     layout=(
@@ -65,5 +59,5 @@ DATASET = Dataset(
     ),
     origin="Caltech",
     terms="CC BY 4.0",
-    downloads={"caltech101": Download(_download, ("caltech101/101_ObjectCategories",), 0.2)},
+    downloads={"caltech101": Download("Caltech101", ("caltech101/101_ObjectCategories",), 0.2)},
 )

@@ -14,15 +14,7 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
         out: folder to write into.
         root: contains cifar-10-batches-py, the Python version of the data set.
     """
-    from torchvision.datasets import CIFAR10
-
-    return read_cifar(CIFAR10, out, root)
-
-
-def _download(folder: Path) -> None:
-    from torchvision.datasets import CIFAR10
-
-    CIFAR10(folder, download=True)
+    return read_cifar("CIFAR10", out, root)
 
 
 DATASET = Dataset(
@@ -31,5 +23,5 @@ DATASET = Dataset(
     layout="cifar-10-batches-py, its Python version",
     origin="University of Toronto",
     terms="none stated",
-    downloads={"cifar10": Download(_download, ("cifar-10-batches-py",), 0.2)},
+    downloads={"cifar10": Download("CIFAR10", ("cifar-10-batches-py",), 0.2)},
 )

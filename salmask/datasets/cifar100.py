@@ -14,15 +14,7 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
         out: folder to write into.
         root: contains cifar-100-python, the Python version of the data set.
     """
-    from torchvision.datasets import CIFAR100
-
-    return read_cifar(CIFAR100, out, root)
-
-
-def _download(folder: Path) -> None:
-    from torchvision.datasets import CIFAR100
-
-    CIFAR100(folder, download=True)
+    return read_cifar("CIFAR100", out, root)
 
 
 DATASET = Dataset(
@@ -31,5 +23,5 @@ DATASET = Dataset(
     layout="cifar-100-python, its Python version",
     origin="University of Toronto",
     terms="none stated",
-    downloads={"cifar100": Download(_download, ("cifar-100-python",), 0.2)},
+    downloads={"cifar100": Download("CIFAR100", ("cifar-100-python",), 0.2)},
 )

@@ -30,7 +30,6 @@ class DemoImage:
 
     image: NDArray[np.uint8]  # (side, side, 3), RGB
     mask: NDArray[np.bool_]  # (side, side), True on the object
-    box: tuple[int, int, int, int]  # y0, x0, y1, x1 of the mask, half-open
     label: int  # index into CLASSES
     background: int  # index into BACKGROUNDS
 
@@ -168,9 +167,7 @@ def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
     u = cos * (x - shift_x) + sin * (y - shift_y)
     v = cos * (y - shift_y) - sin * (x - shift_x)
     outline = SHAPES[shape](u, v)
-    coverage = np.clip(0.5 - outline * scale * side / 2, 0, 1)[
-        ..., None
-    ]  # antialiased over one pixel
+    coverage = np.clip(0.5 - outline * scale * side / 2, 0, 1)  # antialiased over one pixel
 
     # Random period, phase and order of colours: only hue and pattern identify a class.
     period = np.exp(rng.uniform(-0.12, 0.12)) / 2.2
@@ -180,15 +177,12 @@ def render(seed: int, split: str, index: int, side: int = 64) -> DemoImage:
     blend = np.clip(0.5 + 2 * wave, 0, 1)[..., None]
     first, second = (np.array(colour) for colour in PALETTES[palette])
     thing = first + blend * (second - first)
-    scene = ground + coverage * (thing - ground)
+    scene = ground + coverage[..., None] * (thing - ground)
 
     # Variation that augmentation has as well. No random hue: MoCo could identify images by it.
     contrast, brightness = rng.uniform(0.35, 1.05), rng.uniform(-0.28, 0.28)
     scene = 0.52 + contrast * (scene - 0.62) + brightness
     scene = scene + rng.normal(0, 0.05, size=scene.shape)
 
-    mask = outline < 0
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
     image = np.round(255 * np.clip(scene, 0, 1)).astype(np.uint8)
-    return DemoImage(image, mask, box, label, background)
+    return DemoImage(image, outline < 0, label, background)

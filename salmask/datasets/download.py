@@ -72,8 +72,11 @@ def _download_into(folder: Path, name: str, download: Download) -> None:
 
 
 def _run_download(name: str, download: Download, partial: Path) -> None:
+    from torchvision import datasets  # torchvision takes seconds to import
+
     try:
-        download.download(partial)
+        for arguments in download.parts:
+            getattr(datasets, download.dataset)(partial, download=True, **arguments)
     except _DOWNLOAD_ERRORS as error:
         files = [path for path in partial.rglob("*") if path.is_file()]
         newest = max(files, key=lambda path: path.stat().st_ctime_ns, default=None)

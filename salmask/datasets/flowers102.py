@@ -45,12 +45,6 @@ def _path(number: int) -> str:
     return f"jpg/image_{number:05d}.jpg"
 
 
-def _download(folder: Path) -> None:
-    from torchvision.datasets import Flowers102
-
-    Flowers102(folder, download=True)
-
-
 DATASET = Dataset(
     read,
     layout="jpg/, imagelabels.mat and setid.mat, or flowers-102 that contains these",
@@ -58,7 +52,7 @@ DATASET = Dataset(
     terms="none stated; for research",
     downloads={
         "flowers102": Download(
-            _download,
+            "Flowers102",
             ("flowers-102/jpg", "flowers-102/imagelabels.mat", "flowers-102/setid.mat"),
             0.4,
             packages=("scipy",),

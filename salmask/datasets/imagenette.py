@@ -1,6 +1,5 @@
 """Imagenette: ten classes of ImageNet."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from salmask.datasets import Dataset, Download
@@ -25,15 +24,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     return read_classes(root, classes)
 
 
-def _download(size: str) -> Callable[[Path], None]:
-    def download(folder: Path) -> None:
-        from torchvision.datasets import Imagenette
-
-        Imagenette(folder, size=size, download=True)
-
-    return download
-
-
 DATASET = Dataset(
     read,
     train_images=9_469,
@@ -44,8 +34,8 @@ DATASET = Dataset(
     origin="fast.ai",
     terms="ImageNet's photographs: non-commercial research",
     downloads={
-        "imagenette": Download(_download("full"), ("imagenette2",), 1.6),
-        "imagenette-320": Download(_download("320px"), ("imagenette2-320",), 0.35),
-        "imagenette-160": Download(_download("160px"), ("imagenette2-160",), 0.1),
+        "imagenette": Download("Imagenette", ("imagenette2",), 1.6, [{"size": "full"}]),
+        "imagenette-320": Download("Imagenette", ("imagenette2-320",), 0.35, [{"size": "320px"}]),
+        "imagenette-160": Download("Imagenette", ("imagenette2-160",), 0.1, [{"size": "160px"}]),
     },
 )

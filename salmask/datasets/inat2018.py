@@ -41,12 +41,6 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     return Listing(root.resolve(), tuple(map(str, classes)), files)
 
 
-def _download(folder: Path) -> None:
-    from torchvision.datasets import INaturalist
-
-    INaturalist(folder, "2018", download=True)
-
-
 DATASET = Dataset(
     read,
     layout=(
@@ -56,5 +50,5 @@ DATASET = Dataset(
     origin="iNaturalist's competition of 2018",
     terms="non-commercial research; each photograph has its own licence",
     note="download the annotations train2018.json and val2018.json from the competition's page",
-    downloads={"inat2018": Download(_download, ("2018",), 120)},
+    downloads={"inat2018": Download("INaturalist", ("2018",), 120, [{"version": "2018"}])},
 )

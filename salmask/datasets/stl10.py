@@ -16,23 +16,15 @@ def read(out: Path, seed: int, *, root: Path, unlabelled: bool = False) -> Listi
         root: contains stl10_binary.
         unlabelled: whether `train` also contains the 100,000 images without labels.
     """
-    from torchvision.datasets import STL10
-
     parts = {"train": "train", "unlabeled": "train", "test": "val"}
     if not unlabelled:
         del parts["unlabeled"]
     files: list[ListedFile] = []
     for part, split in parts.items():
-        data = open_archive(STL10, root, split=part)
+        data = open_archive("STL10", root, split=part)
         files += write_images(data, data.labels.tolist(), split, out / "images", part)
-    classes = read_text(root / STL10.base_folder / STL10.class_names_file).split()
+    classes = read_text(root / data.base_folder / data.class_names_file).split()
     return Listing(out / "images", tuple(classes), files)
-
-
-def _download(folder: Path) -> None:
-    from torchvision.datasets import STL10
-
-    STL10(folder, download=True)
 
 
 DATASET = Dataset(
@@ -41,5 +33,5 @@ DATASET = Dataset(
     layout="stl10_binary, its binary files",
     origin="Stanford",
     terms="ImageNet's photographs: research",
-    downloads={"stl10": Download(_download, ("stl10_binary",), 2.7)},
+    downloads={"stl10": Download("STL10", ("stl10_binary",), 2.7)},
 )

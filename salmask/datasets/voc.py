@@ -32,18 +32,8 @@ def read(
     return Listing(root.resolve(), (), files)
 
 
-def _download_2007(folder: Path) -> None:
-    from torchvision.datasets import VOCDetection
-
-    for part in ("trainval", "test"):
-        VOCDetection(folder, "2007", part, download=True)
-
-
-def _download_2012(folder: Path) -> None:
-    from torchvision.datasets import VOCDetection
-
-    VOCDetection(folder, "2012", "trainval", download=True)
-
+_PARTS_2007 = [{"year": "2007", "image_set": part} for part in ("trainval", "test")]
+_PARTS_2012 = [{"year": "2012", "image_set": "trainval"}]
 
 DATASET = Dataset(
     read,
@@ -54,7 +44,7 @@ DATASET = Dataset(
     origin="the PASCAL VOC challenges, Oxford",
     terms="Flickr's terms",
     downloads={
-        "voc2007": Download(_download_2007, ("VOCdevkit/VOC2007",), 1),
-        "voc2012": Download(_download_2012, ("VOCdevkit/VOC2012",), 2),
+        "voc2007": Download("VOCDetection", ("VOCdevkit/VOC2007",), 1, _PARTS_2007),
+        "voc2012": Download("VOCDetection", ("VOCdevkit/VOC2012",), 2, _PARTS_2012),
     },
 )

@@ -125,7 +125,7 @@ def fill(
                 for chunk in chunks:
                     pixels, problems = next(batches)
                     for level, images_at_level in zip(plan.grids, pixels, strict=True):
-                        raw[level].append(_activation(trunk, images_at_level, config, job.device))
+                        raw[level].append(score_batch(trunk, images_at_level, config, job.device))
                     for row, problem in zip(chunk, problems, strict=True):
                         if problem:
                             log.warning("%s: %s; its map is empty", manifest.paths[row], problem)
@@ -209,10 +209,11 @@ def _merged(
 
 
 @torch.inference_mode()
-def _activation(
+def score_batch(
     trunk: Trunk, pixels: Tensor, config: SaliencyConfig, device: torch.device
 ) -> Tensor:
-    """(n,3,S,S) uint8, at most one batch -> (n,U,V) float32 on the device."""
+    """The activation maps of images: (n,3,S,S) uint8, at most one batch -> (n,U,V) float32 on the
+    device."""
     count = len(pixels)
     if missing := config.batch - count:  # without padding, the tensor stays in pinned memory
         pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
@@ -232,7 +233,7 @@ def _correction(
     own, readable = [], []
     with progress("saliency: correction", len(ids)) as bar:
         for pixels, problems in _batches(views, _chunks(list(range(len(ids))), config.batch), job):
-            own.append(_activation(trunk, pixels[0], config, job.device).cpu())
+            own.append(score_batch(trunk, pixels[0], config, job.device).cpu())
             readable += [not problem for problem in problems]
             bar.advance(len(pixels[0]))
     kept = torch.tensor(readable)  # an image may vanish after its maps were computed

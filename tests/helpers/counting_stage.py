@@ -14,7 +14,7 @@ from salmask.job import Job
 from salmask.provenance import Recipe
 from slurm import follow, launch
 from slurm.job_spec import JobArray
-from stages.errors import readable_errors
+from stages.errors import Stage
 
 STEP_SECONDS, PIECES = 0.1, 7
 POLL_SECONDS, STATUS_SECONDS = 0.2, 0.5  # shorter than a launcher's, to save time
@@ -109,14 +109,13 @@ def fill(job: Job, index: int, size: int, steps: int, fault: str) -> bool:
     return len(list(job.work.glob("piece-*"))) == PIECES
 
 
-@click.command()
+@click.command(cls=Stage)
 @click.option("--name", required=True)
 @click.option("--steps", default=10)
 @click.option("--fault", default="")
 @click.option("--parallel", is_flag=True)
 @click.option("--array", "as_array", is_flag=True)
 @click.option("--input", "inputs", multiple=True)
-@readable_errors
 def main(
     name: str, steps: int, fault: str, parallel: bool, as_array: bool, inputs: tuple[str, ...]
 ) -> None:
