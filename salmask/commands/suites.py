@@ -1,7 +1,7 @@
 """`salmask suite`: reads a parameter file of suites/, and writes it to params.yaml.
 
 A suite may extend other suites (`extends: NAME`, or a list of names; later names take precedence).
-A run or table that is null is removed. A run may be a grid (see `grids`).
+A run, table, import or data set that is null is removed. A run may be a grid (see `grids`).
 """
 
 import hashlib
@@ -25,6 +25,7 @@ _ORDER = (
     "seed", "data", "localizer", "saliency", "encoder", "view", "framework", "train", "mask",
     "runs", *_REQUIRED, "evaluate",
 )  # fmt: skip
+_NAMED = ("runs", "tables", "imports", "transfer", "detect")  # an entry that is null is removed
 _HEADER = (
     "# suites/{name}.yaml, written by `salmask suite {name}`. What follows has sha256 {digest}\n"
 )
@@ -51,7 +52,7 @@ def load(root: Path, name: str) -> Params:
         raise UserError(f"no suite `{name}`; there are: {', '.join(names(root))}")
     where = f"{FOLDER}/{name}.yaml"
     values = {**{key: {} for key in _REQUIRED}, **_read(root / FOLDER, name, ())}
-    for key in ("runs", "tables"):
+    for key in _NAMED:
         if not isinstance(values.get(key), Mapping):
             raise UserError(f"{where}: {key}: must be a mapping, got {values.get(key)!r}")
         values[key] = {name: entry for name, entry in values[key].items() if entry is not None}

@@ -1,4 +1,4 @@
-"""Suites: extension, expansion of grids, and the validity of all suites in suites/."""
+"""Suites: extension and expansion of grids. The suites of the repository: tests/suites."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from salmask.commands.check import validate
 from salmask.errors import UserError
 from salmask.params.names import CHOSEN
 from salmask.params.yaml_file import Params
-from tests.helpers.project import ROOT, TINY
+from tests.helpers.project import TINY
 
 COMMON = {"mask": {"name": "blur"}, "runs": {"plain": {}, "other": {"train": {"epochs": 2}}}}
 
@@ -56,6 +56,14 @@ def test_a_run_or_table_that_is_null_is_taken_out_and_others_are_completed(tmp_p
     values = suites.load(project(tmp_path, base=base, later=later), "later").values
     assert values["runs"] == {"other": {"train": {"epochs": 2}, "view": {"grid": 2}}}
     assert values["tables"] == {}
+
+
+def test_a_data_set_that_is_null_is_taken_out(tmp_path: Path) -> None:
+    sets = {"a": {"name": "flowers102", "root": "a"}, "b": {"name": "caltech101", "root": "b"}}
+    base = COMMON | {"transfer": sets, "detect": {"c": {"data": {"name": "demo"}}}}
+    later = {"extends": "base", "transfer": {"a": None}, "detect": {"c": None}}
+    values = suites.load(project(tmp_path, base=base, later=later), "later").values
+    assert values["transfer"] == {"b": sets["b"]} and values["detect"] == {}
 
 
 def test_what_dvc_looks_for_is_there_even_if_empty(tmp_path: Path) -> None:
@@ -193,30 +201,3 @@ def test_written_params_are_read_back_and_manual_edits_are_detected(tmp_path: Pa
     assert suites.is_unedited(written)
     assert not suites.is_unedited(written.replace("0.2", "0.3"))
     assert not suites.is_unedited("seed: 0\n")
-
-
-# ------------------------------------------------------------------ the suites of the repository
-
-
-@pytest.mark.parametrize("name", suites.names(ROOT))
-def test_every_suite_is_sound(name: str) -> None:
-    params = suites.load(ROOT, name)
-    validate(params)
-
-
-def test_the_papers_tables_all_have_a_suite() -> None:
-    named = {
-        table for name in suites.names(ROOT) for table in suites.load(ROOT, name).raw("tables")
-    }
-    assert {f"chin {n}" for n in range(1, 9)} <= named
-    settings = ("mixmask-preprint 8",)  # no results
-    assert {f"mixmask-preprint {n}" for n in range(1, 11)} - {*settings} <= named
-    assert {"chin repository", "mixmask 1", "mscn section 5.1", "mscn 5"} <= named
-
-
-@pytest.mark.parametrize("name", [n for n in suites.names(ROOT) if n.endswith("-small")])
-def test_a_small_version_has_the_runs_of_its_table(name: str) -> None:
-    if name == "imagenette-small":  # not for a table of a paper
-        return
-    small, large = (suites.load(ROOT, n).raw("runs") for n in (name, name.removesuffix("-small")))
-    assert list(small) == list(large)

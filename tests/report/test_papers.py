@@ -16,8 +16,9 @@ SIZES = {  # rows, columns, numbers
     "mixmask-preprint 5": (4, 7, 28), "mixmask-preprint 6": (3, 6, 18),
     "mixmask-preprint 7": (4, 15, 60), "mixmask-preprint 8": (15, 4, 39),
     "mixmask-preprint 9": (4, 4, 16), "mixmask-preprint 10": (2, 4, 8),
-    "mixmask 1": (13, 3, 34),
-    "mscn section 5.1": (4, 1, 4), "mscn 2": (6, 1, 6), "mscn 5": (2, 1, 2),
+    "mixmask 1": (13, 3, 34), "mixmask 3": (2, 4, 0), "mixmask 4": (3, 9, 0),
+    "mixmask 5": (5, 6, 0), "mscn section 5.1": (4, 1, 4), "mscn 1": (4, 2, 0),
+    "mscn 2": (6, 1, 6), "mscn 3": (4, 2, 0), "mscn 4": (4, 9, 0), "mscn 5": (2, 1, 2),
 }  # fmt: skip
 
 
@@ -70,6 +71,15 @@ def test_numbers_that_the_papers_print_twice_are_the_same() -> None:
 def test_what_no_text_gives_is_none() -> None:
     assert at("mixmask-preprint 1", "grid 48×48", "CIFAR-100") is None
     assert at("chin 1", "a row of ours", "Linear evaluation") is None
+
+
+@pytest.mark.parametrize("name", ["mixmask-preprint 1", "mixmask 1"])
+def test_discrete_cells_that_equal_the_2x2_grids_have_a_note(name: str) -> None:
+    table = papers.tables()[name]
+    for column in ("Tiny-ImageNet", "ImageNet-1K"):
+        assert table.number_at("discrete", column) == table.number_at("grid 2×2", column)
+    assert "cells of discrete masks on Tiny-ImageNet and ImageNet-1K" in table.note
+    assert "probably these runs" in table.note
 
 
 def test_an_unknown_table_lists_the_known_tables() -> None:
