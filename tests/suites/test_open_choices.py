@@ -67,7 +67,7 @@ OPEN: list[tuple[str, Callable[[Resolved], bool]]] = [
     ("train.batch", Resolved.ablation),
     ("train.lr", Resolved.ablation),
     ("train.lr", lambda run: run.suite.startswith("mixmask") and not run.small()),
-    ("train.lr", lambda run: run.suite == "chin-table1-adios"),
+    ("train.lr", lambda run: run.suite == "chin-table1-adios" or run.framework == "supervised"),
     ("train.warmup_epochs", lambda run: run.small() and run.framework != "simsiam"),
     ("view.size", Resolved.ablation),
     ("view.crop", Resolved.small),

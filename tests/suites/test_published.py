@@ -143,6 +143,7 @@ def test_the_bmvc_versions_detection_has_the_1x_schedule_and_the_preprints_2x() 
 
 
 SHARED = {  # runs that are trained once, because their parameters are equal
+    "mscn-preprocess": ["mscn-table1-4"],
     "chin-table1": ["chin-table2-3", "chin-table2-frozen", "chin-repository", "chin-table5"],
     "mixmask-detection": [
         *("mixmask-finetune", "mixmask-frameworks-imagenet", "mixmask-bmvc", "mixmask-erase"),
