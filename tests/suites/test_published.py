@@ -1,5 +1,6 @@
 """The suites of the repository: validity, completeness, and agreement with the papers."""
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from salmask.evaluate import linear
 from salmask.params.names import run_names
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
+from salmask.report import comparison
+from salmask.report.text import DASH
 from tests.helpers.project import ROOT
 
 NAMES = suites.names(ROOT)
@@ -38,6 +41,23 @@ def test_the_papers_tables_all_have_a_suite() -> None:
     # Table 2 of the BMVC version has the runs of preprint Table 5
     assert {f"mixmask {n}" for n in (1, 3, 4, 5)} <= named
     assert {f"mscn {n}" for n in ("section 5.1", 1, 2, 3, 4, 5)} <= named
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("mscn-table1-4", f"mscn {n}") for n in (1, 3, 4)]
+    + [("mixmask-bmvc", f"mixmask {n}") for n in (3, 4, 5)],
+)
+def test_cells_that_no_text_gives_are_dashes_beside_our_numbers(name: str, table: str) -> None:
+    params = loaded(name)
+    config = comparison.read_tables(params)[table]
+    metrics = dict.fromkeys(config.columns.values(), 12.34)
+    rows = [{"run": run, "metrics": metrics} for run in run_names(params)]
+    (compared,) = comparison.compare({table: config}, {}, {"rows": rows})
+    pairs = [pair for pairs in compared.rows.values() for pair in pairs]
+    assert pairs and all(pair.paper is None and pair.difference is None for pair in pairs)
+    lines = comparison.text(compared).splitlines()[3:]
+    assert all(re.search(rf"{DASH}\s+12\.34\s+{DASH}", line) for line in lines)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("-small")])
