@@ -56,7 +56,7 @@ def test_cells_that_no_text_gives_are_dashes_beside_our_numbers(name: str, table
     (compared,) = comparison.compare({table: config}, {}, {"rows": rows})
     pairs = [pair for pairs in compared.rows.values() for pair in pairs]
     assert pairs and all(pair.paper is None and pair.difference is None for pair in pairs)
-    lines = comparison.text(compared).splitlines()[3:]
+    lines = comparison.text(compared).splitlines()[4:]
     assert all(re.search(rf"{DASH}\s+12\.34\s+{DASH}", line) for line in lines)
 
 
