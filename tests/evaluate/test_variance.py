@@ -26,7 +26,9 @@ from salmask.saliency import store as stores
 from salmask.saliency.store_rows import StorePlan, scaled
 
 VIEW = ViewConfig(size=8, grid=4, crop=(0.3, 1.0), blur_p=0.0)
-STILL = ViewConfig(8, 4, (1.0, 1.0), (0.75, 0.75), 0.0, jitter_p=0, gray_p=0, blur_p=0)
+STILL = ViewConfig(
+    size=8, grid=4, crop=(1.0, 1.0), aspect=(0.75, 0.75), flip=0.0, jitter_p=0, gray_p=0, blur_p=0
+)
 
 
 def config(mask: str = "none", view: ViewConfig = VIEW, **options: object) -> RunViews:

@@ -72,6 +72,7 @@ OPEN: list[tuple[str, Callable[[Resolved], bool]]] = [
     ("view.size", Resolved.ablation),
     ("view.crop", Resolved.small),
     ("view.blur_p", Resolved.small),
+    ("view.shorter", lambda run: run.small() or run.ablation()),
     ("view.jitter", lambda run: run.simclr("chin") or (run.mscn_masks() and run.simclr("mscn"))),
     ("mask.lr", lambda run: run.mask == "adios"),
     ("mask.focal", Resolved.high_pass_masks),

@@ -91,6 +91,16 @@ def test_features_of_other_frameworks_than_moco_have_three_rates_in_linear(name:
         assert rates == 1.0  # Jing et al. 2022, App. A.2
 
 
+SIDES = {"cifar100": 32, "cifar10": 32, "tinyimagenet": 64}  # px of the images
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_the_size_of_the_view_are_scored_whole(name: str) -> None:
+    side = SIDES.get(loaded(name).choice("data").name)
+    for run in runs(name).values():
+        assert run.view.shorter == (side if run.view.size == side else None)
+
+
 def test_a_suite_has_adios_with_its_own_rate() -> None:
     own, chins = runs("chin-table1-adios"), runs("chin-table1")
     assert {run.train.lr for run in own.values()} == {0.19}
