@@ -45,6 +45,7 @@ from salmask.data.resample import centre_crop
 from salmask.devices import pick_device
 from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError
+from salmask.evaluate.features import validation_split
 from salmask.masks import LearnedMask
 from salmask.masks.on_disk import build_masker, load_masker
 from salmask.params.run import RunConfig, read_run
@@ -248,7 +249,7 @@ def main(name: str, split: str | None, png: Path | None) -> None:
     if masker is None:
         raise UserError(f"runs.{name}: its mask is `{config.mask.name}`, which does not learn")
     rows = manifests.load(DATA)
-    split = split or samples.validation_split(rows)
+    split = split or validation_split(rows)
     if split not in rows.split_names():
         raise UserError(f"no split `{split}`; choose from {', '.join(rows.split_names())}")
     scene = load(rows, DATA / "masks", split, config, folder)

@@ -22,16 +22,19 @@ WITHOUT_EFFECT = frozenset(
         "salmask",
         "salmask.by_name",
         "salmask.code_digests",
+        "salmask.collapse",
         "salmask.errors",
+        "salmask.evaluate.probe",
         "salmask.job",
         "salmask.lineage",
+        "salmask.params.probe",
         "salmask.progress",
         "salmask.provenance",
         "stages.errors",
     }
 )
 REPORT = "stages.report"
-SHOWN_BY_REPORT = {"salmask.lineage"}  # modules without effect on other stages
+SHOWN_BY_REPORT = {"salmask.collapse", "salmask.lineage"}  # modules without effect on other stages
 # Functions, and objects whose methods, only show a text.
 _MESSAGES = {"print", "click.echo"}
 _LOGS = ("log.", "logging.", "warnings.")

@@ -11,6 +11,7 @@ from types import ModuleType
 import click
 from tabulate import tabulate
 
+from salmask import collapse
 from salmask.errors import UserError
 from slurm import follow
 from slurm.folder import is_done, read_job_json, runs_folder
@@ -34,10 +35,14 @@ def main() -> None:
 
 @main.command()
 def status() -> None:
-    """Shows each run's state, its nodes and its newest checkpoint."""
+    """Shows each run's state, its nodes and its newest checkpoint, and names runs that have
+    collapsed."""
     headers = ["run", "state", "job", "where", "checkpoint"]
     rows = [_status_row(folder) for folder in _run_folders()]
     click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
+    for folder in _run_folders():
+        for text in collapse.signs_of_run(folder / "out").values():
+            click.echo(f"warning: {folder.name}: {text}")
 
 
 @main.command()

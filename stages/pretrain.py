@@ -6,8 +6,10 @@ import click
 
 from salmask.artifacts import DATA, LOCALIZER_SPEC, MANIFEST_FILES, PRETRAIN, STORE
 from salmask.errors import UserError
+from salmask.evaluate.probe import Probe
 from salmask.job import Job
 from salmask.params.overlay import run_seed
+from salmask.params.probe import ProbeConfig, read_probe
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.train import pretrain as loop
@@ -16,16 +18,18 @@ from stages.errors import Stage
 from stages.provenance import stage_recipe
 
 
-def work(job: Job, config: RunConfig, inputs: loop.Inputs) -> None:
+def work(
+    job: Job, config: RunConfig, inputs: loop.Inputs, probe: ProbeConfig | None = None
+) -> None:
     """Trains, from the newest checkpoint if there is one."""
-    loop.pretrain(config, inputs, job)
+    loop.pretrain(config, inputs, job, Probe(config, probe, job))
 
 
 @click.command(cls=Stage)
 @click.option("--run", "name", required=True, help="A name under `runs` in params.yaml.")
 def main(name: str) -> None:
     """Writes artifacts/pretrain/<run>: encoder.safetensors, encoder.json, projector.safetensors,
-    history.csv."""
+    history.csv, and probe.csv if params.yaml has the section `probe`."""
     params = Params.read()
     config, seed = read_run(params, name), run_seed(params, name)
     files = [*MANIFEST_FILES, LOCALIZER_SPEC, STORE]
@@ -34,7 +38,7 @@ def main(name: str) -> None:
         raise UserError(f"{LOCALIZER_SPEC} is missing: run `dvc repro localizer`")
     localizer = json.loads(LOCALIZER_SPEC.read_text())
     inputs = loop.Inputs(DATA.resolve(), STORE.resolve(), localizer)
-    arguments = {"config": config, "inputs": inputs}
+    arguments = {"config": config, "inputs": inputs, "probe": read_probe(params)}
     launch.run(made_by, seed, work, arguments, (PRETRAIN / name).resolve(), parallel=True)
 
 

@@ -19,6 +19,7 @@ from salmask.evaluate import EVALUATIONS
 from salmask.masks.ready import build as build_mask
 from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
 from salmask.params.overlay import RUN_SECTIONS, run_seed
+from salmask.params.probe import read_probe
 from salmask.params.run import read_run
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import Choice, bind, pick
@@ -29,7 +30,7 @@ from salmask.saliency.localizers import LOCALIZERS
 
 _SECTIONS = (
     *("seed", "data", "localizer", "saliency", *RUN_SECTIONS, "runs"),
-    *("tables", "sweeps", "imports", "transfer", "detect", "evaluate"),
+    *("probe", "tables", "sweeps", "imports", "transfer", "detect", "evaluate"),
 )
 
 
@@ -61,6 +62,7 @@ def validate(params: Params) -> None:
     refuse_grids(params)
     for name in run_names(params):
         _validate_run(params, name)
+    read_probe(params)
     params.raw("imports")  # DVC needs the key, even without entries
     for name in import_names(params):
         importing.check(*read_import(params, name))

@@ -1,5 +1,6 @@
 """Features of the evaluation views (resize, centre crop, the encoder's own input filter)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -32,16 +33,17 @@ def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Label
 
 @torch.inference_mode()
 def extract_rows(
-    encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str
+    encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str = ""
 ) -> Labelled:
     """Pooled features of the rows `ids` (n,), in this order.
 
-    The processes of a group share the work; each returns all features. name: for progress lines.
+    The processes of a group share the work; each returns all features. name: for progress lines;
+    without a name there are none.
     """
     own = local_batches(ids, BATCH)
     rows = own if len(own) else ids[:1]  # every process needs the width of the features
     parts = []
-    with progress(f"features of {name}", len(rows)) as bar:
+    with progress(f"features of {name}", len(rows)) if name else nullcontext() as bar:
         for images in evaluation_images(
             manifest,
             rows,
@@ -52,7 +54,8 @@ def extract_rows(
             workers=job.workers,
         ):
             parts.append(encoder(images))
-            bar.advance(len(images))
+            if bar:
+                bar.advance(len(images))
     features = gather_uneven(torch.cat(parts)[: len(own)])
     return Labelled(features, manifest.labels[ids].to(job.device))
 
@@ -95,6 +98,12 @@ def width(encoder: Encoder, job: Job) -> int:
     side = encoder.spec.size
     with torch.inference_mode():
         return int(encoder(torch.zeros(1, 3, side, side, device=job.device)).shape[1])
+
+
+def validation_split(manifest: Manifest) -> str:
+    """`val` if it exists, or else the first split other than `train`, or else `train`."""
+    names = manifest.split_names()
+    return "val" if "val" in names else next((n for n in names if n != "train"), "train")
 
 
 def validation_splits(manifest: Manifest) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Charts of the report as PNG bytes: training curves and k-NN bars.
+"""Charts of the report as PNG bytes: curves over epochs and k-NN bars.
 
 Backgrounds are transparent and the ink is a mid grey, which is readable on a light and on a dark
 page. Equal input gives equal bytes, because no time and no version is written to the file.
@@ -62,7 +62,10 @@ class Bars:
     scores: Mapping[str, tuple[float | None, float | None]]
 
 
-_PANELS = {  # column of history.csv -> (panel, factor)
+_PANELS = {  # column of history.csv or probe.csv -> (panel, factor)
+    "knn_top1": ("k-NN accuracy, %", 1.0),
+    "rankme": ("effective rank of the embeddings (RankMe)", 1.0),
+    "spread": ("spread of the embeddings", 1.0),
     "loss": ("loss", 1.0),
     "accuracy": ("key closer than the whole queue, %", 100.0),
     "top1": ("training images in their class, %", 100.0),

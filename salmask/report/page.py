@@ -1,6 +1,5 @@
 """The report: one HTML page with all results and figures, which needs no network."""
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,12 @@ from typing import Any
 
 import torch
 
+from salmask import collapse
 from salmask.artifacts import DATA, EVALUATE, PRETRAIN, STORE
 from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest, read_image
 from salmask.encoders import on_disk as encoder_file
-from salmask.evaluate.features import validation_splits
+from salmask.evaluate.features import validation_split, validation_splits
 from salmask.files import write_bytes, write_json
 from salmask.frameworks import wiring_of
 from salmask.lineage import summary
@@ -85,6 +85,7 @@ def build(params: Params, root: Path, device: torch.device) -> Report:
         compared=compared,
         figures={
             "curves": _curves(names, pretrain),
+            "probe": _probe(names, pretrain, validation_split(rows)),
             "bars": _bars(splits),
             "responses": _responses(sweeps, runs, results, compared, splits),
             "saliency": store and _saliency(rows, store, root / DATA / "masks"),
@@ -98,6 +99,7 @@ def build(params: Params, root: Path, device: torch.device) -> Report:
         ],
         evaluations=evaluations,
         has_saliency=store is not None,
+        collapsed={name: list(collapse.signs_of_run(pretrain / name).values()) for name in names},
         runs=names,
         imported=[_imported(name, pretrain) for name in imported],
     )
@@ -156,15 +158,31 @@ def _imported(name: str, pretrain: Path) -> dict[str, Any]:
 
 
 def _curves(names: Sequence[str], pretrain: Path) -> PageFigure | None:
-    histories = {}
-    for name in names:
-        file = pretrain / name / "history.csv"
-        if file.is_file():  # an imported encoder has none
-            with file.open(newline="") as stream:
-                histories[name] = [
-                    {k: float(v) for k, v in r.items()} for r in csv.DictReader(stream)
-                ]
+    histories = _rows_of(names, pretrain, "history.csv")
     return PageFigure(figures.curves(histories), {}) if histories else None
+
+
+def _probe(names: Sequence[str], pretrain: Path, split: str) -> PageFigure | None:
+    """Curves of the measurements during pretraining."""
+    measured = _rows_of(names, pretrain, "probe.csv")
+    if not measured:
+        return None
+    shown = ("epoch", "knn_top1", "rankme", "spread")
+    curves = {
+        name: [{key: row[key] for key in shown if key in row} for row in rows]
+        for name, rows in measured.items()
+    }
+    facts = {
+        key: max(int(row.get(key, 0)) for rows in measured.values() for row in rows)
+        for key in ("images", "train_images")
+    }
+    return PageFigure(figures.curves(curves), facts | {"split": split})
+
+
+def _rows_of(names: Sequence[str], pretrain: Path, file: str) -> dict[str, list[dict[str, float]]]:
+    """The rows of a CSV file, by the names of the runs that have it; imported encoders do not."""
+    rows = {name: collapse.read_rows(pretrain / name / file) for name in names}
+    return {name: each for name, each in rows.items() if each}
 
 
 def _bars(splits: Sequence[SplitResults]) -> PageFigure | None:
@@ -195,7 +213,7 @@ def _responses(
 
 
 def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> PageFigure | None:
-    split = samples.validation_split(rows)
+    split = validation_split(rows)
     level = store.levels[-1]
     groups = []
     for title, ids in samples.groups(rows, split):
@@ -241,7 +259,7 @@ def _neighbours(
     device: torch.device,
 ) -> PageFigure | None:
     run, reason = tables.best_run(splits, names)
-    split = samples.validation_split(rows)
+    split = validation_split(rows)
     encoder = encoder_file.load(pretrain / run, device)
     nearest, searched = samples.nearest(encoder, rows, split, _QUERIES, _NEIGHBOURS)
     if not nearest:

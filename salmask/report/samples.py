@@ -48,12 +48,6 @@ def evenly(ids: Tensor, count: int) -> Tensor:
     return ids[torch.arange(count) * len(ids) // max(count, 1)]
 
 
-def validation_split(manifest: Manifest) -> str:
-    """`val` if it exists, or else the first split other than `train`, or else `train`."""
-    names = manifest.split_names()
-    return "val" if "val" in names else next((n for n in names if n != "train"), "train")
-
-
 def groups(manifest: Manifest, split: str) -> list[tuple[str, list[int]]]:
     """Some rows of a split, grouped by class if there are labels: (class or "", rows)."""
     ids = manifest.ids(split)

@@ -51,7 +51,9 @@ class Loop(Generic[T]):
             wait for the device; the engine then reads the loss only when it writes a checkpoint.
         rate: the learning rate at a step, for the history.
         steps_per_epoch: 0 if the whole training is one epoch.
-        epoch_ended: called with the history at the end of each epoch.
+        between_epochs: called with the history before the first epoch, after each epoch, and when a
+            training resumes between two epochs; after the checkpoint, in all processes. Returns a
+            text for the progress lines of the next epoch.
         unit: the name of a step in messages.
         advice: what to do when the loss is not finite.
         may_diverge: whether training continues when the loss is not finite.
@@ -64,7 +66,7 @@ class Loop(Generic[T]):
     step: Callable[[T, int], Mapping[str, float | Tensor]]
     rate: Callable[[int], float]
     steps_per_epoch: int = 0
-    epoch_ended: Callable[[History], None] = lambda history: None
+    between_epochs: Callable[[History], str] = lambda history: ""
     unit: str = "step"
     advice: str = "try a lower learning rate"
     may_diverge: bool = False
@@ -93,6 +95,7 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
         for name, part in loop.state.items():
             part.load_state_dict(saved["state"][name])
         step, history, sums = saved["step"], saved["history"], saved["sums"]
+    note = loop.between_epochs(history) if step % per_epoch == 0 else ""
     if step == loop.steps:
         return history
 
@@ -120,7 +123,8 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
                 step += 1
                 sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
                 on_host = isinstance(metrics["loss"], float)
-                bar.advance(1, f"loss {metrics['loss']:.3f}" if on_host else "")
+                loss = f"loss {metrics['loss']:.3f}" if on_host else ""
+                bar.advance(1, ", ".join(filter(None, [loss, note])))
                 # A signal that arrives after this line is handled at the next step.
                 due = checkpoint.is_due(saved_at, job.checkpoint_minutes)
                 signal_number, any_due = divmod(all_reduce_max(2 * stop.number + due), 2)
@@ -137,7 +141,6 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
                     row = {"epoch": step // per_epoch, "lr": loop.rate(step - 1)}
                     history.append(row | means)
                     sums = {}
-                    loop.epoch_ended(history)
                 if saves:
                     save()
                     saved_at = time.monotonic()
@@ -148,6 +151,8 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
                         f"{loop.steps}; a checkpoint is saved",
                         signal_number,
                     )
+                if epoch_ends:
+                    note = loop.between_epochs(history)
         except DataGoneError:
             save()
             raise

@@ -4,7 +4,7 @@ Random numbers are a function of (seed, epoch, sample), so that an interrupted r
 bytes as an undisturbed one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +51,14 @@ class Inputs:
     localizer: Mapping[str, Any] | None = None
 
 
-def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
+# Called with the framework, the manifest and the history when `engine.Loop.between_epochs` is. It
+# must not change what the training computes. Returns a text for the progress lines.
+Probe = Callable[[nn.Module, Manifest, engine.History], str]
+
+
+def pretrain(
+    config: RunConfig, inputs: Inputs, job: Job, probe: Probe | None = None
+) -> dict[str, float]:
     """Trains one run and writes encoder.safetensors, encoder.json, projector.safetensors and
     history.csv to `job.out`; masker.safetensors too if the mask learns.
 
@@ -59,6 +66,12 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
 
     All processes of a group call this together; the first one writes. Returns the last row of the
     history. Raises UserError for a configuration that does not fit, and what `engine.train` raises.
+
+    Args:
+        config: the run.
+        inputs: manifest and saliency.
+        job: device, seed and folders.
+        probe: measures the run between epochs.
     """
     manifest = manifests.load(inputs.data)
     schedule = Schedule(job.seed, manifest.ids("train"), config.train.batch, config.train.epochs)
@@ -94,6 +107,11 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         if history:
             engine.write_history(job.out / "history.csv", history, history[0])
 
+    def between_epochs(history: engine.History) -> str:
+        if history:
+            write_history(history)
+        return probe(learner.framework, manifest, history) if probe else ""
+
     loop = engine.Loop(
         title=f"pretrain {config.name}",
         steps=learner.steps,
@@ -102,16 +120,15 @@ def pretrain(config: RunConfig, inputs: Inputs, job: Job) -> dict[str, float]:
         batches=batches,
         step=step,
         rate=learner.rate,
-        epoch_ended=write_history,
+        between_epochs=between_epochs,
         advice="try a smaller `train.lr` or a longer `train.warmup_epochs`",
     )
     with deterministic(config.train.deterministic):
         history = engine.train(loop, job, job.work)
     write_history(history)
     if rank() == 0:
-        network, side = learner.framework.get_submodule("encoder"), config.view.size
-        spec = InputSpec.for_views(side, input_filter(config.mask, side), config.view.shorter)
-        encoder_file.save(network.state_dict(), config.encoder, spec, job.out)
+        network = learner.framework.get_submodule("encoder")
+        encoder_file.save(network.state_dict(), config.encoder, input_spec(config), job.out)
         encoder_file.save_projector(learner.framework, job.out)
         if learner.adversary:
             save_masker(learner.adversary.masker, job.out)
@@ -135,6 +152,12 @@ def training_labels(manifest: Manifest, classes: int) -> Tensor:
             "no label, which supervised training needs; leave them out, or choose another framework"
         )
     return manifest.labels
+
+
+def input_spec(config: RunConfig) -> InputSpec:
+    """The input of the encoder of a run. Raises UserError for a mask that does not fit."""
+    side = config.view.size
+    return InputSpec.for_views(side, input_filter(config.mask, side), config.view.shorter)
 
 
 class Learner:

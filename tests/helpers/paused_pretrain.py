@@ -19,16 +19,17 @@ import torch
 
 from salmask.job import Job
 from salmask.train import checkpoint
-from salmask.train import pretrain as loop
 from slurm import follow
 from stages import pretrain
+
+stage_work = pretrain.work
 
 
 def work(job: Job, **arguments: Any) -> None:
     checkpoint.save = _pausing(checkpoint.save)
     checkpoint.load_newest = _recording_start(checkpoint.load_newest)
     torch.save = _killing(torch.save)
-    loop.pretrain(job=job, **arguments)
+    stage_work(job, **arguments)
 
 
 def _pausing(save: Callable[..., Path]) -> Callable[..., Path]:

@@ -1,0 +1,66 @@
+"""Signs that a pretraining run has collapsed, from its history.csv and probe.csv.
+
+docs/evaluation.md gives the reasons for the limits.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+LEAST_RANK, LEAST_SPREAD = 2.0, 0.02
+LASTING = 5  # epochs for which hard negatives must be like keys
+
+Rows = Sequence[Mapping[str, float]]  # of history.csv or probe.csv, in the order of the epochs
+
+
+def signs(history: Rows, measurements: Rows) -> dict[str, str]:
+    """The signs of collapse at the end of a history, as texts by name.
+
+    `rank`: the newest `rankme` is below LEAST_RANK. `spread`: the newest `spread` is below
+    LEAST_SPREAD. `negatives`: in each of the last LASTING epochs, queries were at least as similar
+    to their hard negatives as to their keys. An untrained network, at epoch 0, has no signs.
+
+    Args:
+        history: rows of history.csv, one per epoch from 1.
+        measurements: rows of probe.csv.
+    """
+    texts = {}
+    for row in [*history[-1:], *measurements[-1:]]:
+        epoch = f"at epoch {row['epoch']:.0f}"
+        if row["epoch"] and row.get("rankme", LEAST_RANK) < LEAST_RANK:
+            texts["rank"] = (
+                f"the embeddings have collapsed to one direction: their effective rank is "
+                f"{row['rankme']:.3g} {epoch}"
+            )
+        if row["epoch"] and row.get("spread", LEAST_SPREAD) < LEAST_SPREAD:
+            texts["spread"] = (
+                f"the embeddings of all images are nearly equal: their spread is "
+                f"{row['spread']:.2g} {epoch}"
+            )
+    last = history[-LASTING:]
+    if len(last) == LASTING and all(_negative_is_closer(row) for row in last):
+        negative, positive = (last[-1][f"{name}_similarity"] for name in ("negative", "positive"))
+        texts["negatives"] = (
+            f"queries have been as similar to their hard negatives as to their keys for {LASTING} "
+            f"epochs (cosines {negative:.3f} and {positive:.3f} at epoch {last[-1]['epoch']:.0f}): "
+            "the encoder does not distinguish them"
+        )
+    return texts
+
+
+def signs_of_run(folder: Path) -> dict[str, str]:
+    """`signs` of the files in a run's output folder; none without files."""
+    return signs(read_rows(folder / "history.csv"), read_rows(folder / "probe.csv"))
+
+
+def read_rows(file: Path) -> list[dict[str, float]]:
+    """The rows of history.csv or probe.csv, without empty cells; none if there is no such file."""
+    if not file.is_file():
+        return []
+    with file.open(newline="") as stream:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
+
+
+def _negative_is_closer(row: Mapping[str, float]) -> bool:
+    negative = row.get("negative_similarity")
+    return negative is not None and negative >= row["positive_similarity"]
