@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LEAST_RANK, LEAST_SPREAD = 2.0, 0.02
+FIRST_STEP = 50  # of training; before it, batch norms do not have their statistics yet
 LASTING = 5  # epochs for which hard negatives must be like keys
 
 Rows = Sequence[Mapping[str, float]]  # of history.csv or probe.csv, in the order of the epochs
@@ -18,21 +19,22 @@ def signs(history: Rows, measurements: Rows) -> dict[str, str]:
 
     `rank`: the newest `rankme` is below LEAST_RANK. `spread`: the newest `spread` is below
     LEAST_SPREAD. `negatives`: in each of the last LASTING epochs, queries were at least as similar
-    to their hard negatives as to their keys. An untrained network, at epoch 0, has no signs.
+    to their hard negatives as to their keys. Measurements before FIRST_STEP do not count.
 
     Args:
         history: rows of history.csv, one per epoch from 1.
         measurements: rows of probe.csv.
     """
     texts = {}
-    for row in [*history[-1:], *measurements[-1:]]:
+    measured = [row for row in measurements[-1:] if row["step"] >= FIRST_STEP]
+    for row in [*history[-1:], *measured]:
         epoch = f"at epoch {row['epoch']:.0f}"
-        if row["epoch"] and row.get("rankme", LEAST_RANK) < LEAST_RANK:
+        if row.get("rankme", LEAST_RANK) < LEAST_RANK:
             texts["rank"] = (
                 f"the embeddings have collapsed to one direction: their effective rank is "
                 f"{row['rankme']:.3g} {epoch}"
             )
-        if row["epoch"] and row.get("spread", LEAST_SPREAD) < LEAST_SPREAD:
+        if row.get("spread", LEAST_SPREAD) < LEAST_SPREAD:
             texts["spread"] = (
                 f"the embeddings of all images are nearly equal: their spread is "
                 f"{row['spread']:.2g} {epoch}"

@@ -112,6 +112,10 @@ def reword_errors(source: Path) -> None:
         ("salmask/commands/doctor.py", "_SAMPLE = 48", "_SAMPLE = 49"),
         ("salmask/commands/costs.py", "60e12", "61e12"),
         ("salmask/report/page.html.j2", "<h1", "<h2"),
+        ("salmask/evaluate/probe.py", "20, 0.07", "21, 0.07"),
+        ("salmask/evaluate/unlabelled.py", "1e-7", "1e-5"),
+        ("salmask/params/probe.py", "= 5", "= 6"),
+        ("salmask/collapse.py", "0.02", "0.03"),
     ],
 )
 def test_what_decides_no_result_reruns_nothing(source: Path, name: str, old: str, new: str) -> None:

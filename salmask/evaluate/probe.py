@@ -60,7 +60,8 @@ class Probe:
             epoch % self.settings.every == 0 or epoch == self.config.train.epochs
         ):
             measured = measure(framework, self.config, manifest, self.settings.images, self.job)
-            rows.append({"epoch": epoch, **measured})
+            steps = len(manifest.ids("train")) // self.config.train.batch
+            rows.append({"epoch": epoch, "step": epoch * steps, **measured})
             engine.write_history(file, rows, dict.fromkeys(name for row in rows for name in row))
             self.note = _text(rows[-1])
         signs = collapse.signs(history, rows)

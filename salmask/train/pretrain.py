@@ -108,8 +108,7 @@ def pretrain(
             engine.write_history(job.out / "history.csv", history, history[0])
 
     def between_epochs(history: engine.History) -> str:
-        if history:
-            write_history(history)
+        write_history(history)
         return probe(learner.framework, manifest, history) if probe else ""
 
     loop = engine.Loop(

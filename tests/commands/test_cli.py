@@ -39,6 +39,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_check_accepts_what_fits(project: Path) -> None:
     assert call("check").output.strip() == "params.yaml is valid"
+    (project / "params.yaml").write_text(yaml.safe_dump(TINY | {"probe": {"every": 1}}))
+    assert call("check").output.strip() == "params.yaml is valid"
 
 
 DATA = {"name": "demo", "root": "x"}
@@ -53,6 +55,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        ({"probe": {"every": 2, "image": 9}}, "params.yaml: probe: image: no such key, got 9"),
         ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from adios, blur, erase"),
         ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
         (

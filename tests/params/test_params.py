@@ -6,6 +6,7 @@ import yaml
 from salmask.errors import UserError
 from salmask.params.names import chosen_evaluations, run_names
 from salmask.params.overlay import merge, run_seed
+from salmask.params.probe import ProbeConfig, read_probe
 from salmask.params.run import read_run
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.train import TrainConfig
@@ -194,6 +195,18 @@ def test_a_runs_own_seed_is_that_of_its_pretraining_alone():
     assert read_run(read, "again").train == read_run(read, "plain").train
     with pytest.raises(UserError, match=r"runs\.wrong\.seed: .*integer, got \[1, 2\]"):
         run_seed(read, "wrong")
+
+
+def test_the_probe_is_optional_and_not_recorded_as_read():
+    given = params(probe={"images": 50})
+    assert read_probe(given) == ProbeConfig(every=5, images=50) and given.reads == {}
+    assert read_probe(params()) is read_probe(params(probe=None)) is None
+
+
+@pytest.mark.parametrize("section", [{"every": 0}, {"images": 1}, {"epochs": 5}, 5], ids=str)
+def test_a_wrong_probe_is_refused(section):
+    with pytest.raises(UserError, match=r"params\.yaml: probe: "):
+        read_probe(params(probe=section))
 
 
 def test_a_wrong_seed_is_refused():

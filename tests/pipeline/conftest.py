@@ -24,6 +24,7 @@ SCENES = {
 }  # fmt: skip
 SHAPES = TINY["data"] | {"images": {"train": 40, "val": 20}, "first": 1000}
 FINISHED = copy.deepcopy(TINY) | {"transfer": {"shapes": SHAPES}, "detect": {"scenes": SCENES}}
+FINISHED["probe"] = {"every": 1, "images": 16}
 FINISHED["evaluate"]["chosen"] = {
     "linear": ["plain"], "finetune": ["plain"], "transfer": ["plain"], "detect": ["plain"],
     "variance": ["blurred"], "variance_through": ["plain"],

@@ -118,6 +118,7 @@ def test_lineage_of_every_evaluation_matches(finished: Path, evaluation: str) ->
 
 
 def test_a_second_repro_runs_nothing_and_lineage_reports_a_changed_byte(project: Project) -> None:
+    project.write_params(FINISHED | {"probe": {"every": 2}})
     assert project.repro() == []
     changed = [line for line in project.run("dvc", "status").splitlines() if line.endswith(":")]
     assert changed == ["code:"]  # it always runs

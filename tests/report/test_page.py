@@ -27,6 +27,7 @@ class Loads(HTMLParser):
 def test_the_page_needs_no_network(built) -> None:
     page = Loads()
     page.feed(built[1])
+    assert "Encoders during training" not in built[1]
     assert len(page.sources) == 5  # curves, bars, saliency, masks, neighbours
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not page.tags & {"script", "link", "iframe", "object"}
@@ -56,6 +57,19 @@ def test_equal_runs_write_equal_bytes_and_removed_runs_stay_out(built, monkeypat
     assert again == html and "99.9" not in again + output
     after = {p.name: p.read_bytes() for p in (project / "artifacts/report").iterdir()}
     assert after == before and {"index.html", "results.json", "provenance.json"} <= set(after)
+
+
+def test_measurements_and_collapsed_runs_are_shown(tmp_path, monkeypatch) -> None:
+    project = make_project(tmp_path)
+    rows = "epoch,step,images,rankme,spread,train_images,knn_top1\n0,0,9,8,0.5,11,30\n"
+    for name, rank in (("plain", 7), ("masked", 1)):
+        folder = project / "artifacts/pretrain" / name
+        (folder / "probe.csv").write_text(rows + f"2,60,9,{rank},0.5,11,40\n")
+    html, _ = run_stage(project, monkeypatch)
+    assert "Encoders during training" in html
+    assert "on at most 9 images of <i>val</i>" in html and "at most 11 training images" in html
+    assert "<b>masked</b>: the embeddings have collapsed to one direction" in html
+    assert "<b>plain</b>: the" not in html
 
 
 def test_images_without_labels_and_without_a_validation_split(tmp_path, monkeypatch) -> None:

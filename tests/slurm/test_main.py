@@ -33,6 +33,14 @@ def test_status_shows_one_row_for_each_run(runs):
     ]
 
 
+def test_status_names_runs_that_have_collapsed(runs):
+    out = runs / "pretrain-mean-000000000002" / "out"
+    out.mkdir()
+    (out / "probe.csv").write_text("epoch,step,rankme,spread\n0,0,9,0.5\n5,100,1,0.5\n")
+    *_, last = CliRunner().invoke(main, ["status"]).output.splitlines()
+    assert last.startswith("warning: pretrain-mean-000000000002: the embeddings have collapsed")
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

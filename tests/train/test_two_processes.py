@@ -1,7 +1,6 @@
 """Pretraining on two processes that share each batch: equal to one process up to rounding, equal to
 another two to the bit. A stop signal to one of them stops both, without losing a step."""
 
-import csv
 import os
 import signal
 import socket
@@ -15,11 +14,14 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 
+from salmask.collapse import read_rows
 from salmask.data.prepare import write_manifest
 from salmask.datasets.listing import ListedFile, Listing
 from salmask.errors import InterruptedRunError
+from salmask.evaluate.probe import Probe
 from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
+from salmask.params.probe import ProbeConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
@@ -52,6 +54,12 @@ def config(case: str) -> RunConfig:
     return RunConfig("run", encoder, ViewConfig(size=16, grid=4), mask, framework, train)
 
 
+def pretrain(case: str, inputs: loop.Inputs, job: Job) -> None:
+    """Trains a run, which all processes measure after each epoch."""
+    probe = Probe(config(case), ProbeConfig(every=1), job)
+    loop.pretrain(config(case), inputs, job, probe)
+
+
 def one_of_two(rank: int, port: int, runs: list[tuple[str, loop.Inputs, Job]]) -> None:
     """One of two processes: trains each run; in the folders `stopped`, with an interruption."""
     torch.set_num_threads(1)
@@ -62,7 +70,7 @@ def one_of_two(rank: int, port: int, runs: list[tuple[str, loop.Inputs, Job]]) -
             stopped(rank, case, inputs, job)
         if job.out.name == "stopped late":
             stopped_late(rank, case, inputs, job)
-        loop.pretrain(config(case), inputs, job)
+        pretrain(case, inputs, job)
     dist.destroy_process_group()
 
 
@@ -78,7 +86,7 @@ def stopped(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
 
     loop.set_rates = ask_in_the_fourth
     with pytest.raises(InterruptedRunError, match="step 4 of 6"):
-        loop.pretrain(config(case), inputs, job)
+        pretrain(case, inputs, job)
     loop.set_rates = honest
     assert steps == 4
 
@@ -97,7 +105,7 @@ def stopped_late(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
 
     engine.all_reduce_max = agree
     with pytest.raises(InterruptedRunError, match="step 4 of 6") as stop:
-        loop.pretrain(config(case), inputs, job)
+        pretrain(case, inputs, job)
     engine.all_reduce_max = honest
     assert stop.value.number == signal.SIGUSR2
 
@@ -123,7 +131,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         for name, out in made[case].items():
             job = Job("f" * 12, folder / f"{name} work", out, torch.device("cpu"), 0, 0)
             if name == "one":
-                loop.pretrain(config(case), inputs, job)
+                pretrain(case, inputs, job)
             else:
                 shared.append((case, inputs, job))
     torch.multiprocessing.spawn(one_of_two, (free_port(), shared), nprocs=2)  # type: ignore[attr-defined]
@@ -147,13 +155,10 @@ def test_two_processes_train_as_one_does(trained: Trained, case: str) -> None:
     one, two = (load_file(trained[case][name] / "encoder.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
-    histories = [
-        list(csv.DictReader((trained[case][name] / "history.csv").read_text().splitlines()))
-        for name in ("one", "two")
-    ]
-    for theirs, ours in zip(*histories, strict=True):
-        for name, value in theirs.items():
-            assert float(ours[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
+    for file in ("history.csv", "probe.csv"):
+        rows = [read_rows(trained[case][name] / file) for name in ("one", "two")]
+        for theirs, ours in zip(*rows, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
