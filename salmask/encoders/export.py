@@ -7,18 +7,17 @@ neither normalisation nor input filter.
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salmask.encoders import on_disk as encoder_file
+from salmask.encoders import weight_files
 from salmask.encoders.backbones import build_encoder, head_name
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
@@ -46,23 +45,38 @@ class Exported:
     largest: float
 
 
+def _write_tensors(
+    weights: Tensors, config: EncoderConfig, file: Path, metadata: dict[str, str] | None = None
+) -> None:
+    kept = {key: value.contiguous() for key, value in weights.items()}
+    if file.suffix == ".safetensors":
+        save_file(kept, file, metadata)
+    else:
+        torch.save(kept, file)
+
+
+def _read_tensors(file: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    return weight_files.read(file)
+
+
 @dataclass(frozen=True)
 class Format:
     """A file format.
 
     Args:
         suffixes: of its files.
-        refuse: raises UserError for a network that the format does not support.
+        network: architecture -> the other program's network, with random weights. Raises UserError
+            for an architecture that the format does not support.
+        usage: how to load the file, a template for `str.format`.
         write: (weights, architecture, file) -> None.
-        rebuild: (file, architecture) -> the other program's network with the weights of the file.
-        usage: returns lines that explain how to load the file.
+        read: (file, names of the weights) -> the weights.
     """
 
     suffixes: tuple[str, ...]
-    refuse: Callable[[EncoderConfig, Tensors], None]
-    write: Callable[[Tensors, EncoderConfig, Path], None]
-    rebuild: Callable[[Path, EncoderConfig], nn.Module]
-    usage: Callable[[Encoder], str]
+    network: Callable[[EncoderConfig], nn.Module]
+    usage: str
+    write: Callable[[Tensors, EncoderConfig, Path], None] = _write_tensors
+    read: Callable[[Path, Iterable[str]], dict[str, Tensor]] = _read_tensors
 
 
 def export(folder: Path, layout: str, out: Path) -> Exported:
@@ -83,12 +97,14 @@ def export(folder: Path, layout: str, out: Path) -> Exported:
         raise UserError(
             f"{out}: files of format {layout} must end in {' or '.join(chosen.suffixes)}"
         )
-    chosen.refuse(encoder.config, weights)
+    theirs = chosen.network(encoder.config)
+    check_weights(theirs, weights, f"{layout}'s {encoder.config.arch}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent) as place:
         draft = Path(place) / out.name
         chosen.write(weights, encoder.config, draft)
-        difference, largest = compare(encoder, chosen.rebuild(draft, encoder.config))
+        theirs.load_state_dict(chosen.read(draft, weights))
+        difference, largest = compare(encoder, theirs)
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{layout}'s {encoder.config.arch} with these weights has other features: they "
@@ -98,6 +114,18 @@ def export(folder: Path, layout: str, out: Path) -> Exported:
         draft.replace(out)
     write_bytes(out.with_name(f"{out.name}.txt"), f"{notes}\n".encode())
     return Exported(notes, difference, largest)
+
+
+def check_weights(theirs: nn.Module, weights: Tensors, name: str) -> None:
+    """Raises UserError unless the network has weights of the same names and shapes. name: of the
+    network, for messages."""
+    shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+    if shapes != {key: value.shape for key, value in weights.items()}:
+        other = next((key for key in shapes if key not in weights), "sizes")
+        raise UserError(
+            f"{name} differs from torchvision's, which this encoder has (`{other}`): export it as "
+            "torchvision"
+        )
 
 
 @torch.inference_mode()
@@ -133,10 +161,22 @@ def _notes(encoder: Encoder, layout: str, digest: str) -> str:
             f"FILTER. After the normalisation, subtract from every image its Gaussian blur "
             f"(kernel {kernel} px, sigma {sigma:g} px, reflected borders), at training and at test."
         )
-    return "\n".join([*lines, FORMATS[layout].usage(encoder)])
+    usage = FORMATS[layout].usage.format(
+        arch=config.arch,
+        head=head_name(config),
+        depth=config.arch.removeprefix("resnet"),
+        width=config.width,
+        outputs=4 * config.width,
+        mean=[round(255 * value, 3) for value in spec.mean],
+        std=[round(255 * value, 3) for value in spec.std],
+    )
+    return "\n".join([*lines, usage])
 
 
-def _refuse_stem(config: EncoderConfig, program: str) -> None:
+# ----------------------------------------------------------------------- networks of each program
+
+
+def _require_published_stem(config: EncoderConfig, program: str) -> None:
     if config.stem != "imagenet":
         raise UserError(
             f"{program} has no `stem: {config.stem}` (3x3, less pooling), only `imagenet`; "
@@ -144,7 +184,7 @@ def _refuse_stem(config: EncoderConfig, program: str) -> None:
         )
 
 
-def _refuse_width(config: EncoderConfig, program: str) -> None:
+def _require_published_width(config: EncoderConfig, program: str) -> None:
     if config.width != _PUBLISHED_WIDTH:
         raise UserError(
             f"{program}'s {config.arch} starts with {_PUBLISHED_WIDTH} channels, this one with "
@@ -152,138 +192,44 @@ def _refuse_width(config: EncoderConfig, program: str) -> None:
         )
 
 
-# -------------------------------------------------------------------------------- safetensors
-
-
-def _accept(config: EncoderConfig, weights: Tensors) -> None:
-    """Our own format supports every network."""
-
-
-def _write_own(weights: Tensors, config: EncoderConfig, file: Path) -> None:
-    kept = {key: value.contiguous() for key, value in weights.items()}
-    save_file(kept, file, metadata={"encoder": json.dumps(asdict(config))})
-
-
-def _rebuild_own(file: Path, config: EncoderConfig) -> nn.Module:
-    with safe_open(file, "pt") as opened:
-        options = json.loads(opened.metadata()["encoder"])
-    network = build_encoder(EncoderConfig(**options))
-    network.load_state_dict(load_file(file))
-    return network
-
-
-def _use_own(encoder: Encoder) -> str:
-    return (
-        "to load: salmask.encoders.backbones.build_encoder(EncoderConfig(...)), with the metadata "
-        "of the file"
-    )
-
-
-# -------------------------------------------------------------------------------- torchvision
-
-
-def _refuse_torchvision(config: EncoderConfig, weights: Tensors) -> None:
+def _torchvision(config: EncoderConfig) -> nn.Module:
     import torchvision  # here and below: imports of libraries that take seconds
 
     if config.arch not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(f"torchvision has no {config.arch}; `--format safetensors` supports it")
     if config.arch.startswith("mnasnet"):
         raise UserError(f"torchvision's {config.arch} loads no state that has only tensors")
-    _refuse_stem(config, "torchvision")
-    _refuse_width(config, "torchvision")
-
-
-def _write_torch(weights: Tensors, config: EncoderConfig, file: Path) -> None:
-    if file.suffix == ".safetensors":
-        save_file({key: value.contiguous() for key, value in weights.items()}, file)
-    else:
-        torch.save({key: value.contiguous() for key, value in weights.items()}, file)
-
-
-def _read_torch(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    return dict(torch.load(file, map_location="cpu", weights_only=True))
-
-
-def _rebuild_torchvision(file: Path, config: EncoderConfig) -> nn.Module:
-    import torchvision
-
+    _require_published_stem(config, "torchvision")
+    _require_published_width(config, "torchvision")
     network: nn.Module = torchvision.models.get_model(config.arch, weights=None)
     network.set_submodule(head_name(config), nn.Identity())
-    network.load_state_dict(_read_torch(file))
     return network
 
 
-def _use_torchvision(encoder: Encoder) -> str:
-    arch, head = encoder.config.arch, head_name(encoder.config)
-    return (
-        f"to load: network = torchvision.models.get_model({arch!r}); "
-        f"network.set_submodule({head!r}, torch.nn.Identity()); network.load_state_dict(...)"
-    )
-
-
-# --------------------------------------------------------------------------------------- timm
-
-
-def _refuse_timm(config: EncoderConfig, weights: Tensors) -> None:
+def _timm(config: EncoderConfig) -> nn.Module:
     import timm
 
     if not timm.is_model(config.arch):
         raise UserError(f"timm has no {config.arch}; `--format safetensors` supports it")
-    _refuse_stem(config, "timm")
-    _refuse_width(config, "timm")
-    with torch.device("meta"):
-        theirs = timm.create_model(config.arch, pretrained=False, num_classes=0).state_dict()
-    if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in weights.items()}:
-        other = next((key for key in theirs if key not in weights), "sizes")
-        raise UserError(
-            f"timm's {config.arch} differs from torchvision's, which this encoder has "
-            f"(`{other}`): export it as torchvision"
-        )
-
-
-def _rebuild_timm(file: Path, config: EncoderConfig) -> nn.Module:
-    import timm
-
+    _require_published_stem(config, "timm")
+    _require_published_width(config, "timm")
     network: nn.Module = timm.create_model(config.arch, pretrained=False, num_classes=0)
-    network.load_state_dict(_read_torch(file))
     return network
 
 
-def _use_timm(encoder: Encoder) -> str:
-    return (
-        f"to load: timm.create_model({encoder.config.arch!r}, num_classes=0, checkpoint_path=...)"
-    )
-
-
-# ---------------------------------------------------------------------------------- detectron2
-
-_STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
-_PARTS = {
-    "bn1": ["conv1", "norm"],
-    "bn2": ["conv2", "norm"],
-    "bn3": ["conv3", "norm"],
-    "downsample.0": ["shortcut"],
-    "downsample.1": ["shortcut", "norm"],
-}
-
-
-def detectron2_key(key: str) -> str:
-    """Translates a key of torchvision's ResNets to detectron2's name, as MoCo's converter does."""
-    *layers, tensor = key.split(".")
-    place = [_STAGES[layers[0]], layers[1]] if layers[0] in _STAGES else ["stem"]
-    part = layers[2:] if layers[0] in _STAGES else layers
-    return ".".join([*place, *_PARTS.get(".".join(part), part), tensor])
-
-
-def _refuse_detectron2(config: EncoderConfig, weights: Tensors) -> None:
+def _detectron2(config: EncoderConfig) -> nn.Module:
+    """Our own ResNet: detectron2 need not be installed."""
     if config.arch not in ("resnet50", "resnet101", "resnet152"):
         raise UserError(
             f"detectron2's C4 models support ResNets with bottleneck blocks (resnet50, resnet101, "
             f"resnet152), not {config.arch}"
         )
-    _refuse_stem(config, "detectron2")
+    _require_published_stem(config, "detectron2")
+    return build_encoder(config)
+
+
+def _write_with_config(weights: Tensors, config: EncoderConfig, file: Path) -> None:
+    _write_tensors(weights, config, file, {"encoder": json.dumps(asdict(config))})
 
 
 def _write_detectron2(weights: Tensors, config: EncoderConfig, file: Path) -> None:
@@ -292,44 +238,49 @@ def _write_detectron2(weights: Tensors, config: EncoderConfig, file: Path) -> No
     file.write_bytes(pickle.dumps(content))
 
 
-def _rebuild_detectron2(file: Path, config: EncoderConfig) -> nn.Module:
-    """Our own ResNet with the file's weights: detectron2 need not be installed."""
-    arrays: Mapping[str, np.ndarray] = pickle.loads(file.read_bytes())[
-        "model"
-    ]  # written by `export` itself
-    network = build_encoder(config)
-    names = {key: detectron2_key(key) for key in network.state_dict()}
-    if set(names.values()) != set(arrays):
-        raise UserError("detectron2: two weights have the same name")
-    network.load_state_dict({key: torch.from_numpy(arrays[name]) for key, name in names.items()})
-    return network
+def _read_detectron2(file: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    arrays = pickle.loads(file.read_bytes())["model"]  # written by `export` itself
+    return {name: torch.from_numpy(arrays[detectron2_key(name)]) for name in names}
 
 
-def _use_detectron2(encoder: Encoder) -> str:
-    width = encoder.config.width
-    mean = [round(255 * value, 3) for value in encoder.spec.mean]
-    std = [round(255 * value, 3) for value in encoder.spec.std]
-    depth = encoder.config.arch.removeprefix("resnet")
-    return (
-        "to load, in the config (images in RGB order and 0 to 255; stride in the 3x3):\n"
-        f"MODEL:\n  WEIGHTS: this file\n  PIXEL_MEAN: {mean}\n  PIXEL_STD: {std}\n"
-        f"  RESNETS: {{DEPTH: {depth}, STRIDE_IN_1X1: False, STEM_OUT_CHANNELS: {width}, "
-        f"RES2_OUT_CHANNELS: {4 * width}, WIDTH_PER_GROUP: {width}}}\n"
-        'INPUT: {FORMAT: "RGB"}'
-    )
+def detectron2_key(key: str) -> str:
+    """Translates a key of torchvision's ResNets to detectron2's name, as MoCo's converter does."""
+    if not key.startswith("layer"):
+        key = f"stem.{key}"
+    for number in (1, 2, 3, 4):
+        key = key.replace(f"layer{number}", f"res{number + 1}")
+        key = key.replace(f"bn{number}", f"conv{number}.norm")
+    return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
 FORMATS = {
     "torchvision": Format(
         (".pth", ".safetensors"),
-        _refuse_torchvision,
-        _write_torch,
-        _rebuild_torchvision,
-        _use_torchvision,
+        _torchvision,
+        "to load: network = torchvision.models.get_model({arch!r}); "
+        "network.set_submodule({head!r}, torch.nn.Identity()); network.load_state_dict(...)",
     ),
-    "timm": Format((".pth", ".safetensors"), _refuse_timm, _write_torch, _rebuild_timm, _use_timm),
+    "timm": Format(
+        (".pth", ".safetensors"),
+        _timm,
+        "to load: timm.create_model({arch!r}, num_classes=0, checkpoint_path=...)",
+    ),
     "detectron2": Format(
-        (".pkl",), _refuse_detectron2, _write_detectron2, _rebuild_detectron2, _use_detectron2
+        (".pkl",),
+        _detectron2,
+        "to load, in the config (images in RGB order and 0 to 255; stride in the 3x3):\n"
+        "MODEL:\n  WEIGHTS: this file\n  PIXEL_MEAN: {mean}\n  PIXEL_STD: {std}\n"
+        "  RESNETS: {{DEPTH: {depth}, STRIDE_IN_1X1: False, STEM_OUT_CHANNELS: {width}, "
+        "RES2_OUT_CHANNELS: {outputs}, WIDTH_PER_GROUP: {width}}}\n"
+        'INPUT: {{FORMAT: "RGB"}}',
+        _write_detectron2,
+        _read_detectron2,
     ),
-    "safetensors": Format((".safetensors",), _accept, _write_own, _rebuild_own, _use_own),
+    "safetensors": Format(
+        (".safetensors",),
+        build_encoder,
+        "to load: salmask.encoders.backbones.build_encoder(EncoderConfig(...)), with the metadata of the "
+        "file",
+        _write_with_config,
+    ),
 }

@@ -1,15 +1,12 @@
 """Weights files of localizers: located or downloaded, checked by hash, read, fitted to layers.
 
-Files are downloaded only on request, to torch.hub's folder of checkpoints. A download is checked in
-a temporary folder and then moved, so that a failed or wrong one leaves no file.
+Files are downloaded only on request, to torch.hub's folder of checkpoints.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,7 +59,7 @@ def of_torchvision(url: str, path: Path | None, download: bool, sha256: str | No
     place = path or _kept(name)
     advice = f"put torchvision's file {name} there"
     if download and not place.exists():
-        _download(url, place, expected, f"{advice} yourself", partial(_from_url, url))
+        _download(url, url, place, expected, f"{advice} yourself")
     others = "remove localizer.path and" if path else "set localizer.path to its place, or"
     advice += f" (from {url}), or {others} set localizer.download: true"
     return place, checked(place, expected, advice)
@@ -99,8 +96,9 @@ def of_timm(
     expected = _full(sha256)
     place = _kept(f"{repository.replace('/', '--')}-{expected[:8]}{Path(name).suffix}")
     if download and not place.exists():
-        what = f"{name} of {repository}"
-        _download(what, place, expected, advice, partial(_from_hub, repository, name))
+        from huggingface_hub import hf_hub_url
+
+        _download(f"{name} of {repository}", hf_hub_url(repository, name), place, expected, advice)
     advice = f"put {name} of {repository} there, or set localizer.download: true"
     return place, checked(place, expected, advice)
 
@@ -116,15 +114,12 @@ def checked(path: Path, digest: str, advice: str) -> str:
         raise UserError(f"localizer: no weights at {path}: {advice}")
     actual = file_digest(path)
     if not actual.startswith(digest):
-        raise UserError(f"localizer: {path} {_mismatch(actual, digest)}. Remove it; then {advice}")
+        raise UserError(
+            f"localizer: {path} is not the expected file: its sha256 starts with {actual[:16]}, "
+            f"expected {digest[:16]} (localizer.sha256, or the digits in the file name). Remove "
+            f"it; then {advice}"
+        )
     return actual
-
-
-def _mismatch(actual: str, expected: str) -> str:
-    return (
-        f"is not the expected file: its sha256 starts with {actual[:16]}, expected {expected[:16]} "
-        f"(localizer.sha256, or the digits in the file name)"
-    )
 
 
 def _kept(name: str) -> Path:
@@ -148,37 +143,16 @@ def _full(sha256: str | None) -> str:
     return sha256.lower()
 
 
-def _from_url(url: str, folder: Path) -> Path:
-    torch.hub.download_url_to_file(url, str(folder / file_name(url)))
-    return folder / file_name(url)
-
-
-def _from_hub(repository: str, name: str, folder: Path) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repository, name, local_dir=folder))
-
-
-def _download(
-    what: str, place: Path, digest: str, advice: str, fetch: Callable[[Path], Path]
-) -> None:
-    """Calls `fetch` with an empty folder, checks the file that it returns and moves it to place."""
+def _download(what: str, url: str, place: Path, digest: str, advice: str) -> None:
+    """Downloads a file whose sha256 starts with `digest`. Any failure leaves no file."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=place.parent) as folder:
-            fetched = fetch(Path(folder))
-            actual = file_digest(fetched)
-            if actual.startswith(digest):
-                fetched.replace(place)
-    except Exception as error:  # the clients raise errors of many types
+        torch.hub.download_url_to_file(url, str(place), hash_prefix=digest)
+    except Exception as error:  # of many types
         raise UserError(
             f"localizer.download: {what} cannot be downloaded to {place}: {error}. "
-            f"Offline: {advice}"
+            f"Without a download: {advice}"
         ) from None
-    if not actual.startswith(digest):
-        raise UserError(
-            f"localizer.download: {what} {_mismatch(actual, digest)}. The download was deleted"
-        )
 
 
 # -------------------------------------------------------------------------------------- reading
@@ -238,7 +212,8 @@ def _aligned(
 ) -> dict[str, Tensor]:
     if not theirs.keys() & ours.keys():
         theirs = _with_prefix(theirs, "")
-    theirs = {k: v for k, v in theirs.items() if not f"{k}.".startswith(_prefixes(heads))}
+    prefixes = tuple(f"{head}." for head in heads)
+    theirs = {k: v for k, v in theirs.items() if not f"{k}.".startswith(prefixes)}
     if not theirs.keys() & ours.keys():
         theirs = _with_prefix(theirs, _shared_prefix(ours))
     return {_DENSE_LAYER.sub(r"\1\2", key): value for key, value in theirs.items()}
@@ -259,10 +234,6 @@ def _shared_prefix(tensors: dict[str, Tensor]) -> str:
     layers = zip(*(key.split(".")[:-1] for key in tensors), strict=False)
     same = takewhile(lambda parts: len(set(parts)) == 1, layers)
     return "".join(f"{parts[0]}." for parts in same)
-
-
-def _prefixes(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in names)
 
 
 def _is_counter(key: str) -> bool:

@@ -138,10 +138,10 @@ def test_a_pickle_holds_arrays_as_detectron2_loads_them(tmp_path):
     ],
 )
 def test_what_a_format_cannot_express_is_refused(config, layout, message):
-    with torch.device("meta"):
-        weights = build_encoder(config).state_dict()
-    with pytest.raises(UserError, match=message):
-        FORMATS[layout].refuse(config, weights)
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        exports.check_weights(
+            FORMATS[layout].network(config), build_encoder(config).state_dict(), f"{layout}'s"
+        )
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm", "detectron2"])

@@ -229,11 +229,49 @@ def _lite0_file() -> dict[str, torch.Tensor]:
     return torch.load(folder / lite0_module.FILE, weights_only=True)
 
 
-def test_the_lite0_key_map_covers_every_key(lite0):
-    theirs = _lite0_file()
-    mapped = {lite0_module.timm_key(key) for key in theirs}
-    assert len(theirs) == len(mapped) == 296
-    assert mapped == set(lite0[1])
+_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of each stage; the file numbers all blocks consecutively
+_OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_FIRST_STAGE = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_OTHER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def timm_key(key: str) -> str:
+    """Translates a key of the package's file to timm's name, below `model.`."""
+    parts = key.split(".")
+    if parts[0] != "_blocks":
+        return ".".join(["model", _OUTER[parts[0]], *parts[1:]])
+    index, stage = int(parts[1]), 0
+    while index >= _BLOCKS[stage]:
+        index, stage = index - _BLOCKS[stage], stage + 1
+    layer = (_OTHER_STAGES if stage else _FIRST_STAGE)[parts[2]]
+    return ".".join(["model", "blocks", str(stage), str(index), layer, *parts[3:]])
+
+
+def test_lite0s_tensors_have_timms_names(lite0):
+    """Names are assigned by position; here they are translated one by one."""
+    _, tensors = lite0
+    theirs = {timm_key(key): value.float() for key, value in _lite0_file().items()}
+    assert set(theirs) == set(tensors)
+    for name, value in tensors.items():
+        assert torch.equal(theirs[name], value.float()), name
 
 
 def test_lite0_computes_what_timm_computes_from_the_file_in_its_order(lite0):

@@ -34,22 +34,21 @@ def build_encoder(
     Raises:
         UserError: see `check_encoder`.
     """
-    check_encoder(config)
+    family = _family(config)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return group_norms(_family(config).build(config, zero_init), bn_group)
+        return group_norms(family.build(config, zero_init), bn_group)
 
 
 def check_encoder(config: EncoderConfig) -> None:
     """Raises UserError for an unknown or unsuitable architecture, or a width that it does not
     take. Builds no network."""
-    _family(config).check(config)
+    _family(config)
 
 
 def feature_dim(config: EncoderConfig) -> int:
     """D, the dimension of the pooled features. Raises UserError as `check_encoder` does."""
-    check_encoder(config)
     dimension: int = _family(config).feature_dim(config)
     return dimension
 
@@ -57,7 +56,6 @@ def feature_dim(config: EncoderConfig) -> int:
 def head_name(config: EncoderConfig) -> str:
     """Dotted name of the classifier in published weights of the architecture. Encoders do not have
     it. Raises UserError as `check_encoder` does."""
-    check_encoder(config)
     name: str = _family(config).head_name(config)
     return name
 
@@ -65,7 +63,6 @@ def head_name(config: EncoderConfig) -> str:
 def is_resnet(config: EncoderConfig) -> bool:
     """Whether the network has the stages layer1 to layer4 of a ResNet, as detection needs. Raises
     UserError as `check_encoder` does."""
-    check_encoder(config)
     answer: bool = _family(config).is_resnet(config)
     return answer
 
@@ -74,13 +71,11 @@ def operations(config: EncoderConfig, side: int) -> float:
     """Floating-point operations of a forward pass of one image of `side` px, as torch's
     `FlopCounterMode` counts them: two per multiply-add. Raises UserError as `check_encoder` does.
     """
-    check_encoder(config)
     return float(_family(config).operations(config, side))
 
 
 def parameter_count(config: EncoderConfig) -> int:
     """Number of trainable parameters. Raises UserError as `check_encoder` does."""
-    check_encoder(config)
     count: int = _family(config).parameter_count(config)
     return count
 
@@ -98,6 +93,8 @@ def dry_run(network: nn.Module, height: int, width: int) -> tuple[int, ...]:
 
 
 def _family(config: EncoderConfig) -> Any:
-    """The module that builds the network. Imported here, because a stage's digest covers the
-    selected one only."""
-    return import_module(f"{__name__}.{config.family}")
+    """The module that builds the network, after its check of the configuration. Imported here,
+    because a stage's digest covers the selected one only."""
+    family = import_module(f"{__name__}.{config.family}")
+    family.check(config)
+    return family

@@ -25,45 +25,11 @@ def lite0() -> FittedLocalizer:
     path = Path(package.submodule_search_locations[0]) / FILE
     digest = weight_files.checked(path, SHA256, command)
     layers = build_layers("timm", LITE0)
-    renamed = {timm_key(key): value for key, value in weight_files.read(path).items()}
+    # The file has timm's tensors in timm's order, under other names.
+    renamed = dict(zip(layers.state_dict(), weight_files.read(path).values(), strict=True))
     tensors = weight_files.fitted(renamed, layers.state_dict(), path)
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     return Localizer("lite0", "timm", LITE0, mean, std, stride_of(layers, LITE0), digest), tensors
 
 
 LOCALIZER = lite0
-
-_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of each stage; the file numbers all blocks consecutively
-_OUTER = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_FIRST_STAGE = {
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn1",
-    "_project_conv": "conv_pw",
-    "_bn2": "bn2",
-}
-_OTHER_STAGES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def timm_key(key: str) -> str:
-    """Translates a key of the package's file to timm's name, below `model.`."""
-    parts = key.split(".")
-    if parts[0] != "_blocks":
-        return ".".join(["model", _OUTER[parts[0]], *parts[1:]])
-    index, stage = int(parts[1]), 0
-    while index >= _BLOCKS[stage]:
-        index, stage = index - _BLOCKS[stage], stage + 1
-    layer = (_OTHER_STAGES if stage else _FIRST_STAGE)[parts[2]]
-    return ".".join(["model", "blocks", str(stage), str(index), layer, *parts[3:]])
