@@ -279,8 +279,8 @@ FORMATS = {
     "safetensors": Format(
         (".safetensors",),
         build_encoder,
-        "to load: salmask.encoders.backbones.build_encoder(EncoderConfig(...)), with the metadata of the "
-        "file",
+        "to load: salmask.encoders.backbones.build_encoder(EncoderConfig(...)), with the metadata "
+        "of the file",
         _write_with_config,
     ),
 }

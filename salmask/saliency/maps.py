@@ -48,18 +48,12 @@ class _Images(Dataset[LevelImages]):
         return [resample(image, (level, level), box) for level in self.levels], problem or ""
 
 
-def _collate(items: list[LevelImages]) -> tuple[list[Tensor], list[str]]:
-    levels = zip(*(images for images, _ in items), strict=True)
-    return [torch.stack(images) for images in levels], [problem for _, problem in items]
-
-
 def _batches(
     images: _Images, batches: list[list[int]], job: Job
 ) -> Iterator[tuple[list[Tensor], list[str]]]:
     yield from DataLoader(
         images,
         batch_sampler=batches,
-        collate_fn=_collate,
         num_workers=job.workers if batches else 0,
         worker_init_fn=ignore_stop_signals,
         pin_memory=job.device.type == "cuda",

@@ -90,13 +90,11 @@ def write_shard(path: Path, plan: StorePlan, index: int, maps: Maps) -> None:
     import zarr
 
     rows = plan.shard(index)
-    group = zarr.open_group(path, mode="r+")
-    for level in plan.grids:
-        _array(group, f"activation/{level}")[rows.start : rows.stop] = maps.activation[
-            level
-        ].numpy()
-        _array(group, f"mean/{level}")[rows.start : rows.stop] = maps.mean[level].numpy()
-    _array(group, "sha256")[rows.start : rows.stop] = maps.sha256.numpy()
+    values = {"sha256": maps.sha256}
+    values |= {f"activation/{level}": maps.activation[level] for level in plan.grids}
+    values |= {f"mean/{level}": maps.mean[level] for level in plan.grids}
+    for name, value in values.items():
+        zarr.open_array(path / name, mode="r+")[rows.start : rows.stop] = value.numpy()
     write_json(_mark(path, index), {"shard": index, "sha256": _shard_digest(path, plan, index)})
 
 
@@ -114,15 +112,6 @@ def write_correction(path: Path, correction: Correction) -> None:
             compressors=_compressors(),
             overwrite=True,
         )
-
-
-def _array(group: "zarr.Group", name: str) -> "zarr.Array[Any]":
-    import zarr
-
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise UserError(f"{group.store_path}: {name} is not an array")
-    return array
 
 
 def done_shards(path: Path, plan: StorePlan) -> set[int]:
@@ -193,17 +182,14 @@ def read_rows(path: Path) -> Maps:
     Raises UserError, with the command that repairs it, when the store is missing, incomplete,
     damaged or of another schema.
     """
-    import zarr
-
     attributes = _attributes(path)
     count = attributes["rows"]
     with _damage_as_user_error(path):
-        group = zarr.open_group(path, mode="r")
         grids = {int(level): tuple(grid) for level, grid in attributes["grids"].items()}
         rows = Maps(
-            {n: _read(group, f"activation/{n}", (count, *grid)) for n, grid in grids.items()},
-            {n: _read(group, f"mean/{n}", (count,)) for n in grids},
-            _read(group, "sha256", (count, 32)),
+            {n: _read(path / f"activation/{n}", (count, *grid)) for n, grid in grids.items()},
+            {n: _read(path / f"mean/{n}", (count,)) for n in grids},
+            _read(path / "sha256", (count, 32)),
         )
     for level, maps in rows.activation.items():
         holes = int((maps.isnan().any(dim=2).any(dim=1) | rows.mean[level].isnan()).sum())
@@ -247,10 +233,12 @@ def _attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
-def _read(group: "zarr.Group", name: str, shape: tuple[int, ...]) -> Tensor:
-    values = np.asarray(_array(group, name)[:])
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
+    import zarr
+
+    values = np.asarray(zarr.open_array(path, mode="r")[:])
     if values.shape != shape:
-        raise ValueError(f"{name} is of shape {values.shape}, not {shape}")
+        raise ValueError(f"{path.name} is of shape {values.shape}, not {shape}")
     return torch.from_numpy(values)
 
 
@@ -342,13 +330,10 @@ def _named(localizer: Mapping[str, Any]) -> str:
 
 
 def _read_correction(path: Path, levels: int) -> Correction:
-    import zarr
-
     correction = Correction(levels)
     with _damage_as_user_error(path):
-        group = zarr.open_group(path, mode="r")
         weights = {
-            name: _read(group, f"correction/{name}", tuple(weight.shape))
+            name: _read(path / f"correction/{name}", tuple(weight.shape))
             for name, weight in correction.state_dict().items()
         }
     if any(weight.isnan().any() for weight in weights.values()):
