@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from salmask import frameworks
 from salmask.artifacts import DATA, PRETRAIN
 from salmask.data import manifest as manifests
 from salmask.data.loader import evaluation_images
@@ -47,7 +48,8 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.errors import UserError
 from salmask.evaluate.features import validation_split
 from salmask.masks import LearnedMask
-from salmask.masks.on_disk import build_masker, load_masker
+from salmask.masks.on_disk import load_masker
+from salmask.masks.wiring import wire_mask
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.report import samples
@@ -111,7 +113,8 @@ def divide(masker: LearnedMask, images: Tensor) -> Tensor:
 def untrained(config: RunConfig, seed: int) -> LearnedMask:
     """The run's masker before training, for a seed."""
     torch.manual_seed(seed)
-    masker = build_masker(config)
+    wiring = frameworks.wiring_of(config.framework, config.train.batch)
+    masker = wire_mask(config.mask, wiring, config.view).masker
     assert masker is not None
     return masker
 

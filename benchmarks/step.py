@@ -22,7 +22,7 @@ from salmask.devices import autocast, pick_device, place
 from salmask.errors import UserError
 from salmask.masks import MASKS
 from salmask.masks.options import options_of
-from salmask.masks.ready import ReadyMask, build
+from salmask.masks.wiring import WiredMask, wire_mask
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
@@ -45,7 +45,7 @@ def random_crops(batch: int, size: int, device: torch.device, extra_views: int =
     return Crops(0, 0, torch.arange(batch), *parts).to(device)
 
 
-def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> ReadyMask:
+def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> WiredMask:
     """A mask with its default options, without hard negatives if the framework has no negatives.
 
     Raises UserError when the mask is not defined for the framework.
@@ -53,7 +53,7 @@ def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> ReadyMask:
     options: dict[str, Any] = {}
     if MASKS[name].hard_negatives(options_of(Choice(name, {}))) and not wiring.hard_negatives:
         options = {"hard_negative": None}
-    return build(Choice(name, options), wiring, view)
+    return wire_mask(Choice(name, options), wiring, view)
 
 
 class Candidate:

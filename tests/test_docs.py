@@ -22,7 +22,7 @@ from salmask.detection.options import training_options
 from salmask.encoders.importing import Import
 from salmask.masks import MASKS
 from salmask.masks.options import options_of
-from salmask.masks.ready import build as build_mask
+from salmask.masks.wiring import wire_mask
 from salmask.params.encoder import EncoderConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice, check
@@ -62,7 +62,7 @@ def test_recipes_are_accepted(row: list[dict[str, Any]]) -> None:
     choice = Choice(framework.pop("name"), framework)
     with torch.device("meta"):
         built = frameworks.build(choice, ENCODER, made.batch)
-    build_mask(Choice("none", {}), built.wiring, ViewConfig())
+    wire_mask(Choice("none", {}), built.wiring, ViewConfig())
 
 
 def test_options_that_it_names_are_accepted() -> None:

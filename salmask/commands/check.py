@@ -16,7 +16,7 @@ from salmask.encoders import importing
 from salmask.encoders.backbones import check_encoder
 from salmask.errors import UserError
 from salmask.evaluate import EVALUATIONS
-from salmask.masks.ready import build as build_mask
+from salmask.masks.wiring import wire_mask
 from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
 from salmask.params.overlay import RUN_SECTIONS, run_seed
 from salmask.params.probe import read_probe
@@ -90,7 +90,7 @@ def _validate_run(params: Params, name: str) -> None:
         check_encoder(run.encoder)
         wiring = frameworks.wiring_of(run.framework, run.train.batch)
         with torch.device("meta"):  # a learned mask has a network
-            build_mask(run.mask, wiring, run.view)
+            wire_mask(run.mask, wiring, run.view)
     except UserError as error:
         raise UserError(f"{params.source}: runs.{name}: {error}") from None
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from salmask import filters
 from salmask.data.loader import Crops, Schedule, training_views
 from salmask.data.manifest import Manifest
 from salmask.data.normalisation import normalise
@@ -25,7 +26,7 @@ from salmask.errors import UserError
 from salmask.evaluate import Evaluation
 from salmask.evaluate.features import validation_splits
 from salmask.job import Job
-from salmask.masks import MASKS, fill
+from salmask.masks import MASKS
 from salmask.masks.options import function_of, input_filter, reads_saliency
 from salmask.params.overlay import run_choice
 from salmask.params.values import Choice, pick
@@ -221,7 +222,7 @@ def _features(
                 pair = Pair(query, query, maps, maps)
                 query = apply_mask(pair, draws.fork(name), view.grid).query
             elif high_pass is not None:  # masks filter already
-                query = fill.high_pass(query, high_pass["kernel"], high_pass["sigma"])
+                query = filters.high_pass(query, high_pass["kernel"], high_pass["sigma"])
             # The views are filtered as in the run that makes them, whichever encoder they go to.
             query = query.contiguous(memory_format=torch.channels_last)
             features.append(encoder.network(query))

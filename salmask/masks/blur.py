@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from salmask.filters import scaled, scaled_kernel
-from salmask.masks import Mask, fill, guided
+from salmask.filters import gaussian_blur, scaled, scaled_kernel
+from salmask.masks import Mask, guided
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
 from salmask.params.values import ShareRange
 from salmask.randomness import Draws
@@ -33,7 +33,7 @@ def blur(
     side = pair.query.shape[-1]
 
     def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
-        smooth = fill.strong_blur(images, scaled_kernel(kernel, side), scaled(sigma, side))
+        smooth = gaussian_blur(images, scaled_kernel(kernel, side), scaled(sigma, side))
         return guided.replace_patches(images, smooth, patches)
 
     placement = Placement(ratio, where, masked, threshold, hard_negative)

@@ -13,7 +13,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from salmask.masks import fill, where
+from salmask.masks import where
 from salmask.params.values import STRICT, ShareRange
 from salmask.randomness import Draws
 from salmask.saliency.scda import foreground as scda_foreground
@@ -100,7 +100,7 @@ def mask_pair(
 
 def replace_patches(images: Tensor, filling: Tensor, patches: Tensor) -> Tensor:
     """`filling` (B,C,H,W) in the patches (B,1,U,V) bool of the images (B,C,H,W)."""
-    return fill.mix(images, filling, where.to_pixels(patches, images.shape[-1]))
+    return torch.where(where.to_pixels(patches, images.shape[-1]), filling, images)
 
 
 def reads_saliency(options: Mapping[str, Any]) -> bool:

@@ -4,9 +4,11 @@ from functools import partial
 
 from torch import Tensor
 
+from salmask import filters
 from salmask.filters import scaled, scaled_kernel
-from salmask.masks import Mask, fill, guided, noise_masks
+from salmask.masks import Mask, guided
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
+from salmask.masks.noise import add_noise, high_pass_filter
 from salmask.params.values import Share, ShareRange
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
@@ -48,15 +50,17 @@ def high_pass(
         hard_negative_noise: standard deviation of the noise in hard negatives.
     """
     side = pair.query.shape[-1]
-    sharpen = partial(fill.high_pass, kernel=scaled_kernel(kernel, side), sigma=scaled(sigma, side))
-    add_noise = partial(noise_masks.add_noise, draws=draws, focal=focal, channel=channel)
+    sharpen = partial(
+        filters.high_pass, kernel=scaled_kernel(kernel, side), sigma=scaled(sigma, side)
+    )
+    noisy = partial(add_noise, draws=draws, focal=focal, channel=channel)
 
     def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
         if purpose.startswith("negative"):
-            return add_noise(
+            return noisy(
                 images, patches, purpose, window=focal_drop, inside=True, noise=hard_negative_noise
             )
-        return add_noise(images, patches, purpose, window=focal_keep, inside=False, noise=noise)
+        return noisy(images, patches, purpose, window=focal_keep, inside=False, noise=noise)
 
     filtered = Pair(
         sharpen(pair.query), sharpen(pair.key), pair.query_activation, pair.key_activation
@@ -71,7 +75,7 @@ MASK = Mask(
     reads_saliency=guided.reads_saliency,
     hard_negatives=guided.count_hard_negatives,
     query_only=guided.masks_query_only,
-    input_filter=noise_masks.high_pass_filter,
+    input_filter=high_pass_filter,
     check=guided.check_options,
     kinds={
         "spatial": {"focal": 0.0, "channel": 0.0},

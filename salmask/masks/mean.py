@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from salmask.masks import Mask, fill, guided
+from salmask.masks import Mask, guided
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
 from salmask.params.values import ShareRange
 from salmask.randomness import Draws
@@ -27,10 +27,15 @@ def mean(
     """
 
     def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
-        return guided.replace_patches(images, fill.mean_fill(images), patches)
+        return guided.replace_patches(images, mean_color(images), patches)
 
     placement = Placement(ratio, where, masked, threshold, hard_negative)
     return guided.mask_pair(pair, draws, grid, placement, paint)
+
+
+def mean_color(images: Tensor) -> Tensor:
+    """The mean of each channel of each image, in every pixel: (B,C,H,W) -> (B,C,H,W)."""
+    return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
 
 
 MASK = Mask(

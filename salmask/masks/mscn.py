@@ -4,8 +4,9 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from salmask.filters import scaled, scaled_kernel
-from salmask.masks import Mask, fill, noise_masks, where
+from salmask.filters import high_pass, scaled, scaled_kernel
+from salmask.masks import Mask, where
+from salmask.masks.noise import add_noise, high_pass_filter
 from salmask.params.values import Share
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
@@ -51,13 +52,13 @@ def mscn(
     def sharpen(images: Tensor) -> Tensor:
         if not filtered:
             return images
-        return fill.high_pass(images, scaled_kernel(kernel, side), scaled(sigma, side))
+        return high_pass(images, scaled_kernel(kernel, side), scaled(sigma, side))
 
     def mask(images: Tensor, purpose: str, share: float) -> Tensor:
         shares = torch.full((len(images),), share, device=images.device)
         layers = draws.uniform(f"{purpose}.patches", 3, grid, grid).unbind(1)
         patches = torch.stack([where.random_patches(shares, layer) for layer in layers], dim=1)
-        return noise_masks.add_noise(
+        return add_noise(
             images,
             patches,
             purpose,
@@ -86,5 +87,5 @@ MASK = Mask(
     extra_views=lambda options: 0 if options["share_view"] else options["extra_views"],
     extra_passes=lambda options: options["extra_views"],
     query_only=lambda options: options["key_ratio"] is None and not options["extra_views"],
-    input_filter=noise_masks.high_pass_filter,
+    input_filter=high_pass_filter,
 )

@@ -8,7 +8,7 @@ from salmask import frameworks
 from salmask.errors import UserError
 from salmask.files import write_tensors
 from salmask.masks import MASKS, LearnedMask
-from salmask.masks.ready import build
+from salmask.masks.wiring import wire_mask
 from salmask.params.run import RunConfig
 from salmask.params.values import pick
 
@@ -25,9 +25,11 @@ def load_masker(folder: Path, config: RunConfig) -> LearnedMask | None:
 
     Raises UserError when the file is missing or does not fit the run.
     """
-    masker = build_masker(config)
-    if masker is None:
+    if not pick(MASKS, config.mask, f"runs.{config.name}: mask").learns:
         return None
+    wiring = frameworks.wiring_of(config.framework, config.train.batch)
+    masker = wire_mask(config.mask, wiring, config.view).masker
+    assert masker is not None
     try:
         masker.load_state_dict(load_file(folder / _MASKER))
     except FileNotFoundError:
@@ -37,11 +39,3 @@ def load_masker(folder: Path, config: RunConfig) -> LearnedMask | None:
             f"{folder / _MASKER} does not fit the section `mask` of run {config.name}: {error}"
         ) from None
     return masker.eval().requires_grad_(False)
-
-
-def build_masker(config: RunConfig) -> LearnedMask | None:
-    """The untrained learned mask of a run, or None. Draws from PyTorch's global generator."""
-    if not pick(MASKS, config.mask, f"runs.{config.name}: mask").learns:
-        return None
-    wiring = frameworks.wiring_of(config.framework, config.train.batch)
-    return build(config.mask, wiring, config.view).masker

@@ -10,7 +10,7 @@ from salmask.data.normalisation import normalise
 from salmask.data.photometry import apply_photometry
 from salmask.data.views import BRANCHES
 from salmask.distributed import world_size
-from salmask.masks.ready import ReadyMask
+from salmask.masks.wiring import WiredMask
 from salmask.params.run import RunConfig
 from salmask.randomness import Draws, batch_shuffle
 from salmask.saliency.store import SaliencyStore
@@ -33,7 +33,7 @@ class Batch:
     shuffle: Tensor
     labels: Tensor | None = None
 
-    def views(self, mask: ReadyMask) -> Views:
+    def views(self, mask: WiredMask) -> Views:
         """The masked views, in the memory layout of the fastest convolutions."""
         views = mask.views(self.pair, self.draws, self.shuffle).map(_fast)
         return replace(views, labels=self.labels)

@@ -26,7 +26,7 @@ from salmask.errors import UserError
 from salmask.job import Job
 from salmask.masks.on_disk import save_masker
 from salmask.masks.options import input_filter
-from salmask.masks.ready import build as build_mask
+from salmask.masks.wiring import wire_mask
 from salmask.params.run import RunConfig
 from salmask.saliency.store import SaliencyStore
 from salmask.train import engine
@@ -178,7 +178,7 @@ class Learner:
         built = frameworks.build(config.framework, config.encoder, config.train.batch)
         self.framework = place(built, device).train()
         self.wiring = built.wiring
-        self.mask = build_mask(config.mask, self.wiring, config.view)
+        self.mask = wire_mask(config.mask, self.wiring, config.view)
         self.adversary = Adversary(place(self.mask.masker, device)) if self.mask.masker else None
         self.optimizer = build_optimizer(self.framework, config.train)
         network: nn.Module = self.framework

@@ -10,7 +10,7 @@ from torch import Tensor
 from salmask import frameworks
 from salmask.errors import UserError
 from salmask.masks.adios import Masker, mean_entropy, unevenness
-from salmask.masks.ready import build as build_mask
+from salmask.masks.wiring import wire_mask
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
@@ -346,7 +346,7 @@ def test_the_maskers_loss_is_penalty_and_entropy_over_all_masks_less_the_task(na
 
 def test_a_single_mask_is_refused():
     with pytest.raises(UserError, match=r"masks: .*greater than or equal to 2, got 1"):
-        build_mask(Choice("adios", {"masks": 1}), MOCO, ViewConfig(size=SIDE, grid=1))
+        wire_mask(Choice("adios", {"masks": 1}), MOCO, ViewConfig(size=SIDE, grid=1))
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,10 @@ def test_a_single_mask_is_refused():
 )
 def test_invalid_numbers_are_refused(option, value):
     with pytest.raises(UserError, match=rf"\(name: adios\): {option}: .*{value}"):
-        build_mask(Choice("adios", {option: value}), MOCO, ViewConfig(size=SIDE, grid=1))
+        wire_mask(Choice("adios", {option: value}), MOCO, ViewConfig(size=SIDE, grid=1))
 
 
-def test_the_ready_mask_has_its_masker():
-    ready = build_mask(Choice("adios", {}), MOCO, ViewConfig(size=SIDE, grid=1))
-    assert isinstance(ready.masker, Masker) and ready.masker.count == 4
-    assert not ready.reads_saliency and ready.extra_views == 0
+def test_the_wired_mask_has_its_masker():
+    wired = wire_mask(Choice("adios", {}), MOCO, ViewConfig(size=SIDE, grid=1))
+    assert isinstance(wired.masker, Masker) and wired.masker.count == 4
+    assert not wired.reads_saliency and wired.extra_views == 0

@@ -12,7 +12,7 @@ from salmask.errors import UserError
 from salmask.masks.mixing import keep_mask, mixture
 from salmask.masks.mixmask_star import mixmask_star
 from salmask.masks.options import function_of
-from salmask.masks.ready import build
+from salmask.masks.wiring import wire_mask
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.shapes import Mixed, Pair, Wiring
@@ -238,7 +238,7 @@ def test_patches_of_any_grid_differ_by_a_pixel_and_lambda_is_the_kept_share(
 
 @pytest.mark.parametrize("name", ["mixmask", "mixmask_star", "erase", "unmix"])
 def test_masks_that_mix_accept_any_grid(name: str) -> None:
-    ready = build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=5))
+    ready = wire_mask(Choice(name, {}), MOCO, ViewConfig(size=32, grid=5))
     views = ready.views(scene(2, 32, 5), draws_for(2), torch.arange(2))
     assert all(torch.isfinite(mixed.images).all() for mixed in views.mixed)
 
@@ -248,7 +248,7 @@ def test_other_masks_need_a_grid_that_divides_the_view(name: str) -> None:
     with pytest.raises(
         UserError, match=rf"{name}\): view\.grid: 5 does not divide view\.size \(32"
     ):
-        build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=5))
+        wire_mask(Choice(name, {}), MOCO, ViewConfig(size=32, grid=5))
 
 
 # --------------------------------------------------------------------------------- MixMask*

@@ -11,7 +11,7 @@ import torch
 from salmask.errors import UserError
 from salmask.masks import MASKS
 from salmask.masks.options import function_of, input_filter, options_of, reads_saliency
-from salmask.masks.ready import build
+from salmask.masks.wiring import wire_mask
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
@@ -40,12 +40,12 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 OF_BLUR = """
 import sys
 from salmask import frameworks
-from salmask.masks.ready import build
+from salmask.masks.wiring import wire_mask
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 
 wiring = frameworks.wiring_of(Choice("moco", {}), 128)
-build(Choice("blur", {}), wiring, ViewConfig())
+wire_mask(Choice("blur", {}), wiring, ViewConfig())
 print(*(name for name in sys.modules if name.startswith(("salmask.masks.", "salmask.frameworks."))))
 """
 
@@ -54,7 +54,7 @@ def test_only_the_chosen_mask_and_framework_are_imported() -> None:
     """Code digests rely on it."""
     output = subprocess.run([sys.executable, "-c", OF_BLUR], check=True, capture_output=True)
     names = {name.rpartition(".")[2] for name in output.stdout.decode().split()}
-    assert names == {"moco", "blur", "guided", "where", "fill", "options", "ready", "wiring"}
+    assert names == {"moco", "blur", "guided", "where", "options", "wiring"}
 
 
 def test_every_mask_is_tested_here() -> None:
@@ -140,7 +140,7 @@ def test_reads_saliency(name: str) -> None:
     blind = replace(pair, query_activation=None, key_activation=None)
     reads = reads_saliency(Choice(name, {}))
     assert reads == (name in GUIDED)
-    built = build(Choice(name, {}), MOCO, ViewConfig(size=32, grid=4))
+    built = wire_mask(Choice(name, {}), MOCO, ViewConfig(size=32, grid=4))
     assert built.reads_saliency == reads
     if reads:
         with pytest.raises(ValueError, match="activation map"):
@@ -155,7 +155,7 @@ def test_reads_saliency(name: str) -> None:
 @pytest.mark.parametrize("name", GUIDED)
 def test_a_random_mask_is_built_without_saliency(name: str) -> None:
     options = {"where": "random", "hard_negative": None}
-    built = build(Choice(name, options), MOCO, ViewConfig(size=32, grid=4))
+    built = wire_mask(Choice(name, options), MOCO, ViewConfig(size=32, grid=4))
     assert not built.reads_saliency
     pair = scene(2, 32, 4)
     views = built.views(Pair(pair.query, pair.key), draws_for(2), torch.arange(2))
@@ -170,7 +170,7 @@ def test_an_unknown_mask_lists_all_masks() -> None:
     with pytest.raises(UserError, match=message):
         function_of(Choice("bluur", {}), "runs.a.mask")
     with pytest.raises(UserError, match=message):
-        build(Choice("bluur", {}), MOCO, ViewConfig(), "runs.a.mask")
+        wire_mask(Choice("bluur", {}), MOCO, ViewConfig(), "runs.a.mask")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_an_unknown_mask_lists_all_masks() -> None:
 def test_invalid_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
     for refuse in (
         lambda choice: function_of(choice, "params.yaml: mask"),
-        lambda choice: build(choice, MOCO, ViewConfig(), "params.yaml: mask"),
+        lambda choice: wire_mask(choice, MOCO, ViewConfig(), "params.yaml: mask"),
     ):
         with pytest.raises(UserError, match=rf"params\.yaml: mask \(name: {name}\): .*{message}"):
             refuse(Choice(name, options))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salmask.errors import UserError
-from salmask.masks import ready
 from salmask.masks.unet import Norm, UNet
+from salmask.masks.wiring import wire_mask
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.shapes import Wiring
@@ -148,15 +148,15 @@ def test_details_bypass_the_perceptron():
 )
 def test_a_side_that_cannot_be_halved_is_refused_with_sides_that_can(side, advice):
     with pytest.raises(UserError, match=rf"view\.size: {side} px .*{advice}") as message:
-        ready.build(Choice("adios", {}), MOCO, ViewConfig(size=side, grid=1))
+        wire_mask(Choice("adios", {}), MOCO, ViewConfig(size=side, grid=1))
     assert "adios" in str(message.value)
     for near in map(int, advice.split(" or ")):
-        ready.build(Choice("adios", {}), MOCO, ViewConfig(size=near, grid=1))
+        wire_mask(Choice("adios", {}), MOCO, ViewConfig(size=near, grid=1))
 
 
 @pytest.mark.parametrize("side", [1, 4, 7])
 def test_a_side_too_small_for_two_blocks_is_refused_as_that(side):
     with pytest.raises(UserError, match=rf"view\.size: {side} px is too small.*8"):
-        ready.build(Choice("adios", {}), MOCO, ViewConfig(size=side, grid=1))
+        wire_mask(Choice("adios", {}), MOCO, ViewConfig(size=side, grid=1))
     with torch.no_grad():
         assert build(8)(noise(1, 8)).shape == (1, 3, 8, 8)

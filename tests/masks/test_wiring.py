@@ -10,7 +10,7 @@ from torch import Tensor
 from salmask.errors import UserError
 from salmask.masks import MASKS
 from salmask.masks.adios import Masker
-from salmask.masks.ready import build
+from salmask.masks.wiring import wire_mask
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.shapes import Pair, Views, Wiring
@@ -34,8 +34,8 @@ def pair() -> Pair:
 
 
 def wire(name: str, wiring: Wiring, pair: Pair, **options: Any) -> Views:
-    ready_mask = build(Choice(name, options), wiring, VIEW)
-    views = ready_mask.views(pair, draws_for(BATCH), SHUFFLE)
+    wired = wire_mask(Choice(name, options), wiring, VIEW)
+    views = wired.views(pair, draws_for(BATCH), SHUFFLE)
     assert torch.equal(views.shuffle, SHUFFLE)
     return views
 
@@ -196,9 +196,9 @@ def test_chins_variant_is_one_comparison(pair: Pair) -> None:
     [({}, 2), ({"extra_views": 3}, 3), ({"extra_views": 0}, 0), ({"share_view": True}, 0)],
 )
 def test_the_number_of_further_views(options: dict[str, Any], expected: int) -> None:
-    ready_mask = build(Choice("mscn", options), MOCO, VIEW)
-    assert ready_mask.extra_views == expected and not ready_mask.reads_saliency
-    assert build(Choice("blur", {}), MOCO, VIEW).extra_views == 0
+    wired = wire_mask(Choice("mscn", options), MOCO, VIEW)
+    assert wired.extra_views == expected and not wired.reads_saliency
+    assert wire_mask(Choice("blur", {}), MOCO, VIEW).extra_views == 0
 
 
 # --------------------------------------------------------------------------------- mixtures
@@ -234,8 +234,8 @@ def test_mixtures_are_added_to_the_clean_views_once(
 def test_hard_negatives_need_a_framework_with_negatives(name: str, wiring: Wiring) -> None:
     message = rf"runs\.a \(name: {name}\): {wiring.label} has no negatives.*hard_negative: null"
     with pytest.raises(UserError, match=message):
-        build(Choice(name, {}), wiring, VIEW, "runs.a")
-    build(Choice(name, {"hard_negative": None}), wiring, VIEW)
+        wire_mask(Choice(name, {}), wiring, VIEW, "runs.a")
+    wire_mask(Choice(name, {"hard_negative": None}), wiring, VIEW)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_unpublished_combinations_are_refused(name: str, wiring: Wiring) -> None
         rf"runs\.a \(name: {name}\): no paper .* {wiring.label};.*published form of {published}"
     )
     with pytest.raises(UserError, match=message):
-        build(Choice(name, {}), wiring, VIEW, "runs.a")
+        wire_mask(Choice(name, {}), wiring, VIEW, "runs.a")
 
 
 @pytest.mark.parametrize("wiring", ALL)
@@ -259,9 +259,9 @@ def test_every_published_combination_is_built(name: str, wiring: Wiring) -> None
     guided = name in ("blur", "mean", "high_pass")
     choice = Choice(name, {"hard_negative": None} if guided else {})
     if wiring.label in apart.get(name, {wiring.label}):
-        ready_mask = build(choice, wiring, VIEW)
-        assert ready_mask.reads_saliency == guided
-        assert isinstance(ready_mask.masker, Masker) == (name == "adios")
+        wired = wire_mask(choice, wiring, VIEW)
+        assert wired.reads_saliency == guided
+        assert isinstance(wired.masker, Masker) == (name == "adios")
     else:
         with pytest.raises(UserError):
-            build(choice, wiring, VIEW)
+            wire_mask(choice, wiring, VIEW)

@@ -18,8 +18,7 @@ from salmask import frameworks
 from salmask.devices import place
 from salmask.errors import InterruptedRunError, UserError
 from salmask.masks import MASKS
-from salmask.masks.ready import ReadyMask
-from salmask.masks.ready import build as build_mask
+from salmask.masks.wiring import WiredMask, wire_mask
 from salmask.params.encoder import EncoderConfig
 from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
@@ -99,11 +98,11 @@ def options_of(case: Case) -> dict[str, Any]:
     return ALONE if case[1] in GUIDED and not case[2] else {}
 
 
-def build(case: Case) -> tuple[Any, ReadyMask]:
+def build(case: Case) -> tuple[Any, WiredMask]:
     name, options = FRAMEWORKS[case[0]]
     torch.manual_seed(0)
     model = frameworks.build(Choice(name, options), ENCODER, BATCH)
-    strategy = build_mask(Choice(case[1], options_of(case)), model.wiring, VIEW)
+    strategy = wire_mask(Choice(case[1], options_of(case)), model.wiring, VIEW)
     return place(model, CPU), strategy
 
 
@@ -126,7 +125,7 @@ class Training:
 
     model: Any
     optimizer: torch.optim.Optimizer
-    strategy: ReadyMask
+    strategy: WiredMask
     adversary: Adversary | None
     config: TrainConfig
 
@@ -220,7 +219,7 @@ def test_other_pairs_are_refused_with_the_reason(framework, mask, options, messa
     name, given = FRAMEWORKS[framework]
     wiring = frameworks.build(Choice(name, given), ENCODER, BATCH).wiring
     with pytest.raises(UserError, match=message):
-        build_mask(Choice(mask, options), wiring, VIEW)
+        wire_mask(Choice(mask, options), wiring, VIEW)
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)

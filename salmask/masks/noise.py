@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from salmask.filters import scaled, scaled_kernel
-from salmask.masks import fill, where
+from salmask.masks import where
 from salmask.randomness import Draws
 
 
@@ -46,8 +46,8 @@ def add_noise(
     spatial = where.to_pixels(torch.where(kind[:, 1] < channel, patches, shared), side)
     position = draws.uniform(f"{purpose}.window", 2)
     focal_mask = where.window(position, round(scaled(window, side)), side) == inside
-    filling = fill.gaussian_noise(draws.normal(f"{purpose}.noise", *images.shape[1:]), noise)
-    return fill.mix(images, filling, torch.where(kind[:, 0] < focal, focal_mask, spatial))
+    filling = noise * draws.normal(f"{purpose}.noise", *images.shape[1:])
+    return torch.where(torch.where(kind[:, 0] < focal, focal_mask, spatial), filling, images)
 
 
 def high_pass_filter(options: Mapping[str, Any], side: int) -> dict[str, Any] | None:
