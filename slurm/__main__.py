@@ -117,8 +117,8 @@ def _status_row(folder: Path) -> tuple[str, str, str, str, str]:
         status = _backend(folder).job_status(job, _fingerprint(folder))
         state = status.state.lower() if status else "Slurm does not answer"
         where = status.nodes if status else ""
-        if status and status.state == "PENDING" and status.reason not in ("", "None"):
-            state += f" ({status.reason})"
+        if status and status.state == "PENDING":
+            state += status.because
     if is_done(folder):
         state = "done"
     checkpoints = sorted(path.stem for path in folder.glob("work/**/step-*.pt"))

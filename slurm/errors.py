@@ -14,8 +14,6 @@ _DISK_FULL_TEXTS = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUO
 class JobFailedError(click.ClickException):
     """A job ended without a result. A click command prints the message and exits with code 1."""
 
-    exit_code = 1
-
 
 class OutOfMemoryError(JobFailedError):
     """A job ended because it used more memory than it had requested."""
@@ -23,8 +21,6 @@ class OutOfMemoryError(JobFailedError):
 
 class DiskFullError(click.ClickException):
     """No space is left on the disk of the runs' folder. Exit code 1."""
-
-    exit_code = 1
 
 
 @contextmanager

@@ -106,9 +106,8 @@ def _wait(folder: Path, job: str, recipe: Recipe, executor: str) -> bool:
 def _status_line(job: str, status: JobStatus | None) -> str:
     if status is None:
         return f"job {job}: Slurm does not answer; waiting until it does"
-    reason = f" ({status.reason})" if status.reason not in ("", "None") else ""
     nodes = f" on {status.nodes}" if status.nodes else ""
-    return f"job {job} is {status.state.lower()}{nodes}{reason}"
+    return f"job {job} is {status.state.lower()}{nodes}{status.because}"
 
 
 def print_new_lines(folder: Path, job: str) -> None:

@@ -1,11 +1,9 @@
 """Jobs on this machine, in processes of their own: the counterpart of slurm/scheduler.py.
 
-The id of a job is the process id of submitit's controller, which starts the tasks and keeps running
-after the launcher has ended. With `setup` lines, it is the process id of the shell that runs them
-and then the controller.
+The id of a job is the process id of the shell that runs the `setup` lines and then submitit's
+controller, which starts the tasks. Both keep running after the launcher has ended.
 """
 
-import signal
 import socket
 
 import psutil
@@ -13,7 +11,7 @@ import psutil
 from salmask.errors import UserError
 from slurm.scheduler import NOT_FOUND, JobStatus
 
-_CONTROLLER = "submitit.local._local"
+_CONTROLLER = "-m submitit.local._local "  # at the end of the shell's script, before the folder
 
 
 def job_status(job: str, fingerprint: str) -> JobStatus:
@@ -23,41 +21,23 @@ def job_status(job: str, fingerprint: str) -> JobStatus:
 
 def active_jobs(fingerprint: str) -> dict[str, JobStatus]:
     """The jobs of a run on this machine, by id."""
-    return {
-        job: JobStatus("RUNNING", nodes=socket.gethostname(), log=f"{logs}/{job}_0_log.out")
-        for _, job, logs in _controllers()
-        if fingerprint in logs
-    }
+    jobs = {}
+    for process in psutil.process_iter(["cmdline"]):  # empty for a process that has ended
+        script = (process.info["cmdline"] or [""])[-1]
+        folder = script.partition(_CONTROLLER)[2].strip("'")
+        if folder and fingerprint in folder:
+            log = f"{folder}/{process.pid}_0_log.out"
+            jobs[str(process.pid)] = JobStatus("RUNNING", nodes=socket.gethostname(), log=log)
+    return jobs
 
 
 def cancel(job: str) -> None:
     """Sends SIGTERM to all tasks of a job. Raises UserError when that is not permitted."""
-    processes = [process for process, its_job, _ in _controllers() if its_job == job]
-    controllers = [process for process in processes if str(process.pid) != job]
-    for process in controllers or processes:  # the shell ends with its controller
-        try:
-            process.send_signal(signal.SIGTERM)
-        except psutil.NoSuchProcess:
-            continue
-        except psutil.AccessDenied:
-            raise UserError(f"job {job} belongs to another user") from None
-
-
-def _controllers() -> list[tuple[psutil.Process, str, str]]:
-    """All controllers, and the shells that started one: process, job id, folder of the logs."""
-    folders: dict[psutil.Process, str] = {}
-    parents: dict[int, int] = {}
-    for process in psutil.process_iter(["cmdline", "ppid", "status"]):
-        folder = _log_folder(process.info["cmdline"] or [])
-        if folder and process.info["status"] != psutil.STATUS_ZOMBIE:
-            folders[process] = folder
-            parents[process.pid] = process.info["ppid"]
-    jobs = {pid: parent if parent in parents else pid for pid, parent in parents.items()}
-    return [(process, str(jobs[process.pid]), folder) for process, folder in folders.items()]
-
-
-def _log_folder(command: list[str]) -> str:
-    """The last argument of a controller, or of the one that a shell's script starts; else ""."""
-    if _CONTROLLER in command:
-        return command[-1]
-    return command[-1].partition(f"-m {_CONTROLLER} ")[2].strip("'") if command else ""
+    try:
+        shell = psutil.Process(int(job))
+        for process in shell.children() or [shell]:  # the shell ends with its child
+            process.terminate()
+    except psutil.NoSuchProcess:
+        return
+    except psutil.AccessDenied:
+        raise UserError(f"job {job} belongs to another user") from None

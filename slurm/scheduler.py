@@ -43,6 +43,11 @@ class JobStatus:
     def ended(self) -> bool:
         return self.state in END_STATES
 
+    @property
+    def because(self) -> str:
+        """The reason in brackets after a blank, for messages; "" without a reason."""
+        return f" ({self.reason})" if self.reason not in ("", "None") else ""
+
 
 def job_comment(fingerprint: str) -> str:
     """The comment that identifies the jobs of a run. Job ids do not: Slurm reuses them."""
@@ -125,33 +130,21 @@ def cancel(job: str) -> None:
         raise UserError(f"scancel {job}: {output.strip()}")
 
 
-def first_address(nodes: str) -> str:
-    """The network address of the first of a list of nodes ("n[1-4]"): NodeAddr, or its name."""
-    name = first_host(nodes)
+def node_address(name: str) -> str:
+    """The network address of a node: its NodeAddr, or else its name."""
     _, output = run_command("scontrol", "--oneliner", "show", "node", name)
-    return _field(output, "NodeAddr") or name
+    return parse_fields(output).get("NodeAddr", name)
 
 
-def first_host(nodes: str) -> str:
-    """The name of the first of a list of nodes."""
-    return run_command("scontrol", "show", "hostnames", nodes)[1].split()[0]
+def parse_fields(line: str) -> dict[str, str]:
+    """The NAME=VALUE pairs in one line of `scontrol --oneliner`. Values may contain spaces."""
+    return dict(re.findall(r"(\S+?)=(.*?)(?=\s+\S+?=|$)", line.strip()))
 
 
 def _parse_job(line: str) -> JobStatus:
-    return JobStatus(
-        _field(line, "JobState"),
-        _field(line, "Reason"),
-        _field(line, "ExitCode"),
-        _field(line, "NodeList").replace("(null)", ""),
-        _field(line, "Comment"),
-        _field(line, "StdOut"),
-        _field(line, "ArrayTaskId"),
-    )
-
-
-def _field(line: str, name: str) -> str:
-    match = re.search(rf"(?:^|\s){name}=(.*?)(?=\s\S+?=|$)", line.strip())
-    return match.group(1) if match else ""
+    fields = parse_fields(line)
+    names = ("JobState", "Reason", "ExitCode", "NodeList", "Comment", "StdOut", "ArrayTaskId")
+    return JobStatus(*(fields.get(name, "").replace("(null)", "") for name in names))
 
 
 def environment_outside_jobs() -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 import os
 import shlex
-import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,12 +43,6 @@ def setup_lines(profile: Profile, project: Path) -> list[str]:
         f"cd {folder}",
         f'export PYTHONPATH={folder}"${{PYTHONPATH:+:$PYTHONPATH}}"',
     ]
-
-
-def with_project_on_path(environment: Mapping[str, str], project: Path) -> dict[str, str]:
-    """The environment with the project's folder as the first entry of PYTHONPATH."""
-    paths = [str(project), environment.get("PYTHONPATH", "")]
-    return dict(environment) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _sbatch(spec: JobSpec, size: int) -> str:
@@ -104,7 +96,7 @@ def _start_locally(spec: JobSpec) -> str:
 
     from slurm import worker
 
-    profile = spec.profile
+    profile, project = spec.profile, shlex.quote(str(spec.project))
     _, tasks = profile.tasks(spec.parallel)
     gpus = min(profile.gpus, tasks)
     # Not AutoExecutor, which would use Slurm where srun is installed. Without visible_gpus,
@@ -117,35 +109,17 @@ def _start_locally(spec: JobSpec) -> str:
         timeout_min=profile.time_min or _YEAR_MINUTES,
         signal_delay_s=profile.signal_seconds,
         stderr_to_stdout=True,
-        setup=(*profile.setup, f"cd {shlex.quote(str(spec.project))}") if profile.setup else (),
+        setup=(
+            "trap '' INT HUP",  # the job survives Ctrl-C and a closed terminal
+            "trap : EXIT",  # without a trap, the shell may become the controller
+            f"exec >{shlex.quote(str(spec.folder / 'jobs' / CONTROLLER_LOG))} 2>&1",
+            *profile.setup,
+            f"cd {project}",
+            f'export PYTHONPATH={project}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        ),
     )
-    variables = with_project_on_path(os.environ | profile.environment, spec.project)
-    with _environment(variables), _detached(spec.folder / "jobs" / CONTROLLER_LOG):
+    with _environment(os.environ | profile.environment):
         return str(executor.submit(worker.main, replace(spec, array=None)).job_id)
-
-
-@contextmanager
-def _detached(log: Path) -> Iterator[None]:
-    """Processes that are started in this context keep running when this process ends.
-
-    They ignore Ctrl-C and a closed terminal, and write to `log`: with our output open, they would
-    block every process that waits for the end of our output.
-    """
-    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
-    copies = {number: os.dup(number) for number in (1, 2)}
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with log.open("wb") as stream:
-        for number in copies:
-            os.dup2(stream.fileno(), number)
-    try:
-        yield
-    finally:
-        for number, copy in copies.items():
-            os.dup2(copy, number)
-            os.close(copy)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
 
 
 def _visible_gpus(count: int) -> list[int]:

@@ -4,13 +4,13 @@ A job may start any number of times. It does nothing when the work is done, and 
 newest checkpoint when it is not.
 """
 
-import contextlib
 import os
 import signal
 import socket
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -51,7 +51,8 @@ def main(spec: JobSpec) -> None:
     try:
         with named_disk_full(spec.folder):
             if not spec.array or _do_share(spec, spec.array):
-                with _locked_by_first_task(spec.folder):
+                # The first task holds the folder's lock, so that no two jobs work in it.
+                with nullcontext() if _rank() else locked(spec.folder, minutes=_LOCK_MINUTES):
                     _do_work(spec)
     except DataGoneError as error:
         _exit(f"stopped: {error}", _EXIT_FAILED)
@@ -132,16 +133,6 @@ def _in_slurm() -> bool:
     return JobEnvironment().cluster == "slurm"
 
 
-@contextlib.contextmanager
-def _locked_by_first_task(folder: Path) -> Iterator[None]:
-    """The first task holds the folder's lock, so that no two jobs work in it."""
-    if _rank():
-        yield
-        return
-    with locked(folder, minutes=_LOCK_MINUTES):
-        yield
-
-
 def _device(profile: Profile) -> torch.device:
     """The device of this task: on a node with GPUs, the GPU of its local rank.
 
@@ -162,7 +153,7 @@ def _device(profile: Profile) -> torch.device:
     return device
 
 
-@contextlib.contextmanager
+@contextmanager
 def _process_group(device: torch.device) -> Iterator[None]:
     """A process group over all tasks of the job; nothing if there is one task."""
     tasks = JobEnvironment().num_tasks
@@ -189,12 +180,12 @@ def _first_task_address() -> str:
     job = JobEnvironment().job_id
     host = os.environ.get("MASTER_ADDR", "localhost")
     if _in_slurm():
-        nodes = os.environ["SLURM_JOB_NODELIST"]
-        host = os.environ.get("MASTER_ADDR") or scheduler.first_host(nodes)
+        first = JobEnvironment().hostnames[0]
+        host = os.environ.get("MASTER_ADDR") or first
         try:
             socket.gethostbyname(host)
         except OSError:
-            host = scheduler.first_address(nodes)
+            host = scheduler.node_address(first)
     return f"{host}:{20000 + int(job) % 10000}"
 
 

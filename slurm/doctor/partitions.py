@@ -23,13 +23,8 @@ def read_all(kind: str, name: str) -> dict[str, Fields]:
         name: the field that holds the name: the key of the result.
     """
     _, output = scheduler.run_command("scontrol", "--all", "--oneliner", "show", kind)
-    entries = [parse_fields(line) for line in output.splitlines()]
+    entries = [scheduler.parse_fields(line) for line in output.splitlines()]
     return {fields[name]: fields for fields in entries if name in fields}
-
-
-def parse_fields(line: str) -> Fields:
-    """The NAME=VALUE pairs of one line."""
-    return dict(re.findall(r"(\S+?)=(\S*)", line))
 
 
 def partitions_of(profile: Profile, partitions: dict[str, Fields]) -> list[str]:

@@ -132,11 +132,10 @@ def interpret(status: JobStatus | None, printed: str | None, runs: Path) -> list
     if status is None:
         return [Finding("note", "no node was checked: Slurm does not give the state of the job")]
     if status.state in ("PENDING", "CONFIGURING", "DEADLINE"):
-        reason = f" ({status.reason})" if status.reason not in ("", "None") else ""
         text = (
             f"the cluster is busy: a job of one task and one minute did not start within "
-            f"{_START_SECONDS:.0f} s{reason}, so the runs' folder, the project and Python were not "
-            "checked on a node"
+            f"{_START_SECONDS:.0f} s{status.because}, so the runs' folder, the project and Python "
+            "were not checked on a node"
         )
         return [Finding("note", text)]
     node = f"node {status.nodes or '?'}"
