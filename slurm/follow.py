@@ -113,23 +113,20 @@ def _status_line(job: str, status: JobStatus | None) -> str:
 def print_new_lines(folder: Path, job: str) -> None:
     """Prints the complete lines of the logs that no launcher has printed before."""
     for element, log in existing_logs(folder, job).items():
-        _print_new_lines(log, f"{element}: " if element else "")
-
-
-def _print_new_lines(log: Path, prefix: str) -> None:
-    position_file = log.with_suffix(".shown")
-    try:
-        start = int(position_file.read_text()) if position_file.is_file() else 0
-        with log.open("rb") as stream:
-            stream.seek(start)
-            new = stream.read()
-    except (FileNotFoundError, ValueError):
-        return
-    new = new[: new.rfind(b"\n") + 1]
-    if new:
+        position_file = log.with_suffix(".shown")
+        try:
+            start = int(position_file.read_text()) if position_file.is_file() else 0
+            with log.open("rb") as stream:
+                stream.seek(start)
+                new = stream.read()
+        except (FileNotFoundError, ValueError):
+            continue
+        new = new[: new.rfind(b"\n") + 1]
+        if not new:
+            continue
         for line in new.decode(errors="replace").splitlines():
             if not _SUBMITIT_LINE.match(line):
-                print(prefix + line, flush=True)
+                print(f"{element}: {line}" if element else line, flush=True)
         with contextlib.suppress(FileNotFoundError):  # another launcher wrote it at the same time
             write_bytes(position_file, str(start + len(new)).encode())
 

@@ -100,6 +100,8 @@ class Profile:
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024) * tasks}M",
             "time": self.time_min,
             "signal_delay_s": self.signal_seconds,
+            "stderr_to_stdout": True,
+            "wckey": "",
             "additional_parameters": {**self.additional, "requeue": True},
         }
 

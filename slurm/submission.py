@@ -55,8 +55,6 @@ def _sbatch(spec: JobSpec, size: int) -> str:
         **spec.profile.sbatch_options(spec.parallel),
         job_name=run_label(spec.recipe),
         comment=scheduler.job_comment(spec.recipe.fingerprint),
-        wckey="",
-        stderr_to_stdout=True,
         setup=setup_lines(spec.profile, spec.project),
         srun_args=[
             "--open-mode=append",

@@ -59,8 +59,6 @@ def submission_script(
         **profile.sbatch_options(parallel),
         job_name="salmask-doctor",
         comment=scheduler.job_comment("doctor"),
-        wckey="",
-        stderr_to_stdout=True,
         setup=setup,
         use_srun=srun,
     )
