@@ -18,7 +18,7 @@ from salmask.datasets import DATASETS
 from salmask.datasets.download import downloads
 from salmask.datasets.reader import dataset_reader
 from salmask.detection.datasets import configured_reader
-from salmask.detection.options import training_options
+from salmask.detection.protocol import training_options
 from salmask.encoders.importing import Import
 from salmask.masks import MASKS
 from salmask.masks.options import options_of

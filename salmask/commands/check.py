@@ -11,7 +11,7 @@ from salmask.commands.grids import refuse_grids
 from salmask.datasets.reader import dataset_reader
 from salmask.detection.architecture import check_trunk
 from salmask.detection.datasets import configured_reader
-from salmask.detection.options import training_options
+from salmask.detection.protocol import training_options
 from salmask.encoders import importing
 from salmask.encoders.backbones import check_encoder
 from salmask.errors import UserError

@@ -169,21 +169,17 @@ def _warn_once(file: Path, problem: str) -> None:
     log.warning("%s: %s; a gray image replaces it", file, problem)
 
 
+@dataclass(eq=False)
 class _TrainingBatches(Dataset[list[Example]]):
     """Iteration -> this process's part of the batch."""
 
-    def __init__(
-        self,
-        images: Sequence[AnnotatedImage],
-        resizing: Resizing,
-        seed: int,
-        batch: int,
-        rows: Sequence[int],
-        masks: bool,
-    ) -> None:
-        self.images, self.resizing, self.seed = images, resizing, seed
-        self.batch, self.rows, self.masks = batch, rows, masks
-        self.order: tuple[int, Tensor] | None = None  # the last epoch, and its order of images
+    images: Sequence[AnnotatedImage]
+    resizing: Resizing
+    seed: int
+    batch: int
+    rows: Sequence[int]
+    masks: bool
+    order: tuple[int, Tensor] | None = None  # the last epoch, and its order of images
 
     def __getitem__(self, iteration: int) -> list[Example]:
         places = [iteration * self.batch + row for row in self.rows]
@@ -204,9 +200,11 @@ class _TrainingBatches(Dataset[list[Example]]):
         return pixels, target | {"key": draws.key[0]}
 
 
+@dataclass(eq=False)
 class _TestImages(Dataset[Tensor]):
-    def __init__(self, images: Sequence[AnnotatedImage], short_side: int, long_side: int) -> None:
-        self.images, self.short_side, self.long_side = images, short_side, long_side
+    images: Sequence[AnnotatedImage]
+    short_side: int
+    long_side: int
 
     def __len__(self) -> int:
         return len(self.images)

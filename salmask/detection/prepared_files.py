@@ -3,7 +3,6 @@ one line per image. The line has the sha256 of the image file, so that changed i
 """
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,17 +84,12 @@ def load(folder: Path) -> DetectionData:
     if message := missing_folder(root):
         raise UserError(f"{message}, or run `dvc repro`")
     splits: dict[str, list[AnnotatedImage]] = {"train": [], "test": []}
-    for line in _lines(folder / _IMAGES):
-        splits[line["split"]].append(_from_json(line, root, metadata["masks"]))
+    with (folder / _IMAGES).open(encoding="utf-8") as stream:
+        for line in map(json.loads, stream):
+            splits[line["split"]].append(_from_json(line, root, metadata["masks"]))
     classes = tuple(metadata["classes"])
     train, test = (Annotations(classes, tuple(s), metadata["rule"]) for s in splits.values())
     return DetectionData(metadata["name"], train, test)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
 
 
 def _image_digest(file: Path) -> str:

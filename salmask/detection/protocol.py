@@ -12,7 +12,7 @@ from salmask.detection.batches import Example, Resizing, trainable, training_bat
 from salmask.detection.drawing import sheet
 from salmask.detection.inference import detect
 from salmask.detection.objects import Annotations, DetectionData, Detections, DetectionScores
-from salmask.detection.recipes import resolved
+from salmask.detection.recipes import REPLACEABLE, DetectorRecipe, resolved
 from salmask.detection.score_coco import Kind
 from salmask.detection.training import precise_batch_norm, train
 from salmask.devices import Precision, place
@@ -21,7 +21,7 @@ from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.files import write_bytes, write_rows
 from salmask.job import Job
-from salmask.params.values import Share
+from salmask.params.values import Share, bind_options
 
 CLASSES, SHEET = "classes.csv", "detections.png"
 Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # px
@@ -149,6 +149,24 @@ def run(
         for kind, of_kind in scores.items()
         for name, value in of_kind.overall.items()
     }
+
+
+def training_options(given: Mapping[str, Any], where: str) -> tuple[dict[str, Any], DetectorRecipe]:
+    """The options of `run`, and the recipe that they resolve to.
+
+    Args:
+        given: the section `detect.<name>.training` of params.yaml.
+        where: the place of the section, for messages.
+
+    Raises:
+        UserError: an option is missing or has a wrong value, or there is no such recipe.
+    """
+    options = bind_options(run, given, where)
+    changes = {key: options[key] for key in REPLACEABLE}
+    try:
+        return options, resolved(options["recipe"], options["scale_lr"], **changes)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def score(

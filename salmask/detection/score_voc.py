@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from salmask.detection.objects import AnnotatedImage, Annotations, Detections, DetectionScores
 
@@ -51,16 +52,6 @@ def eleven_point(hits: np.ndarray, objects: int) -> float:
     return sum(float(values.max()) for values in at_recall if len(values)) / (_STEPS + 1)
 
 
-def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoUs of boxes (n,4) and (m,4) by area: (n,m). VOC's 1-based inclusive pixels give the same
-    values."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
-    return intersection / (areas[0][:, None] + areas[1][None] - intersection)
-
-
 def _named(aps: np.ndarray) -> dict[str, float]:
     percent = 100 * aps
     by_iou = dict(zip(IOUS, percent, strict=True))
@@ -71,13 +62,17 @@ def _class_aps(
     images: Sequence[AnnotatedImage], detections: Sequence[Detections], label: int
 ) -> tuple[np.ndarray | None, int]:
     """The AP of a class at each IoU (10,), or None without objects; and the number of objects."""
+    from torchvision.ops import box_iou  # imported here: slow to import
+
     objects = 0
     parts = []  # of each image: scores (n,), and results (10,n)
     for image, of_image in zip(images, detections, strict=True):
         is_object, is_detection = image.labels == label, of_image.labels == label
         objects += int((is_object & ~image.ignored).sum())
         order = np.argsort(-of_image.scores[is_detection], kind="stable")
-        ious = box_iou(of_image.boxes[is_detection][order], image.boxes[is_object])
+        boxes = torch.from_numpy(of_image.boxes[is_detection][order])
+        # VOC's 1-based inclusive pixels give the same values
+        ious = box_iou(boxes, torch.from_numpy(image.boxes[is_object])).numpy()
         results = np.stack([_match(ious, image.ignored[is_object], iou) for iou in IOUS])
         parts.append((of_image.scores[is_detection][order], results))
     if not objects:

@@ -2,7 +2,7 @@ import pytest
 
 from salmask.detection.architecture import check_trunk
 from salmask.detection.datasets import DATASETS, configured_reader
-from salmask.detection.options import training_options
+from salmask.detection.protocol import training_options
 from salmask.errors import UserError
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice

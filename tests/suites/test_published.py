@@ -7,7 +7,7 @@ import pytest
 
 from salmask.commands import suites
 from salmask.commands.check import validate
-from salmask.detection.options import training_options
+from salmask.detection.protocol import training_options
 from salmask.evaluate import linear
 from salmask.params.names import run_names
 from salmask.params.run import RunConfig, read_run
