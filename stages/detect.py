@@ -6,8 +6,7 @@ import click
 
 from salmask.artifacts import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN
 from salmask.detection import prepared_files
-from salmask.detection.protocol import training_options
-from salmask.detection.protocol import run
+from salmask.detection.protocol import run, training_options
 from salmask.params.yaml_file import Params
 from slurm import launch
 from stages.errors import Stage
