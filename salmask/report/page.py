@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from salmask import collapse
 from salmask.artifacts import DATA, EVALUATE, PRETRAIN, STORE
@@ -27,6 +29,8 @@ from salmask.report import (
     detections,
     figures,
     gallery,
+    histograms,
+    kernels,
     papers,
     samples,
     sheets,
@@ -42,6 +46,7 @@ from salmask.saliency.store import SaliencyStore
 
 _TEMPLATE = "page.html.j2"
 _MASKED_ROWS, _QUERIES, _NEIGHBOURS = 4, 8, 5
+_COUNTED = 48  # images whose pixels the histograms count
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def build(params: Params, root: Path, device: torch.device) -> Report:
             "bars": _bars(splits),
             "responses": _responses(sweeps, runs, results, compared, splits),
             "saliency": store and _saliency(rows, store, root / DATA / "masks"),
+            "kernels": PageFigure(kernels.draw(names, pretrain), {}),
             "neighbours": _neighbours(rows, splits, names, pretrain, device),
         },
         masked=[] if store is None else _masked(rows, store, runs, pretrain, seed),
@@ -233,22 +239,34 @@ def _saliency(rows: Manifest, store: SaliencyStore, masks: Path) -> PageFigure |
 
 def _masked(
     rows: Manifest, store: SaliencyStore, runs: Sequence[RunConfig], pretrain: Path, seed: int
-) -> list[PageFigure]:
-    """One sheet per distinct `view:` of the runs."""
+) -> list[tuple[PageFigure, PageFigure]]:
+    """One sheet of masked views, and the histograms of the masks, per distinct `view:` of the
+    runs."""
     by_view: dict[ViewConfig, list[RunConfig]] = {}
     for run in runs:
         by_view.setdefault(run.view, []).append(run)
-    ids = samples.spread(rows, "train", _MASKED_ROWS)
+    shown = samples.spread(rows, "train", _MASKED_ROWS)
+    counted = samples.evenly(rows.ids("train"), _COUNTED)
+    images, maps = _images_and_maps(rows, store, shown)
+    more_images, more_maps = _images_and_maps(rows, store, counted)
     loaded = {run.name: load_masker(pretrain / run.name, run) for run in runs}
     maskers = {name: masker for name, masker in loaded.items() if masker}
-    images = [read_image(rows, row) for row in ids.tolist()]  # in full size: views crop them
-    maps = {level: store.activation(ids, level) for level in store.levels}
     drawn = []
     for view, own in by_view.items():
         masks = gallery.masks_of(own, maskers)
-        sheet = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=ids)
-        drawn.append(PageFigure(sheet, {"view": view, "runs": [run.name for run in own]}))
+        facts = {"view": view, "runs": [run.name for run in own], "counted": len(counted)}
+        sheet = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=shown)
+        histogram = histograms.draw(more_images, more_maps, view, masks, seed=seed, ids=counted)
+        drawn.append((PageFigure(sheet, facts), PageFigure(histogram, facts)))
     return drawn
+
+
+def _images_and_maps(
+    rows: Manifest, store: SaliencyStore, ids: Tensor
+) -> tuple[list[Image.Image], dict[int, Tensor]]:
+    """Images in full size, because views crop them, and their saliency maps by level."""
+    images = [read_image(rows, row) for row in ids.tolist()]
+    return images, {level: store.activation(ids, level) for level in store.levels}
 
 
 def _neighbours(

@@ -82,6 +82,10 @@ class Sheet:
         self.axes.imshow(pixels, extent=_limits(place), aspect="auto")
         return place
 
+    def pixels(self, place: Extent, pixels: NDArray[Any]) -> None:
+        """Draws (H,W,3) or (H,W,4) pixels at a place, without smoothing."""
+        self.axes.imshow(pixels, extent=_limits(place), interpolation="nearest", aspect="auto")
+
     def heat(self, place: Extent, activation: Tensor) -> None:
         """Draws an activation map (U,V) over an image, cell by cell."""
         self.axes.imshow(
