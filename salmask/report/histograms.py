@@ -109,10 +109,12 @@ def _panel(axes: "Axes", histogram: Histogram, labelled: bool) -> None:
 
 
 def _histogram(shown: ShownMask, before: Tensor, after: Tensor, limit: float) -> Histogram:
-    return Histogram(shown.title_with_kind, limit, _shares(before, limit), _shares(after, limit))
+    return Histogram(
+        shown.title_with_kind, limit, channel_shares(before, limit), channel_shares(after, limit)
+    )
 
 
-def _shares(images: Tensor, limit: float) -> Tensor:
+def channel_shares(images: Tensor, limit: float) -> Tensor:
     """Views (B,3,H,W) -> percent of the pixels of each channel in each bin, (3,bins)."""
     inside = images.float().clamp(-limit, limit).transpose(0, 1).flatten(1)
     counts = torch.stack([torch.histc(channel, _BINS, -limit, limit) for channel in inside])

@@ -19,9 +19,10 @@ from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
 from salmask.randomness import Draws
-from salmask.report import figures, gallery, samples, sheets
+from salmask.report import figures, gallery, histograms, kernels, samples, sheets
 from salmask.saliency import store as stores
 from salmask.saliency.scda import foreground
+from salmask.shapes import Pair
 from salmask.train.batches import make_batch
 from tests.helpers.tiny_report import CPU, a_run, params, picture
 
@@ -126,6 +127,79 @@ def test_the_outline_of_a_cell_has_four_sides_and_neighbours_share_none() -> Non
     cells[0, 1] = True
     lines = sheets._borders(cells, (0, 0, 4, 3))
     assert len(lines) == 6 and [(1, 0), (1, 1)] not in [[*map(tuple, line)] for line in lines]
+
+
+# ------------------------------------------------------------------------ histograms and kernels
+
+
+def counted(name: str, kind: str = "", **options: object) -> histograms.Histogram:
+    """The histogram of a mask on two views of 4x4 px, which hold 0.5 and 1.5 in all channels."""
+    query = torch.tensor([0.5, 1.5]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    pair = Pair(query, -query, torch.ones(2, 2, 2), torch.ones(2, 2, 2))
+    shown = gallery.ShownMask("title", Choice(name, options), kind)
+    draws = Draws.of(0, 0, torch.arange(2))
+    return histograms.of_mask(shown, pair, draws, ViewConfig(size=4, grid=2))
+
+
+def shares(made: torch.Tensor, limit: float) -> list[dict[float, float]]:
+    """Value in the middle of a bin (rounded to a tenth) -> percent, for each channel."""
+    middles = torch.linspace(-limit, limit, 2 * made.shape[1] + 1)[1::2].tolist()
+    return [
+        {round(x, 1) + 0.0: y for x, y in zip(middles, row.tolist(), strict=True) if y}
+        for row in made
+    ]
+
+
+def test_histograms_count_the_pixels_before_and_after_the_mask() -> None:
+    """One of four patches of a view is masked (ratio 0.25), in both halves of the mixtures."""
+    erased = counted("erase", ratio=0.25, shape="discrete", fill="zero")
+    assert shares(erased.before, erased.limit) == [{0.5: 50.0, 1.5: 50.0}] * 3
+    # halves: 1/4 and 3/4 of each view are kept
+    assert shares(erased.after, erased.limit) == [{0.0: 50.0, 0.5: 25.0, 1.5: 25.0}] * 3
+    blended = counted("mixmask", ratio=0.25, shape="discrete")
+    assert shares(blended.after, blended.limit) == [{0.5: 50.0, 1.5: 50.0}] * 3
+
+
+def test_histograms_of_filtering_masks_compare_filtered_views() -> None:
+    options = {"where": "random", "hard_negative": None, "ratio": [0.0, 0.0], "focal": 0.0}
+    filtered = counted("high_pass", **options)
+    assert shares(filtered.before, filtered.limit) == [{0.0: 100.0}] * 3  # views of one colour
+    assert torch.equal(filtered.before, filtered.after)
+    noisy = counted("high_pass", **(options | {"ratio": [0.5, 0.5]}))
+    assert shares(noisy.after, noisy.limit)[0][0.0] < 90 and torch.equal(
+        noisy.before, filtered.before
+    )
+
+
+def test_values_outside_the_axis_are_in_the_outermost_bins() -> None:
+    made = histograms.channel_shares(torch.tensor([-9.0, 9.0]).expand(1, 3, 1, 2), 2.0)
+    assert made[:, 0].tolist() == made[:, -1].tolist() == [50.0] * 3
+
+
+def test_kernels_are_sorted_and_scaled_to_the_largest_weight() -> None:
+    """Three kernels of one pixel: red 2, gray 0, blue -1."""
+    weights = torch.tensor([[0.0, 0, 0], [0, 0, -1], [2, 0, 0]]).view(3, 3, 1, 1)
+    pixels = kernels.mosaic(weights)
+    step = 22  # a kernel of 20 px, and a gap of 2 px
+    colours = [pixels[0, step * i].tolist() for i in range(4)]
+    assert colours[0] == [1.0, 0.5, 0.5, 1.0]
+    assert colours[1] == [0.5, 0.5, 0.25, 1.0]
+    assert colours[2] == [0.5, 0.5, 0.5, 1.0]
+    assert colours[3] == [0.0] * 4  # no kernel here
+    assert pixels.shape == (20, 16 * step - 2, 4) and not pixels[0, 20:22].any()
+
+
+def test_of_many_kernels_some_are_shown() -> None:
+    weights = torch.arange(1.0, 129).view(128, 1, 1, 1).expand(128, 3, 2, 2)
+    pixels = kernels.mosaic(weights)
+    assert pixels.shape[0] == 4 * 22 - 2  # 64 kernels in rows of 16
+    assert pixels[0, 0, 0] == 1.0 and pixels[0, 22, 0] == pytest.approx(0.5 + 0.5 * 126 / 128)
+
+
+def test_the_kernels_of_an_encoder_are_those_of_its_first_convolution(built) -> None:
+    folder = built[0] / "artifacts/pretrain/plain"
+    encoder = encoder_file.load(folder, CPU)
+    assert torch.equal(kernels.first_kernels(folder), encoder.network.get_parameter("conv1.weight"))
 
 
 # -------------------------------------------------------------------------------------- samples

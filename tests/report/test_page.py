@@ -28,7 +28,7 @@ def test_the_page_needs_no_network(built) -> None:
     page = Loads()
     page.feed(built[1])
     assert "Encoders during training" not in built[1]
-    assert len(page.sources) == 5  # curves, bars, saliency, masks, neighbours
+    assert len(page.sources) == 7  # curves, bars, saliency, masks, histograms, kernels, neighbours
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert "url(" not in built[1] and "@import" not in built[1] and "://" not in built[1]
@@ -92,6 +92,7 @@ def test_the_page_says_that_there_is_no_saliency(tmp_path, monkeypatch) -> None:
     shutil.rmtree(project / "artifacts/saliency")
     html, _ = run_stage(project, monkeypatch)
     assert "There is no saliency store" in html and "Masked views" not in html
+    assert "Pixels before and after" not in html and "Kernels of the first layer" in html
 
 
 def test_the_demo_is_announced_and_its_best_is_not_bold(tmp_path, monkeypatch) -> None:
