@@ -12,7 +12,7 @@ from salmask.encoders import on_disk as encoder_file
 from salmask.report.sheets import WIDTH, Sheet
 
 _SHOWN, _COLUMNS = 64, 16  # kernels of one encoder, and in one row
-_ENCODERS_PER_ROW = 4
+_ENCODERS_PER_ROW = 3
 _TITLE, _GAP = 27, 30  # px of a title, and between encoders
 _CELL = 20  # px of a kernel in the mosaic, before it is scaled to the sheet
 
@@ -36,14 +36,16 @@ def draw(names: Sequence[str], pretrain: Path) -> bytes:
     """
     mosaics = {name: mosaic(first_kernels(pretrain / name)) for name in names}
     wide = (WIDTH - (_ENCODERS_PER_ROW - 1) * _GAP) / _ENCODERS_PER_ROW
-    tallest = max(pixels.shape[0] / pixels.shape[1] for pixels in mosaics.values()) * wide
-    tall = _TITLE + tallest + _GAP
-    sheet = Sheet(-(-len(mosaics) // _ENCODERS_PER_ROW) * tall)
-    for index, (name, pixels) in enumerate(mosaics.items()):
-        row, column = divmod(index, _ENCODERS_PER_ROW)
-        x, y = column * (wide + _GAP), row * tall
-        sheet.text(x, y, name, size=9.5)
-        sheet.pixels((x, y + _TITLE, wide, wide * pixels.shape[0] / pixels.shape[1]), pixels)
+    heights = {name: wide * pixels.shape[0] / pixels.shape[1] for name, pixels in mosaics.items()}
+    rows = [names[i : i + _ENCODERS_PER_ROW] for i in range(0, len(names), _ENCODERS_PER_ROW)]
+    tall = [_TITLE + max(heights[name] for name in row) + _GAP for row in rows]
+    sheet, y = Sheet(sum(tall)), 0.0
+    for row, height in zip(rows, tall, strict=True):
+        for column, name in enumerate(row):
+            x = column * (wide + _GAP)
+            sheet.text(x, y, name, size=9.5)
+            sheet.pixels((x, y + _TITLE, wide, heights[name]), mosaics[name])
+        y += height
     return sheet.png()
 
 

@@ -46,7 +46,7 @@ from salmask.saliency.store import SaliencyStore
 
 _TEMPLATE = "page.html.j2"
 _MASKED_ROWS, _QUERIES, _NEIGHBOURS = 4, 8, 5
-_COUNTED = 48  # images whose pixels the histograms count
+_COUNTED = 32  # images whose pixels the histograms count
 
 
 @dataclass(frozen=True)
