@@ -194,10 +194,9 @@ def _rows_of(names: Sequence[str], pretrain: Path, file: str) -> dict[str, list[
 def _bars(splits: Sequence[SplitResults]) -> PageFigure | None:
     panels = []
     for split in splits:
-        column = tables.first_knn(split)
-        if column is not None:
-            scores = {run: (s[column].value, s[column].untrained) for run, s in split.rows.items()}
-            panels.append(figures.Bars(f"{split.metrics[column]} on {split.split}", scores))
+        if metric := tables.first_knn([split]):
+            scores = {run: (score.value, score.untrained) for run, score in metric.scores.items()}
+            panels.append(figures.Bars(f"{metric.name} on {split.split}", scores))
     return PageFigure(figures.bars(panels), {"splits": len(panels)}) if panels else None
 
 
@@ -209,8 +208,8 @@ def _responses(
     splits: Sequence[SplitResults],
 ) -> PageFigure | None:
     """Curves of the metric of the first table, or else of the first k-NN metric."""
-    column = tables.first_knn(splits[0]) if splits else None
-    name = None if column is None else splits[0].metrics[column]
+    knn = tables.first_knn(splits)
+    name = knn.name if knn else None
     if compared:
         name = next(iter(compared[0].config.columns.values()), name)
     configs = {run.name: run for run in runs}

@@ -73,48 +73,65 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A metric of all runs on one split.
+
+    Args:
+        name: without the prefix of the split.
+        label: of its evaluation.
+        common: whether its evaluation is made for every run.
+        main: whether it is shown first, among those that are not common.
+        scores: run -> score.
+    """
+
+    name: str
+    label: str
+    common: bool
+    main: bool
+    scores: Mapping[str, Score]
+
+    @property
+    def has_untrained(self) -> bool:
+        """Whether any run has a score of an untrained encoder."""
+        return any(score.untrained is not None for score in self.scores.values())
+
+    @property
+    def best(self) -> float:
+        """The largest value of a trained encoder."""
+        return max(score.value for score in self.scores.values() if score.value is not None)
+
+
+@dataclass(frozen=True)
 class SplitResults:
-    """The results on one split.
+    """The metrics on one split.
 
     Args:
         split: name of the split.
-        metrics: metrics of the protocols that all runs are evaluated by.
-        rows: run -> one score per metric.
-        chosen: metric -> run -> score, for the evaluations that were chosen for some runs only.
-        details: the chosen metrics that are of minor interest.
-        labels: metric -> label of its evaluation.
+        common: metrics of the evaluations that are made for every run.
+        main: the other metrics that are shown first.
+        details: further metrics.
     """
 
     split: str
-    metrics: Sequence[str]
-    rows: Mapping[str, Sequence[Score]]
-    chosen: Mapping[str, Mapping[str, Score]]
-    details: Collection[str]
-    labels: Mapping[str, str]
+    common: Sequence[Metric]
+    main: Sequence[Metric]
+    details: Sequence[Metric]
 
+    @property
     def chosen_runs(self) -> list[str]:
-        """The runs with a chosen evaluation, in order."""
-        return [run for run in self.rows if any(run in scores for scores in self.chosen.values())]
+        """The runs with a metric that is not common, in order."""
+        scores = [metric.scores for metric in (*self.main, *self.details)]
+        return [
+            r for r in (scores[0] if scores else ()) if any(s[r].value is not None for s in scores)
+        ]
 
-    def main_metrics(self) -> list[str]:
-        """The chosen metrics to show first."""
-        return [name for name in self.chosen if name not in self.details]
-
-    def has_untrained(self, column: int) -> bool:
-        """Whether any run has a score of an untrained encoder in a column."""
-        return any(scores[column].untrained is not None for scores in self.rows.values())
-
-    def is_best(self, run: str, column: int) -> bool:
-        """Whether a run has the largest value of a column."""
-        values = [scores[column].value for scores in self.rows.values()]
-        known = [value for value in values if value is not None]
-        return bool(known) and self.rows[run][column].value == max(known)
-
+    @property
     def untrained_rows(self) -> list[tuple[str, list[float | None]]]:
         """One row per distinct untrained encoder: (names of its runs, its values)."""
         groups: dict[tuple[float | None, ...], list[str]] = {}
-        for run, scores in self.rows.items():
-            groups.setdefault(tuple(score.untrained for score in scores), []).append(run)
+        for run in self.common[0].scores:
+            values = tuple(metric.scores[run].untrained for metric in self.common)
+            groups.setdefault(values, []).append(run)
         return [
             (", ".join(runs), list(values))
             for values, runs in groups.items()
@@ -164,66 +181,54 @@ def results_by_split(
         splits: split -> prefix of its metrics (see `validation_splits`).
         common: folders of the evaluations that are made for every run.
     """
-    made = [_split_results(evaluations, split, splits, common) for split in splits]
-    return [each for each in made if each.metrics or each.chosen]
+    results = []
+    for split, prefix in splits.items():
+        metrics = _metrics(evaluations, prefix, tuple(filter(None, splits.values())), common)
+        others = [metric for metric in metrics if not metric.common]
+        main, details = ([m for m in others if m.main == shown] for shown in (True, False))
+        if metrics:
+            results.append(SplitResults(split, [m for m in metrics if m.common], main, details))
+    return results
 
 
-def _split_results(
+def _metrics(
     evaluations: Sequence[RunMetrics],
-    split: str,
-    splits: Mapping[str, str],
+    prefix: str,
+    prefixes: tuple[str, ...],
     common: Collection[str],
-) -> SplitResults:
-    prefix = splits[split]
-    other_prefixes = tuple(other for other in splits.values() if other)
+) -> list[Metric]:
+    """The metrics on the split with a prefix, sorted by name."""
     values: dict[str, dict[str, float]] = {}  # metric without prefix -> run -> value
-    labels: dict[str, str] = {}
-    chosen, details = set(), []
+    made_by: dict[str, RunMetrics] = {}
     for evaluation in evaluations:
         for name, value in evaluation.metrics.items():
-            if name.startswith(prefix) if prefix else not name.startswith(other_prefixes):
-                name = name.removeprefix(prefix)
-                values.setdefault(name, {})[evaluation.run] = value
-                labels[name] = evaluation.label
-                if evaluation.folder not in common:
-                    chosen.add(name)
-                if not name.endswith(EVALUATIONS[evaluation.evaluation].main_suffix):
-                    details.append(name)
-
-    def score(run: str, name: str) -> Score:
-        return Score(values[name].get(run), values.get(_UNTRAINED + name, {}).get(run))
-
-    trained = sorted((n for n in values if not n.startswith(_UNTRAINED)), key=_natural)
-    metrics = [name for name in trained if name not in chosen]
-    return SplitResults(
-        split,
-        metrics,
-        {e.run: [score(e.run, name) for name in metrics] for e in evaluations},
-        {
-            name: {run: score(run, name) for run in values[name]}
-            for name in trained
-            if name in chosen
-        },
-        [name for name in trained if name in chosen and name in details],
-        labels,
-    )
+            if name.startswith(prefix) if prefix else not name.startswith(prefixes):
+                values.setdefault(name.removeprefix(prefix), {})[evaluation.run] = value
+                made_by[name.removeprefix(prefix)] = evaluation
+    metrics = []
+    for name in sorted((n for n in values if not n.startswith(_UNTRAINED)), key=_natural):
+        own, untrained = values[name], values.get(_UNTRAINED + name, {})
+        scores = {e.run: Score(own.get(e.run), untrained.get(e.run)) for e in evaluations}
+        evaluation = made_by[name]
+        main = name.endswith(EVALUATIONS[evaluation.evaluation].main_suffix)
+        is_common = evaluation.folder in common
+        metrics.append(Metric(name, evaluation.label, is_common, main, scores))
+    return metrics
 
 
-def first_knn(results: SplitResults) -> int | None:
-    """The column of the k-NN metric with the smallest k, or None."""
-    columns = [i for i, name in enumerate(results.metrics) if name.startswith("knn")]
-    return columns[0] if columns else None
+def first_knn(results: Sequence[SplitResults]) -> Metric | None:
+    """The k-NN metric with the smallest k on the first split, or None."""
+    metrics = results[0].common if results else ()
+    return next((metric for metric in metrics if metric.name.startswith("knn")), None)
 
 
 def best_run(results: Sequence[SplitResults], runs: Sequence[str]) -> tuple[str, str]:
     """(name, reason) of the run with the best first k-NN metric, or of the first run."""
-    column = first_knn(results[0]) if results else None
-    if column is None:
+    metric = first_knn(results)
+    if metric is None:
         return runs[0], "the first run, because no run has a k-NN score"
-    scores = {run: row[column].value for run, row in results[0].rows.items()}
-    known = {run: value for run, value in scores.items() if value is not None}
-    best = max(known, key=lambda run: known[run])
-    return best, f"the best run by {results[0].metrics[column]} on {results[0].split}"
+    best = next(run for run, score in metric.scores.items() if score.value == metric.best)
+    return best, f"the best run by {metric.name} on {results[0].split}"
 
 
 def text(results: Sequence[SplitResults]) -> str:
@@ -234,36 +239,31 @@ def text(results: Sequence[SplitResults]) -> str:
     """
     tables = []
     for split in results:
-        if split.metrics:
+        if split.common:
             tables.append(_common_table(split))
-        if split.chosen:
+        if split.main:  # results.json and the page have the details too
             tables.append(_chosen_table(split))
     return "\n\n".join(tables) or "no metrics: nothing was evaluated"
 
 
 def _common_table(results: SplitResults) -> str:
     header = [results.split]
-    for i, name in enumerate(results.metrics):
-        title = f"{results.labels[name]}\n{name}"
-        header += [title, "random", "gain"] if results.has_untrained(i) else [title]
-    lines = []
-    for run, scores in results.rows.items():
-        line = [run]
-        for i, score in enumerate(scores):
-            line.append(number(score.value))
-            if results.has_untrained(i):
-                line += [number(score.untrained), number(score.gain, signed=True)]
-        lines.append(line)
-    return text_table(header, lines)
+    lines = {run: [run] for run in results.common[0].scores}
+    for each in results.common:
+        title = f"{each.label}\n{each.name}"
+        header += [title, "random", "gain"] if each.has_untrained else [title]
+        for run, score in each.scores.items():
+            cells = [number(score.value), number(score.untrained), number(score.gain, signed=True)]
+            lines[run] += cells if each.has_untrained else cells[:1]
+    return text_table(header, list(lines.values()))
 
 
 def _chosen_table(results: SplitResults) -> str:
-    runs = results.chosen_runs()
-    lines = []
-    for name in results.main_metrics():  # results.json and the page have the others too
-        scores = results.chosen[name]
-        values = [scores[run].value if run in scores else None for run in runs]
-        lines.append([results.labels[name], name, *(metric(value, name) for value in values)])
+    runs = results.chosen_runs
+    lines = [
+        [each.label, each.name, *(metric(each.scores[run].value, each.name) for run in runs)]
+        for each in results.main
+    ]
     return text_table([results.split, "", *runs], lines, left=(0, 1))
 
 

@@ -40,15 +40,17 @@ def evaluation(run: str, folder: str, metrics: dict[str, float]) -> tables.RunMe
 
 def test_gain_is_in_points_over_the_untrained_encoder_and_small_k_comes_first() -> None:
     (block,) = scores(knn20_top1=30.0)  # nothing was scored on `far`
-    assert list(block.metrics) == ["knn20_top1", "knn200_top1"]
-    assert block.rows["a"][0].gain == 30.0
-    assert block.rows["a"][1].gain is None and block.rows["b"][0].gain is None
+    first, second = block.common
+    assert (first.name, second.name) == ("knn20_top1", "knn200_top1")
+    assert first.scores["a"].gain == 30.0
+    assert second.scores["a"].gain is None and first.scores["b"].gain is None
 
 
 def test_metrics_of_another_split_have_their_own_table() -> None:
     val, far = scores(far_knn20_top1=7.0, far_random_knn20_top1=3.0)
-    assert val.rows["b"][0].value is None
-    assert (far.split, list(far.metrics), far.rows["b"][0].gain) == ("far", ["knn20_top1"], 4.0)
+    assert val.common[0].scores["b"].value is None
+    (metric,) = far.common
+    assert (far.split, metric.name, metric.scores["b"].gain) == ("far", "knn20_top1", 4.0)
 
 
 def test_what_is_missing_is_a_dash_in_the_text_table() -> None:
@@ -68,7 +70,8 @@ def test_evaluations_of_some_runs_have_a_separate_table_with_a_metric_per_line()
         evaluation("b", "variance", {"variance_pooled": 0.00123456, "variance_uniformity": -3.1}),
     ]
     results = tables.results_by_split(evaluations, {"val": "", "far": "far_"}, ["knn"])
-    assert [list(split.metrics) for split in results] == [["knn20_top1", "knn200_top1"], []]
+    names = [[metric.name for metric in split.common] for split in results]
+    assert names == [["knn20_top1", "knn200_top1"], []]
     val, far = (part.split("\n\n") for part in tables.text(results).split("\n\nfar"))
     assert "finetune" not in val[0]
     lines = [line.split() for line in val[1].splitlines()]
@@ -76,7 +79,9 @@ def test_evaluations_of_some_runs_have_a_separate_table_with_a_metric_per_line()
         ["fine-tuning", "finetune1_top1", "71.25"],
         ["variance", "of", "features", "variance_pooled", "0.001235"],
     ]  # fmt: skip
-    assert results[0].details == ["variance_uniformity"]  # in a closed section of the page
+    assert [m.name for m in results[0].details] == [
+        "variance_uniformity"
+    ]  # in a closed section of the page
     assert far[0].splitlines()[-1].split() == ["fine-tuning", "finetune1_top1", "8.00"]
 
 
