@@ -18,21 +18,6 @@ from salmask.errors import UserError
 from salmask.evaluate import EVALUATIONS
 from salmask.masks.wiring import wire_mask
 from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
-from salmask.params.overlay import RUN_SECTIONS, run_seed
-from salmask.params.probe import read_probe
-from salmask.params.run import read_run
-from salmask.params.saliency import SaliencyConfig
-from salmask.params.values import Choice, bind, pick
-from salmask.params.yaml_file import Params
-from salmask.provenance import find_root
-from salmask.report import comparison
-from salmask.saliency.localizers import LOCALIZERS
-
-_SECTIONS = (
-    *("seed", "data", "localizer", "saliency", *RUN_SECTIONS, "runs"),
-    *("probe", "tables", "sweeps", "imports", "transfer", "detect", "evaluate"),
-)
-
 
 def check_project() -> None:
     """Checks params.yaml of the current project and the files of its imports.
@@ -54,7 +39,7 @@ def validate(params: Params) -> None:
     Raises:
         UserError: for the first value that does not fit.
     """
-    _refuse_unknown_keys(params.values, _SECTIONS, params.source)
+    _refuse_unknown_keys(params.values, SECTIONS, params.source)
     dataset_reader(params.choice("data"), f"{params.source}: data")
     localizer, where = params.choice("localizer"), f"{params.source}: localizer"
     bind(pick(LOCALIZERS, localizer, where), localizer, where)

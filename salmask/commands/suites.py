@@ -16,15 +16,10 @@ import yaml
 from salmask.commands import grids
 from salmask.errors import UserError
 from salmask.params.names import CHOSEN, run_names
-from salmask.params.overlay import merge
+from salmask.params.overlay import REQUIRED_BY_DVC, SECTIONS, merge
 from salmask.params.yaml_file import Params
 
 FOLDER = "suites"
-_REQUIRED = ("tables", "sweeps", "imports", "transfer", "detect")  # by dvc.yaml, even if empty
-_ORDER = (
-    "seed", "data", "localizer", "saliency", "encoder", "view", "framework", "train", "mask",
-    "runs", *_REQUIRED, "evaluate",
-)  # fmt: skip
 _NAMED = ("runs", "tables", "imports", "transfer", "detect")  # an entry that is null is removed
 _HEADER = (
     "# suites/{name}.yaml, written by `salmask suite {name}`. What follows has sha256 {digest}\n"
@@ -51,14 +46,14 @@ def load(root: Path, name: str) -> Params:
     if name not in names(root):
         raise UserError(f"no suite `{name}`; there are: {', '.join(names(root))}")
     where = f"{FOLDER}/{name}.yaml"
-    values = {**{key: {} for key in _REQUIRED}, **_read(root / FOLDER, name, ())}
+    values = {**{key: {} for key in REQUIRED_BY_DVC}, **_read(root / FOLDER, name, ())}
     for key in _NAMED:
         if not isinstance(values.get(key), Mapping):
             raise UserError(f"{where}: {key}: must be a mapping, got {values.get(key)!r}")
         values[key] = {name: entry for name, entry in values[key].items() if entry is not None}
     values["runs"], values["sweeps"] = grids.expand(values["runs"], where)
     values["evaluate"] = _evaluations(values)
-    return Params({key: values[key] for key in _ORDER if key in values} | values, where)
+    return Params({key: values[key] for key in SECTIONS if key in values} | values, where)
 
 
 def install(root: Path, name: str) -> str:

@@ -8,7 +8,12 @@ from salmask.params.values import Choice, check
 from salmask.params.yaml_file import Params, to_choice
 
 T = TypeVar("T")
-RUN_SECTIONS = ("encoder", "view", "train", "mask", "framework")
+RUN_SECTIONS = ("encoder", "view", "framework", "train", "mask")
+REQUIRED_BY_DVC = ("tables", "sweeps", "imports", "transfer", "detect")  # even if empty
+SECTIONS = (
+    *("seed", "data", "localizer", "saliency", *RUN_SECTIONS, "runs", "probe"),
+    *(*REQUIRED_BY_DVC, "evaluate"),
+)
 
 
 def run_section(params: Params, run: str, key: str, schema: type[T]) -> T:

@@ -1,12 +1,14 @@
 """The section `train:` of params.yaml."""
 
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from salmask.params.values import STRICT
+
+
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,25 +35,21 @@ class TrainConfig:
     """
 
     epochs: NonNegativeInt = 200
-    warmup_epochs: float = 10
+    warmup_epochs: NonNegative = 10
     batch: PositiveInt = 128
     optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: tuple[PositiveInt, ...] = ()
-    gamma: float = 0.1
-    lr: float = 0.015
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    gamma: NonNegative = 0.1
+    lr: NonNegative = 0.015
+    momentum: NonNegative = 0.9
+    weight_decay: NonNegative = 1e-4
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     deterministic: bool = False
     images: Literal["stream", "resident"] = "stream"
 
     def __post_init__(self) -> None:
-        for name in ("warmup_epochs", "lr", "momentum", "weight_decay", "gamma"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {value}")
         if not self.epochs:
             return  # nothing is trained, so no schedule has to fit
         if self.warmup_epochs > self.epochs:

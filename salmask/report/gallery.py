@@ -132,7 +132,6 @@ def mask_sheet(
     masks: Sequence[ShownMask],
     *,
     seed: int = 0,
-    epoch: int = 0,
     ids: Tensor | None = None,
 ) -> bytes:
     """PNG with a row per image: query and key with their saliency, then the views of each mask.
@@ -142,12 +141,10 @@ def mask_sheet(
         activations: level in px -> (B,Us,Vs) float32 maps of the whole images.
         view: the section `view`.
         masks: the masks to draw.
-        seed: seed of the random numbers.
-        epoch: epoch of the random numbers.
-        ids: (B,) int64, rows in the manifest; 0, 1, ... by default. Seed, epoch and row select the
-            random numbers of training.
+        seed: seed of the random numbers, which are those of the first epoch of a training.
+        ids: (B,) int64, rows in the manifest; 0, 1, ... by default.
     """
-    draws = Draws.of(seed, epoch, torch.arange(len(images)) if ids is None else ids)
+    draws = Draws.of(seed, 0, torch.arange(len(images)) if ids is None else ids)
     pair = pair_of(images, activations, view, draws)
     leads = []
     for title, pixels, maps in (

@@ -80,9 +80,9 @@ def test_merge(common, override, expected):
         ({"train": {"optimizer": "lion"}}, ["optimizer", "'lion'", "'sgd'", "'lars'", "'adamw'"]),
         ({"train": {"schedule": "linear"}}, ["schedule", "'linear'", "'cosine'", "'step'"]),
         ({"train": {"epochs": 5, "warmup_epochs": 5.5}}, ["warmup_epochs 5.5", "epochs 5"]),
-        ({"train": {"lr": -0.1}}, ["lr", "at least 0", "-0.1"]),
-        ({"train": {"lr": float("nan")}}, ["lr", "at least 0", "nan"]),
-        ({"train": {"weight_decay": -1}}, ["weight_decay", "at least 0", "-1.0"]),
+        ({"train": {"lr": -0.1}}, ["lr", "greater than or equal to 0", "-0.1"]),
+        ({"train": {"lr": float("nan")}}, ["lr", "finite number", "nan"]),
+        ({"train": {"weight_decay": -1}}, ["weight_decay", "greater than or equal to 0", "-1"]),
         ({"train": {"milestones": [1]}}, ["milestones [1]", "schedule: step", "cosine"]),
         ({"train": {"schedule": "step"}}, ["schedule step", "milestones"]),
         (
