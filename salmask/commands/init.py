@@ -4,8 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import salmask
 from salmask.commands.template import template_files, template_source
+from salmask.datasets.listing import shorten
 from salmask.errors import UserError
 
 CODE = ("dvc.yaml", "slurm", "stages")  # what `--upgrade` replaces
@@ -27,12 +27,12 @@ def create_project(folder: Path) -> str:
         UserError: when a file of the project exists in the folder, or Git is not installed. Nothing
             is written then.
     """
-    source = _source()
+    source = template_source()
     files = template_files(source)
     existing = [file.as_posix() for file in files if (folder / file).exists()]
     if existing:
         raise UserError(
-            f"{folder} already holds {_shortened(existing)}: run `salmask init` in an empty "
+            f"{folder} already holds {shorten(existing)}: run `salmask init` in an empty "
             "folder, or `salmask init --upgrade` in a project to replace its code"
         )
     if shutil.which("git") is None:
@@ -56,7 +56,7 @@ def upgrade_project(folder: Path) -> str:
         UserError: when Git does not hold the present version of a file that would be replaced.
             Nothing is written then.
     """
-    source = _source()
+    source = template_source()
     files = [file for file in template_files(source) if file.parts[0] in CODE]
     if folder.resolve() == source.resolve():
         raise UserError(f"{folder} is the repository of salmask itself: use `git pull` to upgrade")
@@ -64,7 +64,7 @@ def upgrade_project(folder: Path) -> str:
     unsaved = [file.as_posix() for file in changed if _unsaved(folder, file)]
     if unsaved:
         raise UserError(
-            f"{folder}: {_shortened(unsaved)} would be replaced, but Git does not hold its present "
+            f"{folder}: {shorten(unsaved)} would be replaced, but Git does not hold its present "
             "version: commit it first"
         )
     _copy(source, changed, folder)
@@ -72,11 +72,6 @@ def upgrade_project(folder: Path) -> str:
         return "dvc.yaml, stages/ and slurm/ are those of the installed version"
     names = "\n".join(f"  {file.as_posix()}" for file in changed)
     return f"replaced (`git diff` shows how):\n{names}\nSee docs/upgrading.md for what reruns."
-
-
-def _source() -> Path:
-    assert salmask.__file__ is not None
-    return template_source(Path(salmask.__file__).parent)
 
 
 def _copy(source: Path, files: list[Path], folder: Path) -> None:
@@ -101,8 +96,3 @@ def _unsaved(folder: Path, file: Path) -> bool:
     command = ["git", "status", "--porcelain", "--ignored", "--", file.as_posix()]
     status = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return status.returncode != 0 or bool(status.stdout)
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

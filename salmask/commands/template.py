@@ -27,12 +27,9 @@ def template_files(source: Path) -> list[Path]:
     return sorted(path.relative_to(source) for pattern in PATTERNS for path in source.glob(pattern))
 
 
-def template_source(package: Path) -> Path:
+def template_source() -> Path:
     """The folder that holds the project files: inside an installed package, or the repository of
-    an editable install.
-
-    Args:
-        package: the folder of the package `salmask`.
-    """
+    an editable install."""
+    package = Path(__file__).parents[1]
     installed = package / FOLDER
     return installed if installed.is_dir() else package.parent

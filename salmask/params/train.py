@@ -7,7 +7,6 @@ from pydantic.dataclasses import dataclass
 
 from salmask.params.values import STRICT
 
-
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 

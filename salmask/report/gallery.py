@@ -85,9 +85,7 @@ def masks_of(
 
 
 def _kinds(title: str, choice: Choice) -> list[ShownMask]:
-    kinds = MASKS[choice.name].kinds
-    if not kinds:
-        return [ShownMask(title, choice, outlined=reads_saliency(choice))]
+    kinds = MASKS[choice.name].kinds or {"": {}}
     return [
         ShownMask(
             title,

@@ -92,7 +92,7 @@ def build(params: Params, root: Path, device: torch.device) -> Report:
             "curves": _curves(names, pretrain),
             "probe": _probe(names, pretrain, validation_split(rows)),
             "bars": _bars(splits),
-            "responses": _responses(sweeps, runs, results, compared, splits),
+            "responses": _responses(sweeps, runs, results, _main_metric(compared, splits)),
             "saliency": store and _saliency(rows, store, root / DATA / "masks"),
             "kernels": PageFigure(kernels.draw(names, pretrain), {}),
             "neighbours": _neighbours(rows, splits, names, pretrain, device),
@@ -200,18 +200,20 @@ def _bars(splits: Sequence[SplitResults]) -> PageFigure | None:
     return PageFigure(figures.bars(panels), {"splits": len(panels)}) if panels else None
 
 
+def _main_metric(compared: Sequence[Comparison], splits: Sequence[SplitResults]) -> str | None:
+    """The metric of the first table, or else the first k-NN metric."""
+    if compared:
+        return next(iter(compared[0].config.columns.values()), None)
+    metric = tables.first_knn(splits)
+    return metric.name if metric else None
+
+
 def _responses(
     sweeps: Mapping[str, Sweep],
     runs: Sequence[RunConfig],
     results: Mapping[str, Any],
-    compared: Sequence[Comparison],
-    splits: Sequence[SplitResults],
+    name: str | None,
 ) -> PageFigure | None:
-    """Curves of the metric of the first table, or else of the first k-NN metric."""
-    knn = tables.first_knn(splits)
-    name = knn.name if knn else None
-    if compared:
-        name = next(iter(compared[0].config.columns.values()), name)
     configs = {run.name: run for run in runs}
     curves = sweep_charts.curves(sweeps, configs, results, name) if name else {}
     return PageFigure(sweep_charts.draw(curves), {"metric": name}) if curves else None

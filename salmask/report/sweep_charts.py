@@ -1,7 +1,7 @@
 """`sweeps:` of params.yaml, and charts of a metric over the keys that vary in a grid."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +43,11 @@ class ResponseCurve:
 
     Args:
         name: the values of the other keys, for the legend.
-        points: (value of the key, the metric of each run).
+        points: value of the key as text -> (the value, the metric of each run).
     """
 
     name: str
-    points: list[tuple[Any, list[float]]]
+    points: dict[str, tuple[Any, list[float]]] = field(default_factory=dict)
 
 
 def sweeps(params: Params) -> dict[str, Sweep]:
@@ -103,10 +103,11 @@ def curves(
                     continue
                 combinations.append(rest)
                 others = [f"{k} {label(first.get(k))}" for k in sweep.keys if k != key]
-                curve = ResponseCurve(", ".join([grid, *others]), [])
+                curve = ResponseCurve(", ".join([grid, *others]))
                 for name, own in settings.items():
                     if _without(own, key) == rest and (score := scores.get(name)) is not None:
-                        _add_point(curve, own.get(key), score)
+                        value = own.get(key)
+                        curve.points.setdefault(label(value), (value, []))[1].append(score)
                 by_key.setdefault(key, []).append(curve)
     return {key: drawn for key, drawn in by_key.items() if any(curve.points for curve in drawn)}
 
@@ -156,20 +157,15 @@ def _without(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {k: value for k, value in settings.items() if k != key}
 
 
-def _add_point(curve: ResponseCurve, value: Any, score: float) -> None:
-    for known, scores in curve.points:
-        if known == value:
-            scores.append(score)
-            return
-    curve.points.append((value, [score]))
-
-
 def _draw_panel(axes: "Axes", key: str, curves: Sequence[ResponseCurve]) -> None:
-    values = [value for curve in curves for value, _ in curve.points]
+    values = [value for curve in curves for value, _ in curve.points.values()]
     numeric = all(isinstance(v, float | int) and not isinstance(v, bool) for v in values)
     ticks = sorted(set(values)) if numeric else list(dict.fromkeys(map(label, values)))
     for i, curve in enumerate(curves):
-        points = [(v if numeric else ticks.index(label(v)), scores) for v, scores in curve.points]
+        points = [
+            (value if numeric else ticks.index(text), scores)
+            for text, (value, scores) in curve.points.items()
+        ]
         points.sort(key=lambda point: point[0])
         intervals = [half_width(scores) if len(scores) > 1 else 0.0 for _, scores in points]
         axes.errorbar(

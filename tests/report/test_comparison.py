@@ -172,7 +172,7 @@ def test_a_line_holds_the_runs_that_differ_in_key_and_seed_alone() -> None:
     curves = swept(runs, {"grid": {"keys": sweep.keys, "settings": sweep.settings}}, scores)
     (line,) = curves["mask.ratio"]
     assert line.name == "grid"
-    assert sorted(line.points) == [(0.15, [7.0]), (0.3, [1.0, 3.0]), (0.5, [5.0])]
+    assert sorted(line.points.values()) == [(0.15, [7.0]), (0.3, [1.0, 3.0]), (0.5, [5.0])]
 
 
 def test_two_keys_make_two_panels_with_a_line_per_value_of_the_other() -> None:
@@ -199,6 +199,9 @@ def test_ranges_and_names_are_drawn_too() -> None:
     sweeps = {"g": {"keys": ["view.crop"], "settings": {"a": ["a"], "b": ["b"]}}}
     curves = swept(runs, sweeps, {"a": 1.0, "b": 2.0})
     (line,) = curves["view.crop"]
-    assert [sweep_charts.label(value) for value, _ in line.points] == ["0.2 to 1", "0.5 to 1"]
+    assert [sweep_charts.label(value) for value, _ in line.points.values()] == [
+        "0.2 to 1",
+        "0.5 to 1",
+    ]
     assert sweep_charts.draw(curves).startswith(b"\x89PNG")
     assert swept(runs, sweeps, {}) == {}  # no run has this metric
