@@ -18,6 +18,16 @@ from salmask.errors import UserError
 from salmask.evaluate import EVALUATIONS
 from salmask.masks.wiring import wire_mask
 from salmask.params.names import CHOSEN, chosen_evaluations, import_names, run_names
+from salmask.params.overlay import SECTIONS, run_seed
+from salmask.params.probe import read_probe
+from salmask.params.run import read_run
+from salmask.params.saliency import SaliencyConfig
+from salmask.params.values import Choice, bind, pick
+from salmask.params.yaml_file import Params
+from salmask.provenance import find_root
+from salmask.report import comparison
+from salmask.saliency.localizers import LOCALIZERS
+
 
 def check_project() -> None:
     """Checks params.yaml of the current project and the files of its imports.
