@@ -40,7 +40,7 @@ _MESSAGES = {"print", "click.echo"}
 _LOGS = ("log.", "logging.", "warnings.")
 # Fields of records that only describe: labels, licences, costs.
 _DESCRIPTIONS = {
-    "Mask": {"label", "hard_negatives", "extra_passes", "query_only", "kinds"},
+    "Mask": {"label", "hard_negatives", "extra_passes", "query_only", "uneven_patches", "kinds"},
     "Evaluation": {"label", "main_suffix"},
     "Dataset": {"layout", "origin", "terms", "note", "downloads", "train_images"},
 }

@@ -122,7 +122,7 @@ def test_what_decides_no_result_reruns_nothing(source: Path, name: str, old: str
     assert changed(source, edit(name, old, new)) == set()
 
 
-@pytest.mark.parametrize("field", ["label", "extra_passes"])
+@pytest.mark.parametrize("field", ["label", "extra_passes", "uneven_patches"])
 def test_the_description_of_a_mask_reruns_nothing(source: Path, field: str) -> None:
     def change(root: Path) -> None:
         path = root / "salmask/masks/blur.py"
