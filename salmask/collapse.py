@@ -1,6 +1,6 @@
 """Signs that a pretraining run has collapsed, from its history.csv and probe.csv.
 
-docs/evaluation.md gives the reasons for the limits.
+docs/probe.md gives the reasons for the limits.
 """
 
 import csv
@@ -10,6 +10,7 @@ from pathlib import Path
 LEAST_RANK, LEAST_SPREAD = 2.0, 0.02
 FIRST_STEP = 50  # of training; before it, batch norms do not have their statistics yet
 LASTING = 5  # epochs for which hard negatives must be like keys
+CLOSER, EQUAL = 0.005, 0.0005  # differences of mean cosines
 
 Rows = Sequence[Mapping[str, float]]  # of history.csv or probe.csv, in the order of the epochs
 
@@ -18,8 +19,9 @@ def signs(history: Rows, measurements: Rows) -> dict[str, str]:
     """The signs of collapse at the end of a history, as texts by name.
 
     `rank`: the newest `rankme` is below LEAST_RANK. `spread`: the newest `spread` is below
-    LEAST_SPREAD. `negatives`: in each of the last LASTING epochs, queries were at least as similar
-    to their hard negatives as to their keys. Measurements before FIRST_STEP do not count.
+    LEAST_SPREAD. Measurements before FIRST_STEP do not count. `negatives`: in each of the last
+    LASTING epochs, the mean cosine of queries and their hard negatives was at least CLOSER above
+    that of queries and their keys, or differed from it by at most EQUAL.
 
     Args:
         history: rows of history.csv, one per epoch from 1.
@@ -40,7 +42,7 @@ def signs(history: Rows, measurements: Rows) -> dict[str, str]:
                 f"{row['spread']:.2g} {epoch}"
             )
     last = history[-LASTING:]
-    if len(last) == LASTING and all(_negative_is_closer(row) for row in last):
+    if len(last) == LASTING and all(_negative_is_like_key(row) for row in last):
         negative, positive = (last[-1][f"{name}_similarity"] for name in ("negative", "positive"))
         texts["negatives"] = (
             f"queries have been as similar to their hard negatives as to their keys for {LASTING} "
@@ -63,6 +65,8 @@ def read_rows(file: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
 
 
-def _negative_is_closer(row: Mapping[str, float]) -> bool:
-    negative = row.get("negative_similarity")
-    return negative is not None and negative >= row["positive_similarity"]
+def _negative_is_like_key(row: Mapping[str, float]) -> bool:
+    if "negative_similarity" not in row:
+        return False
+    difference = row["negative_similarity"] - row["positive_similarity"]
+    return difference >= CLOSER or abs(difference) <= EQUAL

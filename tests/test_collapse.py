@@ -44,6 +44,8 @@ def test_the_spread_of_the_history_counts_too():
     [
         ([(0.8935, 0.906)] * 5, {"negatives"}),  # batch norm revealed the hard negatives
         ([(0.89, 0.89)] * 5, {"negatives"}),
+        ([(0.89, 0.892)] * 5, set()),  # small hard negatives of the demo are nearly keys
+        ([(0.89, 0.8903)] * 5, {"negatives"}),
         ([(0.89, 0.90)] * 4, set()),  # too short
         ([(0.90, 0.89), *[(0.89, 0.90)] * 4], set()),
         ([(0.90, 0.89), *[(0.89, 0.90)] * 5], {"negatives"}),
