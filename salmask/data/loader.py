@@ -117,7 +117,15 @@ def training_views(
         branches: names of the views.
     """
     if images == "resident":
-        yield from _resident_views(manifest, config, schedule, device, start, branches)
+        resident = ResidentImages(manifest, schedule.ids, device)
+        for epoch, step, ids in schedule.batches(*start):
+            sizes = manifest.sizes[ids]
+            boxes, flips = view_geometry(sizes, config, schedule.seed, epoch, ids, branches)
+            views = Crops(epoch, step, ids, {}, boxes, flips).to(device)
+            for b in branches:
+                crops = resident.crop(views.ids, views.boxes[b], config.size)
+                views.crops[b] = flip_images(crops, views.flips[b])
+            yield views
         return
     loader = DataLoader(
         _StreamedViews(manifest, config, schedule.seed, branches),
@@ -128,8 +136,8 @@ def training_views(
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
-    for crops in loader:
-        yield crops.to(device)
+    for views in loader:
+        yield views.to(device)
 
 
 @dataclass(frozen=True)
@@ -154,26 +162,6 @@ class _StreamedViews(Dataset[Crops]):
         crops = {b: torch.stack([view[j] for view in views]) for j, b in enumerate(branches)}
         crops = {b: flip_images(crops[b], flips[b]) for b in branches}
         return Crops(epoch, step, ids, crops, boxes, flips)
-
-
-def _resident_views(
-    manifest: Manifest,
-    config: ViewConfig,
-    schedule: Schedule,
-    device: torch.device,
-    start: tuple[int, int],
-    branches: tuple[str, ...],
-) -> Iterator[Crops]:
-    images = ResidentImages(manifest, schedule.ids, device)
-    for epoch, step, ids in schedule.batches(*start):
-        sizes = manifest.sizes[ids]
-        boxes, flips = view_geometry(sizes, config, schedule.seed, epoch, ids, branches)
-        batch = Crops(epoch, step, ids, {}, boxes, flips).to(device)
-        crops = {
-            b: flip_images(images.crop(batch.ids, batch.boxes[b], config.size), batch.flips[b])
-            for b in branches
-        }
-        yield Crops(epoch, step, batch.ids, crops, batch.boxes, batch.flips)
 
 
 def evaluation_images(

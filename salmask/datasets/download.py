@@ -60,7 +60,11 @@ def _download_into(folder: Path, name: str, download: Download) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a download that was killed
         partial.mkdir(parents=True)
-        _check_disk_space(name, folder, 2 * download.gigabytes)
+        needed, free = 2 * download.gigabytes, shutil.disk_usage(folder).free / 1e9
+        if free < needed:
+            raise UserError(
+                f"{name} needs about {needed:g} GB while it is unpacked; {folder} has {free:.1f} GB"
+            )
         _run_download(name, download, partial)
         for path in download.files:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -85,14 +89,6 @@ def _run_download(name: str, download: Download, partial: Path) -> None:
         raise UserError(
             f"the download of {name} failed{last}: {reason}. No file was kept"
         ) from None
-
-
-def _check_disk_space(name: str, folder: Path, gigabytes: float) -> None:
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < gigabytes:
-        raise UserError(
-            f"{name} needs about {gigabytes:g} GB while it is unpacked; {folder} has {free:.1f} GB"
-        )
 
 
 def listing() -> Iterator[str]:

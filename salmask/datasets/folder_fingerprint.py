@@ -9,6 +9,7 @@ writing the file again gives another digest.
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from salmask.errors import UserError
 from salmask.files import write_json
 
 SCHEMA = "salmask.watch/1"
+_SURROGATES = re.compile("[\ud800-\udfff]")  # bytes of a name that are not UTF-8
 
 
 def write_fingerprint(folder: Path, file: Path) -> int:
@@ -52,15 +54,11 @@ def folder_of(root: Path, where: str = "data.root") -> Path:
     try:
         content = json.loads(root.read_text())
         folder = Path(content["folder"]) if content["schema"] == SCHEMA else None
-    except OSError:
-        raise LayoutError(
-            f"{where}: {root} is neither a folder nor a file of `salmask fingerprint-folder`"
-        ) from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         folder = None
     if folder is None:
-        raise UserError(
-            f"{where}: {root} is not a folder, and not written by `salmask fingerprint-folder`"
+        raise LayoutError(
+            f"{where}: {root} is neither a folder nor a file of `salmask fingerprint-folder`"
         )
     if not is_folder(folder):
         raise UserError(f"{where}: {folder}, which {root} represents, is not a folder")
@@ -71,7 +69,7 @@ def untrackable(folder: Path) -> Iterator[tuple[str, str]]:
     """Entries on which DVC would fail or wait for ever: (printable path, reason)."""
     for path, status in _entries(folder):
         shown = os.path.relpath(path, folder).encode(errors="backslashreplace").decode()
-        if not _is_utf8(path):
+        if _SURROGATES.search(str(path)):
             yield shown, "its name is not UTF-8"
         elif status is None:
             yield shown, "a broken link"
@@ -89,11 +87,3 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result | None]]:
                 yield parent / name, (parent / name).stat()
             except OSError:
                 yield parent / name, None
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -64,7 +64,9 @@ def test_it_changes_exactly_if_the_folder_changes(folder, tmp_path):
 @pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"schema": "other", "folder": "."}'])
 def test_another_file_is_an_error(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match=r"x\.json is not a folder, and .* `salmask fingerprint-"):
+    with pytest.raises(
+        UserError, match=r"x\.json is neither a folder nor .* `salmask fingerprint-"
+    ):
         fingerprint.folder_of(tmp_path / "x.json")
 
 
