@@ -62,6 +62,14 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
             {"framework": {"name": "moco", "bn_group": 5, "queue": 64}},
             "runs.blurred: framework.bn_group: 5 does not",
         ),
+        ({"framework": {"name": "supervised"}}, "supervised): classes: Field required"),
+        (
+            {
+                "framework": {"name": "supervised", "classes": 10},
+                "runs": {"a": {"mask": {"name": "mixmask"}}},
+            },
+            "runs.a: mask (name: mixmask): supervised training compares no views and trains on",
+        ),
         ({"localizer": {"name": "lite1"}}, "choose from coco_resnet50, encoder, file, lite0"),
         ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
         ({"view": {"size": 32, "grid": 5}}, "view.grid: 5 does not divide view.size (32)"),
