@@ -27,7 +27,8 @@ class TrainConfig:
         momentum: of SGD and LARS.
         weight_decay: L2 penalty; for adamw, decoupled weight decay.
         precision: `auto` is bfloat16 on CUDA and float32 elsewhere.
-        compile: whether to compile the framework with `torch.compile`.
+        compile: whether to compile encoders and heads with `torch.compile`. On a CPU this needs a
+            C++ compiler. Results differ from those without it by rounding.
         deterministic: whether to use PyTorch's deterministic algorithms only, so that a GPU
             computes the same bytes again.
         images: `stream` decodes images from disk every epoch; `resident` keeps them on the device.

@@ -7,7 +7,7 @@ bytes as an undisturbed one.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -181,10 +181,10 @@ class Learner:
         self.mask = wire_mask(config.mask, self.wiring, config.view)
         self.adversary = Adversary(place(self.mask.masker, device)) if self.mask.masker else None
         self.optimizer = build_optimizer(self.framework, config.train)
-        network: nn.Module = self.framework
         if config.train.compile:
-            network = cast(nn.Module, torch.compile(network))
-        self.forward = data_parallel(network, device)
+            for network in self.framework.children():  # encoders and heads; losses stay eager
+                network.compile()
+        self.forward = data_parallel(self.framework, device)
 
     def rate(self, step: int) -> float:
         """The learning rate at a global step."""

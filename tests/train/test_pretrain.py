@@ -1,6 +1,7 @@
 """One step of a run: its precisions, and configurations that do not fit. Untrained encoders."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,36 @@ def test_networks_alone_compute_in_half_precision(precision: str) -> None:
     expected = batch.views(learner.mask)  # high-pass filtered, without autocast
     for made, outside in zip(recorded[0].images, expected.images, strict=True):
         assert torch.equal(made, outside)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("moco", "eager"),  # torch's tracing without a code generator
+        ("simclr", "eager"),
+        ("byol", "eager"),
+        ("simsiam", "eager"),
+        pytest.param("moco", "inductor", marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
+def test_compiled_networks_train_the_same(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    options = {"dim": 8, "hidden": 8, "bn_group": 4} | ({"queue": 16} if name == "moco" else {})
+    run = replace(config("none"), framework=Choice(name, options))
+    weights, recorded = [], []
+    for compiled in (False, True):
+        changed = replace(run, train=replace(run.train, compile=compiled))
+        learner = Learner(changed, 0, 4, torch.device("cpu"))
+        batch = make_batch(crops(learner.mask.extra_views), changed, 0, None)
+        recorded.append([learner.step(batch, step) for step in range(2)])
+        weights.append(learner.framework.state_dict())
+    traced = [part._compiled_call_impl for part in learner.framework.children()]
+    assert traced and None not in traced
+    torch.testing.assert_close(recorded[1], recorded[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
