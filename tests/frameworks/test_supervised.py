@@ -71,7 +71,7 @@ def test_a_step_by_hand():
     """
     model = linear()
     query = torch.tensor([[[[math.log(3), 0.0]]], [[[0.0, 0.0]]]])
-    batch = views((query, torch.ones_like(query)), QUERY, range(2), labels=torch.tensor([1, 1]))
+    batch = views((query, torch.ones_like(query)), QUERY, labels=torch.tensor([1, 1]))
     metrics = model(batch, 0.0)
     assert metrics["loss"].item() == pytest.approx(1.5 * math.log(2))
     assert metrics["top1"] == 0
