@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.backends import cudnn
 
 from salmask.errors import UserError
 
@@ -48,6 +49,17 @@ def autocast(
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def inference(
+    device: torch.device, precision: Precision
+) -> contextlib.AbstractContextManager[object]:
+    """A context for networks that are not trained: `autocast`, but float32 without TensorFloat-32,
+    which would make its results differ between GPU and CPU."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(cudnn.flags(enabled=True, allow_tf32=False))
+    stack.enter_context(autocast(device, precision))
+    return stack
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ encoders that were trained here, projector.safetensors (the projection head of t
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, PerChannel, normalise
-from salmask.devices import place
+from salmask.devices import Precision, inference, place
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.encoders.heads import from_weights
 from salmask.errors import UserError
@@ -69,15 +70,26 @@ class InputSpec:
 
 
 class Encoder(nn.Module):
-    """A network with its input preparation: (B,3,S,S) float32 in [0,1] -> (B,D) float32."""
+    """A network with its input preparation: (B,3,S,S) float32 in [0,1] -> (B,D) float32.
+
+    Attributes:
+        precision: of the network, which `forward` uses unless it is trained.
+    """
+
+    precision: Precision = "float32"
 
     def __init__(self, network: nn.Module, config: EncoderConfig, spec: InputSpec) -> None:
         super().__init__()
         self.network, self.config, self.spec = network, config, spec
 
     def forward(self, images: Tensor) -> Tensor:
-        images = self.prepared(images)
-        return self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        return self.features(self.prepared(images))
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Prepared inputs (B,3,S,S) float32 -> (B,D) float32."""
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with nullcontext() if self.training else inference(inputs.device, self.precision):
+            return self.network(inputs).float()
 
     def prepared(self, images: Tensor) -> Tensor:
         """See `InputSpec.prepared`."""

@@ -1,5 +1,6 @@
 """Features of the evaluation views (resize, centre crop, the encoder's own input filter)."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from salmask.data.loader import Schedule, evaluation_images, training_views
 from salmask.data.manifest import Manifest
+from salmask.devices import Precision
 from salmask.distributed import gather_uneven, local_batches
 from salmask.encoders.on_disk import Encoder
 from salmask.evaluate.subsets import labelled_ids
@@ -91,6 +93,12 @@ def extract_views(
 def crop_and_flip(side: int) -> ViewConfig:
     """The views that classifiers are trained on: crops of 8 to 100% of the area, and flips."""
     return ViewConfig(size=side, grid=1, crop=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0)
+
+
+def set_precision(encoders: Mapping[str, Encoder], precision: Precision) -> None:
+    """Sets the precision in which the networks of encoders compute features."""
+    for encoder in encoders.values():
+        encoder.precision = precision
 
 
 def width(encoder: Encoder, job: Job) -> int:

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salmask.data.manifest import Manifest
+from salmask.devices import Precision
 from salmask.encoders.on_disk import Encoder
 from salmask.evaluate import Evaluation
-from salmask.evaluate.features import Labelled, accuracy, extract, labelled_splits
+from salmask.evaluate.features import Labelled, accuracy, extract, labelled_splits, set_precision
 from salmask.job import Job
 
 _CHUNK = 2048  # queries that are computed at once, to limit memory
@@ -49,6 +50,7 @@ def run(
     k: tuple[int, ...] = (20, 200),
     temperature: float = 0.07,
     random_seeds: int = 3,
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """Top-1 accuracy in percent.
 
@@ -59,11 +61,13 @@ def run(
         k: numbers of neighbours.
         temperature: of the votes.
         random_seeds: number of untrained encoders, which the stage makes.
+        precision: of the encoder. `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Returns:
         `knn20_top1`, on splits other than `val` `<split>_knn20_top1`, and the mean over untrained
         encoders as `random_knn20_top1`. Nothing without labels.
     """
+    set_precision(encoders, precision)
     if not manifest.labelled():
         return {}
     sums: dict[str, float] = {}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
+from salmask.devices import Precision
 from salmask.encoders.on_disk import Encoder
 from salmask.evaluate import Evaluation
 from salmask.evaluate.classifier import (
@@ -24,6 +25,7 @@ from salmask.evaluate.features import (
     extract,
     extract_rows,
     labelled_splits,
+    set_precision,
     width,
 )
 from salmask.evaluate.subsets import hold_out, labelled_ids
@@ -73,6 +75,7 @@ def run(
     weight_decay: float | None = None,
     nesterov: bool | None = None,
     images: Literal["stream", "resident"] = "stream",
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """Top-1 accuracy in percent after the last epoch. Writes history.csv.
 
@@ -91,11 +94,13 @@ def run(
         weight_decay: L2 penalty.
         nesterov: whether the momentum is Nesterov's.
         images: `stream` reads images from disk; `resident` keeps them on the device.
+        precision: of the encoder. `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Returns:
         `linear_top1`, or `linear_<preset>_top1` for presets other than `moco`; on splits other than
         `val` with the prefix `<split>_`. Nothing without labels.
     """
+    set_precision(encoders, precision)
     history: History = []
     write_history(job, history)
     if not manifest.labelled():

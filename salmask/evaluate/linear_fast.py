@@ -12,6 +12,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from salmask.data.manifest import Manifest
+from salmask.devices import Precision
 from salmask.encoders.on_disk import Encoder
 from salmask.evaluate import Evaluation
 from salmask.evaluate.features import (
@@ -21,6 +22,7 @@ from salmask.evaluate.features import (
     extract_rows,
     extract_views,
     labelled_splits,
+    set_precision,
 )
 from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
@@ -39,6 +41,7 @@ def run(
     views: NonNegativeInt = 0,
     iterations: int = 300,
     images: Literal["stream", "resident"] = "stream",
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """Top-1 accuracy in percent of a classifier on standardised features.
 
@@ -51,11 +54,13 @@ def run(
         views: number of crops and flips per training image, as in `linear`; 0 for the centre crop.
         iterations: of L-BFGS.
         images: `stream` or `resident`, for `views`.
+        precision: of the encoder. `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Returns:
         `linear_fast_top1`, or `linear_fast_<n>views_top1` with n views; on splits other than `val`
         with the prefix `<split>_`. Nothing without labels.
     """
+    set_precision(encoders, precision)
     if not manifest.labelled():
         return {}
     encoder, ids = encoders["trained"], labelled_ids(manifest, "train")

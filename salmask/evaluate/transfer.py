@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
+from salmask.devices import Precision
 from salmask.distributed import rank
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
@@ -26,6 +27,7 @@ from salmask.evaluate.features import (
     accuracy,
     extract_rows,
     mean_per_class,
+    set_precision,
     top,
     width,
 )
@@ -76,6 +78,7 @@ def run(
     l2_steps: PositiveInt = 45,
     iterations: PositiveInt = 500,
     sgd: Mapping[str, SgdOptions] | None = None,
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """Accuracy in percent on the test images of another data set.
 
@@ -87,6 +90,7 @@ def run(
         l2_steps: number of penalties, spaced evenly on a logarithmic scale.
         iterations: of each fit.
         sgd: options for the data sets that use SGD instead, by name.
+        precision: of the encoder. `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Returns:
         `transfer_NAME_top1` and the mean over classes, `transfer_NAME_mean_per_class`, where NAME
@@ -95,6 +99,7 @@ def run(
     Raises:
         UserError: if labelled images for training or testing are missing.
     """
+    set_precision(encoders, precision)
     encoder, rows, name = encoders["trained"], split_rows(manifest, job.seed), manifest.name
     if sgd and name in sgd:
         model: nn.Module = by_sgd(

@@ -19,12 +19,13 @@ from salmask.data.loader import Crops, Schedule, training_views
 from salmask.data.manifest import Manifest
 from salmask.data.normalisation import normalise
 from salmask.data.photometry import apply_photometry
+from salmask.devices import Precision
 from salmask.distributed import gather_uneven, local_batches
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import Evaluation
-from salmask.evaluate.features import validation_splits
+from salmask.evaluate.features import set_precision, validation_splits
 from salmask.job import Job
 from salmask.masks import MASKS
 from salmask.masks.options import function_of, input_filter, reads_saliency
@@ -71,6 +72,7 @@ def run(
     masked: bool = True,
     batch: PositiveInt = 8,
     images: Literal["stream", "resident"] = "stream",
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """Variance, alignment and uniformity of each split but `train`. Labels are not used.
 
@@ -83,6 +85,7 @@ def run(
         masked: whether to apply the run's mask. If false, names begin with `variance_unmasked`.
         batch: images at a time, each in all its views.
         images: `stream` reads images from disk; `resident` keeps them on the device.
+        precision: of the encoder. `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Returns:
         The mean over images; none is a percentage. `variance_pooled` and `variance_pooled_total`
@@ -96,6 +99,7 @@ def run(
     Raises:
         UserError: for a single view, or a mask that learns.
     """
+    set_precision(encoders, precision)
     _check(run_views.run, run_views.mask, views, masked)
     name = "variance" if masked else "variance_unmasked"
     name += f"_through_{run_views.through}" if run_views.through else ""
@@ -224,6 +228,5 @@ def _features(
             elif high_pass is not None:  # masks filter already
                 query = filters.high_pass(query, high_pass["kernel"], high_pass["sigma"])
             # The views are filtered as in the run that makes them, whichever encoder they go to.
-            query = query.contiguous(memory_format=torch.channels_last)
-            features.append(encoder.network(query))
-        yield torch.stack([part.float() for part in features], dim=1)
+            features.append(encoder.features(query))
+        yield torch.stack(features, dim=1)

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.backends import cudnn
 from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.manifest import Manifest, verified_image
 from salmask.data.resample import resample
 from salmask.data.views import crop_boxes
 from salmask.data.worker_signals import ignore_stop_signals
-from salmask.devices import autocast
+from salmask.devices import inference
 from salmask.errors import UserError
 from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig
@@ -212,8 +211,7 @@ def score_batch(
     if missing := config.batch - count:  # without padding, the tensor stays in pinned memory
         pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
     images = pixels.to(device, non_blocking=True).float() / 255
-    # TensorFloat-32 would make float32 differ between GPU and CPU.
-    with autocast(device, config.precision), cudnn.flags(enabled=True, allow_tf32=False):
+    with inference(device, config.precision):
         return activation_map(trunk(images.contiguous(memory_format=torch.channels_last)))[:count]
 
 

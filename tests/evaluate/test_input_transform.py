@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from salmask import evaluate
 from salmask.data.normalisation import normalise
@@ -103,6 +103,33 @@ def test_images_of_the_views_size_are_scored_pixel_by_pixel(tmp_path, make_manif
     for image in whole:  # of the split that is scored
         assert (recorded["whole"] == image).flatten(1).all(dim=1).any()
         assert not (recorded["default"] == image).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda module: module.__name__.split(".")[-1])
+def test_precision_is_that_of_the_encoder_and_excludes_tensorfloat(tmp_path, rows, job, protocol):
+    saved(tmp_path, SMALL, PLAIN)
+    computed: dict[str, set[tuple[torch.dtype, bool]]] = {}
+    for precision in ("float32", "bfloat16"):
+        states = computed.setdefault(precision, set())
+
+        def look(layer: nn.Module, given: object, out: torch.Tensor, states=states) -> None:
+            if isinstance(layer, nn.Conv2d) and not out.requires_grad:
+                states.add((out.dtype, torch.backends.cudnn.allow_tf32))
+
+        known = inspect.signature(protocol.run).parameters
+        options = {name: value for name, value in SHORT.items() if name in known}
+        encoders = {"trained": encoder_file.load(tmp_path, job.device)}
+        apart = dataclasses.replace(job, work=job.work / precision)
+        hook = register_module_forward_hook(look)
+        try:
+            protocol.run(encoders, rows, apart, **options, precision=precision)
+        finally:
+            hook.remove()
+    assert computed["float32"] == {(torch.float32, False)}
+    if protocol.__name__.endswith(".finetune"):  # its own precision is that of the training
+        assert computed["bfloat16"] == {(torch.float32, False)}
+    else:
+        assert computed["bfloat16"] == {(torch.bfloat16, False)}
 
 
 def test_all_protocols_are_tested():
