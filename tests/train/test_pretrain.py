@@ -77,6 +77,7 @@ def test_networks_alone_compute_in_half_precision(precision: str) -> None:
         ("simclr", "eager"),
         ("byol", "eager"),
         ("simsiam", "eager"),
+        ("supervised", "eager"),
         pytest.param("moco", "inductor", marks=pytest.mark.long),
     ],
 )
@@ -85,13 +86,15 @@ def test_compiled_networks_train_the_same(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    options = {"dim": 8, "hidden": 8, "bn_group": 4} | ({"queue": 16} if name == "moco" else {})
+    options = {"classes": 2} if name == "supervised" else {"dim": 8, "hidden": 8}
+    options |= {"bn_group": 4} | ({"queue": 16} if name == "moco" else {})
     run = replace(config("none"), framework=Choice(name, options))
+    labels = torch.arange(BATCH) % 2
     weights, recorded = [], []
     for compiled in (False, True):
         changed = replace(run, train=replace(run.train, compile=compiled))
         learner = Learner(changed, 0, 4, torch.device("cpu"))
-        batch = make_batch(crops(learner.mask.extra_views), changed, 0, None)
+        batch = make_batch(crops(learner.mask.extra_views), changed, 0, None, labels)
         recorded.append([learner.step(batch, step) for step in range(2)])
         weights.append(learner.framework.state_dict())
     traced = [part._compiled_call_impl for part in learner.framework.children()]
