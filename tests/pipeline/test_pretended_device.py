@@ -53,6 +53,7 @@ def tiny_runs() -> dict[str, Any]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The results of all stages, by device."""
     params = copy.deepcopy(TINY)
+    params |= {"probe": {"every": 1, "images": 16}}
     params |= {"runs": tiny_runs(), "transfer": {"shapes": SHAPES}, "detect": {"scenes": SCENES}}
     params["data"]["images"] = {"train": 64, "val": 32, "decorrelated": 32}
     params["saliency"]["levels"] = [64, 96]
