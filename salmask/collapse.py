@@ -9,8 +9,8 @@ from pathlib import Path
 
 LEAST_RANK, LEAST_SPREAD = 2.0, 0.02
 FIRST_STEP = 50  # of training; before it, batch norms do not have their statistics yet
-LASTING = 5  # epochs for which hard negatives must be like keys
-CLOSER, EQUAL = 0.005, 0.0005  # differences of mean cosines
+LASTING = 10  # epochs for which hard negatives must be like keys
+CLOSER, EQUAL = 0.003, 0.0005  # differences of mean cosines
 
 Rows = Sequence[Mapping[str, float]]  # of history.csv or probe.csv, in the order of the epochs
 

@@ -29,6 +29,7 @@ from salmask.train.pretrain import input_spec
 
 log = logging.getLogger(__name__)
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN, as Wu et al. 2018
+_DIGITS = 6  # significant digits in probe.csv
 
 
 class Probe:
@@ -60,6 +61,7 @@ class Probe:
             epoch % self.settings.every == 0 or epoch == self.config.train.epochs
         ):
             measured = measure(framework, self.config, manifest, self.settings.images, self.job)
+            measured = {name: float(f"{value:.{_DIGITS}g}") for name, value in measured.items()}
             steps = len(manifest.ids("train")) // self.config.train.batch
             rows.append({"epoch": epoch, "step": epoch * steps, **measured})
             engine.write_history(file, rows, dict.fromkeys(name for row in rows for name in row))
