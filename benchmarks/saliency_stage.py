@@ -18,7 +18,7 @@ import torch
 
 from salmask.data import manifest
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.devices import autocast, pick_device, place
 from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig

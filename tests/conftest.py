@@ -15,7 +15,7 @@ from PIL import Image
 from salmask.data import manifest
 from salmask.data.manifest import Manifest
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.job import Job
 
 torch.set_num_threads(1)

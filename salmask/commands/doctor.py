@@ -20,9 +20,9 @@ from salmask.commands.check import read_import, validate
 from salmask.data.decode import decode
 from salmask.data.inspection import inspect
 from salmask.data.resample import resample
+from salmask.datasets import Listing
 from salmask.datasets.folder_fingerprint import untrackable
 from salmask.datasets.folders import is_folder
-from salmask.datasets.listing import Listing
 from salmask.datasets.reader import dataset_reader
 from salmask.devices import pick_device, place
 from salmask.encoders import importing

@@ -14,7 +14,7 @@ from salmask.data.file_bytes import missing_folder
 from salmask.data.inspection import Inspection, inspect
 from salmask.data.inspection_cache import InspectionCache
 from salmask.data.notes import first_with_same_content, notes_on
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
 from salmask.files import file_digest, write_json, write_rows
 from salmask.progress import progress

@@ -8,7 +8,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from salmask.by_name import ByName
-from salmask.datasets.listing import Listing
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file of a data set.
+
+    Args:
+        path: relative to the root of the listing.
+        label: index into the class names; -1 for none.
+        split: `train`, `val`, `test` or another name.
+    """
+
+    path: str
+    label: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files of a data set.
+
+    Args:
+        root: absolute folder.
+        classes: class names, in the order of the labels.
+        files: all files, in the order of the manifest.
+        empty_folders: folders that would be classes if they contained images.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: list[ListedFile]
+    empty_folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from salmask.datasets.folders import is_folder
-from salmask.datasets.layout import LayoutError
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
+from salmask.datasets.folders import LayoutError, is_folder
 
 
 def read_cifar(name: str, out: Path, root: Path) -> Listing:

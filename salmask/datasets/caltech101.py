@@ -4,10 +4,9 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from salmask.datasets import Dataset, Download
-from salmask.datasets.folders import class_of, images_below
-from salmask.datasets.layout import LayoutError, select_folder
-from salmask.datasets.listing import Listing, listing_by_class
+from salmask.datasets import Dataset, Download, Listing
+from salmask.datasets.folders import LayoutError, class_of, images_below, select_folder
+from salmask.datasets.listing import listing_by_class
 from salmask.datasets.random_split import path_hash
 from salmask.errors import UserError
 

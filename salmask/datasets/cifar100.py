@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from salmask.datasets import Dataset, Download
+from salmask.datasets import Dataset, Download, Listing
 from salmask.datasets.binary_archives import read_cifar
-from salmask.datasets.listing import Listing
 
 
 def read(out: Path, seed: int, *, root: Path) -> Listing:

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from salmask.datasets import Dataset
-from salmask.datasets.folders import images_below, is_folder
-from salmask.datasets.layout import require_folder, select_folder
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import Dataset, ListedFile, Listing
+from salmask.datasets.folders import images_below, is_folder, require_folder, select_folder
 
 
 def read(out: Path, seed: int, *, root: Path) -> Listing:

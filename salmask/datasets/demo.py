@@ -4,9 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from salmask.datasets import Dataset
+from salmask.datasets import Dataset, ListedFile, Listing
 from salmask.datasets.demo_images import CLASSES, SPLITS, render
-from salmask.datasets.listing import ListedFile, Listing
 
 
 def read(

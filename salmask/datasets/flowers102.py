@@ -3,9 +3,9 @@
 from io import BytesIO
 from pathlib import Path
 
-from salmask.datasets import Dataset, Download
-from salmask.datasets.layout import LayoutError, read_bytes, require_folder, select_folder
-from salmask.datasets.listing import Listing, listing_by_class
+from salmask.datasets import Dataset, Download, Listing
+from salmask.datasets.folders import LayoutError, read_bytes, require_folder, select_folder
+from salmask.datasets.listing import listing_by_class
 from salmask.errors import UserError
 
 _SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}  # split -> its key in setid.mat

@@ -14,8 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from salmask.datasets.folders import is_folder, walk
-from salmask.datasets.layout import LayoutError
+from salmask.datasets.folders import LayoutError, is_folder, walk
 from salmask.errors import UserError
 from salmask.files import write_json
 

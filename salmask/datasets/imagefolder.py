@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from salmask.datasets import Dataset
+from salmask.datasets import Dataset, ListedFile, Listing
 from salmask.datasets.folders import EXTENSIONS, class_of, images_below, is_folder
-from salmask.datasets.listing import ListedFile, Listing, printable_names
+from salmask.datasets.listing import printable_names
 from salmask.datasets.random_split import is_held_out
 from salmask.errors import UserError
 

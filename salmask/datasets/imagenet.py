@@ -4,8 +4,7 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from salmask.datasets import Dataset
-from salmask.datasets.listing import Listing
+from salmask.datasets import Dataset, Listing
 from salmask.datasets.wordnet import LAYOUT, ORIGIN, TERMS, read_classes, wordnet_folders
 
 

@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from salmask.datasets import Dataset
-from salmask.datasets.listing import Listing
+from salmask.datasets import Dataset, Listing
 from salmask.datasets.wordnet import LAYOUT, ORIGIN, TERMS, read_classes
 
 _CLASSES = Path(__file__).with_name("imagenet100.json")

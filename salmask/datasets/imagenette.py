@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from salmask.datasets import Dataset, Download
-from salmask.datasets.layout import LayoutError, select_folder
-from salmask.datasets.listing import Listing
+from salmask.datasets import Dataset, Download, Listing
+from salmask.datasets.folders import LayoutError, select_folder
 from salmask.datasets.wordnet import class_folders, read_classes
 
 _FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160")

@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-from salmask.datasets import Dataset, Download
-from salmask.datasets.folders import is_folder
-from salmask.datasets.layout import LayoutError, read_text, require_first_file
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import Dataset, Download, ListedFile, Listing
+from salmask.datasets.folders import LayoutError, is_folder, read_text, require_first_file
 
 
 def read(out: Path, seed: int, *, root: Path) -> Listing:

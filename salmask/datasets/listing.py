@@ -1,44 +1,12 @@
-"""The files of a data set, before any of them is read."""
+"""Listings by class, and names of classes and files for messages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from salmask.datasets import ListedFile, Listing
 from salmask.errors import UserError
 
 _MAX_NAMES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A file of a data set.
-
-    Args:
-        path: relative to the root of the listing.
-        label: index into the class names; -1 for none.
-        split: `train`, `val`, `test` or another name.
-    """
-
-    path: str
-    label: int
-    split: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All files of a data set.
-
-    Args:
-        root: absolute folder.
-        classes: class names, in the order of the labels.
-        files: all files, in the order of the manifest.
-        empty_folders: folders that would be classes if they contained images.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    files: list[ListedFile]
-    empty_folders: tuple[str, ...] = ()
 
 
 def listing_by_class(

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from salmask.datasets import Dataset
-from salmask.datasets.layout import LayoutError, read_text
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import Dataset, ListedFile, Listing
+from salmask.datasets.folders import LayoutError, read_text
 
 _FOLDERS = ("data/vision/torralba/deeplearning/images256", "images256", ".")
 

@@ -8,10 +8,9 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from salmask.datasets import DATASETS
+from salmask.datasets import DATASETS, Listing
 from salmask.datasets.folder_fingerprint import folder_of
-from salmask.datasets.layout import LayoutError
-from salmask.datasets.listing import Listing
+from salmask.datasets.folders import LayoutError
 from salmask.errors import UserError
 from salmask.params.values import STRICT, Choice, bind, check, pick
 

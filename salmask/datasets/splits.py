@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from salmask.datasets import Dataset
+from salmask.datasets import Dataset, Listing
 from salmask.datasets.folders import class_of, images_below, is_folder
-from salmask.datasets.listing import Listing, listing_by_class
+from salmask.datasets.listing import listing_by_class
 from salmask.errors import UserError
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from salmask.datasets import Dataset, Download
+from salmask.datasets import Dataset, Download, ListedFile, Listing
 from salmask.datasets.binary_archives import open_archive, write_images
-from salmask.datasets.layout import read_text
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets.folders import read_text
 
 
 def read(out: Path, seed: int, *, root: Path, unlabelled: bool = False) -> Listing:

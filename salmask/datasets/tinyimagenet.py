@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
-from salmask.datasets import Dataset
-from salmask.datasets.folders import images_below
-from salmask.datasets.layout import LayoutError, read_text, require_folder, select_folder
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import Dataset, ListedFile, Listing
+from salmask.datasets.folders import (
+    LayoutError,
+    images_below,
+    read_text,
+    require_folder,
+    select_folder,
+)
 
 
 def read(out: Path, seed: int, *, root: Path) -> Listing:

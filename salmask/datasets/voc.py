@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from salmask.datasets import Dataset, Download
-from salmask.datasets.layout import read_text, require_first_file, require_folder, select_folder
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import Dataset, Download, ListedFile, Listing
+from salmask.datasets.folders import read_text, require_first_file, require_folder, select_folder
 
 
 def read(

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from salmask.datasets.folders import images_below, is_folder
-from salmask.datasets.layout import LayoutError, read_text, require_folder
-from salmask.datasets.listing import ListedFile, Listing, shorten
+from salmask.datasets import ListedFile, Listing
+from salmask.datasets.folders import LayoutError, images_below, is_folder, read_text, require_folder
+from salmask.datasets.listing import shorten
 from salmask.errors import UserError
 
 LAYOUT = (

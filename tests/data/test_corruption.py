@@ -12,7 +12,7 @@ from PIL import Image
 
 from salmask.data import manifest
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from tests.helpers.image_files import saved
 
 COUNT = 200

@@ -11,7 +11,7 @@ from salmask.data import manifest
 from salmask.data.decode import decode
 from salmask.data.inspection import inspect
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from tests.helpers.icc import ADOBE_RGB, DISPLAY_P3, SRGB, in_srgb, of_gray, of_primaries
 from tests.helpers.image_files import chunk, palette, png, saved
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from salmask.data import file_bytes, inspection, inspection_cache, manifest, prepare
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.files import file_digest
 
 
@@ -229,7 +229,7 @@ PREPARE = """
 import sys, time
 from pathlib import Path
 from salmask.data import inspection, prepare
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 prepare._CHUNK = 16
 original, root, out, cache = inspection.open_with_digest, *map(Path, sys.argv[1:4])
 def slow(path):

@@ -13,7 +13,7 @@ from PIL import Image
 from salmask.data import manifest
 from salmask.data.loader import evaluation_images
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
 
 

@@ -10,8 +10,7 @@ from PIL import Image
 from salmask.data import manifest
 from salmask.data.notes import first_with_same_content, notes_on
 from salmask.data.prepare import write_manifest
-from salmask.datasets import imagefolder
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing, imagefolder
 
 
 def notes(labels, splits, contents=None, classes="abcdefgh", empty=()) -> list[str]:

@@ -21,7 +21,7 @@ from salmask import distributed
 from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.heads import mlp
 from salmask.encoders.on_disk import InputSpec

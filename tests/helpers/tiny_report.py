@@ -11,7 +11,7 @@ from PIL import Image
 
 from salmask.data import manifest
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.encoders import on_disk as encoder_file
 from salmask.encoders.backbones import build_encoder
 from salmask.encoders.on_disk import InputSpec

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from salmask.datasets.listing import Listing
+from salmask.datasets import Listing
 from salmask.datasets.reader import dataset_reader
 from salmask.params.values import Choice
 

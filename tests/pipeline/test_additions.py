@@ -77,7 +77,7 @@ DATASET = '''
 from pathlib import Path
 
 from salmask.datasets import Dataset
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 
 
 def read(out: Path, seed: int, *, root: Path, held: str = "b") -> Listing:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from salmask.collapse import read_rows
 from salmask.data.prepare import write_manifest
-from salmask.datasets.listing import ListedFile, Listing
+from salmask.datasets import ListedFile, Listing
 from salmask.errors import InterruptedRunError
 from salmask.evaluate.probe import Probe
 from salmask.job import Job
