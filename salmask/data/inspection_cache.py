@@ -6,13 +6,12 @@ The cache is a sqlite database. Without it, `prepare` reads every file and write
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from salmask.data.inspection import Inspection
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 60.0  # for another preparation that is writing
 _TABLES = """
@@ -35,69 +34,56 @@ class InspectionCache:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.database: sqlite3.Connection | None = None
-        if path is None:
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # IMMEDIATE waits for another writer at the start, when waiting can succeed.
-            self.database = sqlite3.connect(
-                path, timeout=_TIMEOUT_SECONDS, isolation_level="IMMEDIATE"
-            )
-            self.database.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
-            self._close_with_warning(error)
+        if path is not None:
+            with self._close_on_error():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # IMMEDIATE waits for another writer at the start, when waiting can succeed.
+                self.database = sqlite3.connect(
+                    path, timeout=_TIMEOUT_SECONDS, isolation_level="IMMEDIATE"
+                )
+                self.database.executescript(_TABLES)
 
     def lookup(self, paths: Iterable[str]) -> dict[str, Inspection]:
         """The cached inspections of some files."""
-
-        def select(database: sqlite3.Connection) -> dict[str, Inspection]:
-            query = "SELECT state, width, height, sha256, reason FROM inspections WHERE path = ?"
-            rows = {p: database.execute(query, (os.fsencode(p),)).fetchone() for p in paths}
-            return {path: Inspection(*row) for path, row in rows.items() if row}
-
-        return self._run(select, {})
+        query = "SELECT state, width, height, sha256, reason FROM inspections WHERE path = ?"
+        inspections = {}
+        if self.database:
+            with self._close_on_error():
+                for path in paths:
+                    if row := self.database.execute(query, (os.fsencode(path),)).fetchone():
+                        inspections[path] = Inspection(*row)
+        return inspections
 
     def store(self, inspections: Mapping[str, Inspection]) -> None:
         """Writes inspections to the database, except those without a state."""
-
-        def insert(database: sqlite3.Connection) -> None:
-            rows = [(os.fsencode(path), *each) for path, each in inspections.items() if each.state]
-            statement = "INSERT OR REPLACE INTO inspections VALUES (?, ?, ?, ?, ?, ?)"
-            with database:
-                database.executemany(statement, rows)
-
-        if inspections:
-            self._run(insert, None)
+        rows = [(os.fsencode(path), *each) for path, each in inspections.items() if each.state]
+        if self.database and rows:
+            with self._close_on_error(), self.database:
+                statement = "INSERT OR REPLACE INTO inspections VALUES (?, ?, ?, ?, ?, ?)"
+                self.database.executemany(statement, rows)
 
     def delete_all_but(self, paths: Iterable[str]) -> None:
         """Deletes the inspections of all other files: they no longer exist."""
-
-        def delete(database: sqlite3.Connection) -> None:
-            with database:
+        if self.database:
+            with self._close_on_error(), self.database:
                 rows = ((os.fsencode(path),) for path in paths)
-                database.executemany("INSERT OR IGNORE INTO listed VALUES (?)", rows)
-                database.execute("DELETE FROM inspections WHERE path NOT IN listed")
-
-        self._run(delete, None)
+                self.database.executemany("INSERT OR IGNORE INTO listed VALUES (?)", rows)
+                self.database.execute("DELETE FROM inspections WHERE path NOT IN listed")
 
     def close(self) -> None:
-        if self.database is not None:
+        if self.database:
             self.database.close()
             self.database = None
 
-    def _run(self, function: Callable[[sqlite3.Connection], T], default: T) -> T:
-        if self.database is None:
-            return default
+    @contextmanager
+    def _close_on_error(self) -> Iterator[None]:
+        """Closes the database with a warning if it fails."""
         try:
-            return function(self.database)
-        except sqlite3.Error as error:
-            self._close_with_warning(error)
-            return default
-
-    def _close_with_warning(self, error: Exception) -> None:
-        log.warning(
-            "%s: %s; all files are read again. Delete the file if this warning comes back",
-            self.path,
-            error,
-        )
-        self.close()
+            yield
+        except (OSError, sqlite3.Error) as error:
+            log.warning(
+                "%s: %s; all files are read again. Delete the file if this warning comes back",
+                self.path,
+                error,
+            )
+            self.close()
