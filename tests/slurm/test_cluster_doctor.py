@@ -91,7 +91,8 @@ def run_doctor(monkeypatch, profile: str | None) -> Result:
     Args:
         profile: the text of cluster.yaml; None for no file.
     """
-    monkeypatch.setattr("salmask.commands.doctor.examine_machine", lambda *_: iter(()))
+    for name in ("_machine", "_project"):
+        monkeypatch.setattr(f"salmask.commands.doctor.{name}", lambda *_: iter(()))
     if profile is not None:
         Path("cluster.yaml").write_text(profile)
     return CliRunner().invoke(main, ["doctor"])
