@@ -38,9 +38,12 @@ def status() -> None:
     """Shows each run's state, its nodes and its newest checkpoint, and names runs that have
     collapsed."""
     headers = ["run", "state", "job", "where", "checkpoint"]
-    rows = [_status_row(folder) for folder in _run_folders()]
+    folders = _run_folders()
+    rows = [_status_row(folder) for folder in folders]
     click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
-    for folder in _run_folders():
+    for folder in folders:
+        if not folder.name.startswith("pretrain-"):
+            continue
         for text in collapse.signs_of_run(folder / "out").values():
             click.echo(f"warning: {folder.name}: {text}")
 
