@@ -16,6 +16,7 @@ from salmask.files import file_digest, write_bytes, write_json, write_rows
 
 FILES = ("dataset.json", "pictures.jsonl")
 _DATASET, _IMAGES = FILES
+_ARRAYS = {"boxes": np.float64, "labels": np.int64, "ignored": np.bool_, "areas": np.float64}
 
 
 def save(data: DetectionData, root: Path, folder: Path) -> dict[str, Any]:
@@ -101,28 +102,16 @@ def _image_digest(file: Path) -> str:
 
 
 def _to_json(image: AnnotatedImage) -> dict[str, Any]:
+    arrays = {name: getattr(image, name).tolist() for name in _ARRAYS}
     masks = image.masks
-    return {
-        "height": image.height,
-        "width": image.width,
-        "boxes": image.boxes.tolist(),
-        "labels": image.labels.tolist(),
-        "ignored": image.ignored.tolist(),
-        "areas": image.areas.tolist(),
-        "masks": None if masks is None else [mask["counts"].decode() for mask in masks],
-    }
+    runs = None if masks is None else [mask["counts"].decode() for mask in masks]
+    return {"height": image.height, "width": image.width, **arrays, "masks": runs}
 
 
 def _from_json(line: dict[str, Any], root: Path, masks: bool) -> AnnotatedImage:
     size = [line["height"], line["width"]]
-    runs = tuple({"size": size, "counts": counts.encode()} for counts in line["masks"] or ())
-    return AnnotatedImage(
-        root / line["path"],
-        line["height"],
-        line["width"],
-        np.array(line["boxes"], dtype=np.float64).reshape(-1, 4),
-        np.array(line["labels"], dtype=np.int64),
-        np.array(line["ignored"], dtype=bool),
-        np.array(line["areas"], dtype=np.float64),
-        runs if masks else None,
-    )
+    fields: dict[str, Any] = {n: np.array(line[n], dtype=dtype) for n, dtype in _ARRAYS.items()}
+    fields["boxes"] = fields["boxes"].reshape(-1, 4)
+    if masks:
+        fields["masks"] = tuple({"size": size, "counts": c.encode()} for c in line["masks"] or ())
+    return AnnotatedImage(root / line["path"], line["height"], line["width"], **fields)

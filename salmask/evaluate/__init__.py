@@ -8,10 +8,6 @@ from salmask.by_name import ByName
 from salmask.params.yaml_file import Params
 
 
-def accept(params: Params, runs: Sequence[str], options: Mapping[str, Any]) -> None:
-    """The check of a protocol that has no check of its own."""
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One protocol, `EVALUATION` of the module that is named after it.
@@ -35,7 +31,7 @@ class Evaluation:
     every_run: bool = False
     parallel: bool = True
     own_section: bool = True
-    check: Callable[[Params, Sequence[str], Mapping[str, Any]], None] = accept
+    check: Callable[[Params, Sequence[str], Mapping[str, Any]], None] = lambda *given: None
 
 
 EVALUATIONS: ByName[Evaluation] = ByName("salmask.evaluate", "EVALUATION")

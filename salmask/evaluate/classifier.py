@@ -5,20 +5,23 @@ Several processes share each batch and average their gradients: the result equal
 process up to rounding.
 """
 
+import copy
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salmask.data.loader import Crops, Schedule, training_views
 from salmask.data.manifest import Manifest
 from salmask.distributed import all_reduce_mean, world_size
+from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
-from salmask.evaluate.features import crop_and_flip
+from salmask.evaluate.features import crop_and_flip, width
 from salmask.job import Job
 from salmask.train import engine
 from salmask.train.engine import History
@@ -139,6 +142,50 @@ def train(
     )
     history = engine.train(loop, job, job.work / name)
     return [{"training": name, **row} for row in history]
+
+
+def train_linear(
+    encoder: Encoder,
+    manifest: Manifest,
+    ids: Tensor,
+    course: ClassifierSchedule,
+    job: Job,
+    name: str,
+    rates: Sequence[float],
+    **sgd: Any,
+) -> tuple[nn.ModuleList, History]:
+    """Linear classifiers on a frozen encoder, one for each rate, trained on the same views.
+
+    They start from equal weights. See `train`, also for the history and for errors.
+
+    Args:
+        encoder: in eval mode.
+        manifest: the images.
+        ids: (n,) int64 rows of the training images.
+        course: how long, and with which learning rates.
+        job: device, seed and folders.
+        name: of the training.
+        rates: initial learning rates at batch 256, scaled with the batch. Of several, some may
+            diverge.
+        **sgd: further options of SGD.
+    """
+    torch.manual_seed(job.seed)
+    first = head(width(encoder, job), len(manifest.classes), job.device)
+    models = nn.ModuleList(copy.deepcopy(first) for _ in rates)
+    groups = [
+        {"params": list(model.parameters()), "lr": rate * course.batch / 256}
+        for model, rate in zip(models, rates, strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups, **sgd)
+
+    def loss(views: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            pooled = encoder(views)
+        return torch.stack([F.cross_entropy(model(pooled), labels) for model in models]).sum()
+
+    side, several = encoder.spec.size, len(rates) > 1
+    history = train(models, loss, optimizer, manifest, ids, side, course, job, name, several)
+    return models, history
 
 
 def write_history(job: Job, history: History) -> None:

@@ -1,6 +1,6 @@
 """Features of the evaluation views (resize, centre crop, the encoder's own input filter)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -42,11 +42,9 @@ def extract_rows(
     The processes of a group share the work; each returns all features. name: for progress lines;
     without a name there are none.
     """
-    own = local_batches(ids, BATCH)
-    rows = own if len(own) else ids[:1]  # every process needs the width of the features
-    parts = []
-    with progress(f"features of {name}", len(rows)) if name else nullcontext() as bar:
-        for images in evaluation_images(
+
+    def compute(rows: Tensor) -> Iterator[Tensor]:
+        images = evaluation_images(
             manifest,
             rows,
             encoder.spec.size,
@@ -54,11 +52,10 @@ def extract_rows(
             batch=BATCH,
             device=job.device,
             workers=job.workers,
-        ):
-            parts.append(encoder(images))
-            if bar:
-                bar.advance(len(images))
-    features = gather_uneven(torch.cat(parts)[: len(own)])
+        )
+        return map(encoder, images)
+
+    features = _of_all_processes(compute, ids, name and f"features of {name}")
     return Labelled(features, manifest.labels[ids].to(job.device))
 
 
@@ -71,10 +68,8 @@ def extract_views(
     The processes of a group share the work; each returns all features. images: `stream` or
     `resident`. name: for progress lines.
     """
-    own = local_batches(ids, BATCH)
-    rows = own if len(own) else ids[:1]
-    parts = []
-    with progress(f"views of {name}", len(rows)) as bar:
+
+    def compute(rows: Tensor) -> Iterator[Tensor]:
         for crops in training_views(
             manifest,
             crop_and_flip(encoder.spec.size),
@@ -85,8 +80,29 @@ def extract_views(
             branches=tuple(f"view{n}" for n in range(views)),
         ):
             each = [encoder(pixels.float() / 255) for pixels in crops.crops.values()]
-            parts.append(torch.stack(each, dim=1))
-            bar.advance(len(crops.ids))
+            yield torch.stack(each, dim=1)
+
+    return _of_all_processes(compute, ids, f"views of {name}")
+
+
+def _of_all_processes(
+    compute: Callable[[Tensor], Iterator[Tensor]], ids: Tensor, title: str
+) -> Tensor:
+    """The results of all rows `ids` (n,), of which each process computes its part.
+
+    Args:
+        compute: rows -> results of batches of them.
+        ids: the rows.
+        title: of the progress lines; "" for none.
+    """
+    own = local_batches(ids, BATCH)
+    rows = own if len(own) else ids[:1]  # every process needs the width of the results
+    parts = []
+    with progress(title, len(rows)) if title else nullcontext() as bar:
+        for part in compute(rows):
+            parts.append(part)
+            if bar:
+                bar.advance(len(part))
     return gather_uneven(torch.cat(parts)[: len(own)])
 
 

@@ -7,7 +7,6 @@ its input as in pretraining. The last epoch is the result.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,12 +22,7 @@ from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.evaluate import Evaluation, classifier
 from salmask.evaluate.classifier import ClassifierSchedule, History
-from salmask.evaluate.features import (
-    extract,
-    labelled_splits,
-    top,
-    width,
-)
+from salmask.evaluate.features import extract, labelled_splits, top, width
 from salmask.evaluate.subsets import balanced, labelled_ids
 from salmask.files import file_digest
 from salmask.job import Job
@@ -55,21 +49,6 @@ class PublishedList:
 
     path: Path
     sha256: str
-
-
-@plain_dataclass(frozen=True)
-class ShareRates:
-    """Learning rates for one share of the labels.
-
-    Args:
-        share: of the labels in percent.
-        lr: rate of the trunk at batch 256.
-        head_lr: rate of the classifier at batch 256.
-    """
-
-    share: int
-    lr: float
-    head_lr: float
 
 
 def run(
@@ -123,8 +102,8 @@ def run(
     if not manifest.labelled():
         return {}
     metrics = {}
-    for rates in rates_of_shares(preset, shares, lr, head_lr):
-        ids = rows_of_share(manifest, rates.share, job.seed, (lists or {}).get(rates.share))
+    for share, (rate, head_rate) in rates_of_shares(preset, shares, lr, head_lr).items():
+        ids = rows_of_share(manifest, share, job.seed, (lists or {}).get(share))
         course = ClassifierSchedule(
             min(batch, len(ids)), epochs, "step", milestones, gamma=gamma, images=images
         )
@@ -134,13 +113,13 @@ def run(
         scale = course.batch / 256
         optimizer = torch.optim.SGD(
             [
-                {"params": list(encoder.parameters()), "lr": rates.lr * scale},
-                {"params": list(head.parameters()), "lr": rates.head_lr * scale},
+                {"params": list(encoder.parameters()), "lr": rate * scale},
+                {"params": list(head.parameters()), "lr": head_rate * scale},
             ],
             momentum=momentum,
             weight_decay=weight_decay,
         )
-        model, name = nn.Sequential(encoder, head).train(), f"finetune{rates.share}"
+        model, name = nn.Sequential(encoder, head).train(), f"finetune{share}"
 
         def loss(views: Tensor, labels: Tensor, model: nn.Module = model) -> Tensor:
             with autocast(job.device, precision):
@@ -163,27 +142,21 @@ def run(
 
 def rates_of_shares(
     preset: str, shares: tuple[int, ...] | None, lr: float | None, head_lr: float | None
-) -> list[ShareRates]:
-    """The shares to train on, with their rates.
+) -> dict[int, tuple[float, float]]:
+    """The shares to train on, in percent of the labels, with the rates of trunk and head at batch
+    256.
 
     Raises UserError for a share without rates in the preset and the options.
     """
-    known = PRESETS[preset]
-    rates = []
-    for share in shares or tuple(known):
+    known, rates = PRESETS[preset], {}
+    for share in shares or known:
         if share not in known and (lr is None or head_lr is None):
             raise UserError(
                 f"evaluate.finetune: preset {preset} has no rates for {share}% of the labels "
                 f"(it has: {', '.join(f'{n}%' for n in known)}); set `lr` and `head_lr`"
             )
-        trunk_rate, head_rate = known.get(share, (0.0, 0.0))
-        rates.append(
-            ShareRates(
-                share,
-                trunk_rate if lr is None else lr,
-                head_rate if head_lr is None else head_lr,
-            )
-        )
+        trunk, head = known.get(share, (0.0, 0.0))
+        rates[share] = trunk if lr is None else lr, head if head_lr is None else head_lr
     return rates
 
 

@@ -6,7 +6,6 @@ The encoder is in eval mode. Views are crops and flips. The last epoch is the re
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
@@ -16,8 +15,7 @@ from salmask.evaluate import Evaluation
 from salmask.evaluate.classifier import (
     ClassifierSchedule,
     History,
-    head,
-    train,
+    train_linear,
     write_history,
 )
 from salmask.evaluate.features import (
@@ -26,7 +24,6 @@ from salmask.evaluate.features import (
     extract_rows,
     labelled_splits,
     set_precision,
-    width,
 )
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
@@ -118,7 +115,6 @@ def run(
         nesterov=nesterov,
     )
     rates = chosen["lr"] if isinstance(chosen["lr"], tuple) else (chosen["lr"],)
-    features = width(encoder, job)
 
     def train_each(rows: Tensor, rates: tuple[float, ...], name: str) -> nn.ModuleList:
         """One classifier per rate, trained on the same views."""
@@ -129,31 +125,9 @@ def run(
             chosen["milestones"],
             images=images,
         )
-        torch.manual_seed(job.seed)
-        first = head(features, len(manifest.classes), job.device)  # the start of all classifiers
-        models = nn.ModuleList(head(features, len(manifest.classes), job.device) for _ in rates)
-        for model in models:
-            model.load_state_dict(first.state_dict())
-        optimizer = torch.optim.SGD(
-            [
-                {"params": list(model.parameters()), "lr": rate * course.batch / 256}
-                for model, rate in zip(models, rates, strict=True)
-            ],
-            momentum=chosen["momentum"],
-            weight_decay=chosen["weight_decay"],
-            nesterov=chosen["nesterov"],
-        )
-
-        def loss(views: Tensor, labels: Tensor) -> Tensor:
-            with torch.no_grad():
-                pooled = encoder(views)
-            return torch.stack([F.cross_entropy(model(pooled), labels) for model in models]).sum()
-
-        side = encoder.spec.size
-        several = len(rates) > 1  # some of them may be too high
-        history.extend(
-            train(models, loss, optimizer, manifest, rows, side, course, job, name, several)
-        )
+        sgd = {key: chosen[key] for key in ("momentum", "weight_decay", "nesterov")}
+        models, epochs = train_linear(encoder, manifest, rows, course, job, name, rates, **sgd)
+        history.extend(epochs)
         write_history(job, history)
         return models
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ from salmask.evaluate.features import (
     mean_per_class,
     set_precision,
     top,
-    width,
 )
 from salmask.evaluate.logistic import best_l2, fit
 from salmask.evaluate.subsets import hold_out, labelled_ids
@@ -102,8 +100,21 @@ def run(
     set_precision(encoders, precision)
     encoder, rows, name = encoders["trained"], split_rows(manifest, job.seed), manifest.name
     if sgd and name in sgd:
-        model: nn.Module = by_sgd(
-            encoder, manifest, torch.cat([rows.train, rows.val]), job, sgd[name]
+        options, ids = sgd[name], torch.cat([rows.train, rows.val])
+        course = ClassifierSchedule(
+            min(options.batch, len(ids)), options.epochs, "step", options.milestones
+        )
+        (model,), _ = classifier.train_linear(
+            encoder,
+            manifest,
+            ids,
+            course,
+            job,
+            f"transfer-{name}",
+            (options.lr,),
+            momentum=0.9,
+            weight_decay=options.weight_decay,
+            nesterov=True,
         )
         name = f"{name}_sgd"
     else:
@@ -159,31 +170,6 @@ def by_validation(
         torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
     )
     return fit(both, classes, chosen, iterations, start=start), chosen
-
-
-def by_sgd(
-    encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, sgd: SgdOptions
-) -> nn.Linear:
-    """A classifier trained on augmented views of the rows `ids`."""
-    course = ClassifierSchedule(min(sgd.batch, len(ids)), sgd.epochs, "step", sgd.milestones)
-    torch.manual_seed(job.seed)
-    model = classifier.head(width(encoder, job), len(manifest.classes), job.device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        sgd.lr * course.batch / 256,
-        momentum=0.9,
-        weight_decay=sgd.weight_decay,
-        nesterov=True,
-    )
-
-    def loss(views: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            pooled = encoder(views)
-        return F.cross_entropy(model(pooled), labels)
-
-    side, name = encoder.spec.size, f"transfer-{manifest.name}"
-    classifier.train(model, loss, optimizer, manifest, ids, side, course, job, name)
-    return model
 
 
 EVALUATION = Evaluation(run, label="transfer")

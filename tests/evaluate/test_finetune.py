@@ -118,14 +118,10 @@ def test_a_list_that_changed_or_is_missing_is_refused(rows, tmp_path):
 
 
 def test_presets_have_rates_for_each_share():
-    result = [
-        (p.share, p.lr, p.head_lr) for p in finetune.rates_of_shares("mixmask", None, None, None)
-    ]
-    assert result == [(1, 0.001, 1.0), (10, 0.001, 0.1), (100, 0.001, 0.01)]
-    (mscn,) = finetune.rates_of_shares("mscn", None, None, None)
-    assert (mscn.share, mscn.lr, mscn.head_lr) == (1, 0.002, 0.5)
-    (mine,) = finetune.rates_of_shares("mscn", (1,), None, 3.0)
-    assert (mine.lr, mine.head_lr) == (0.002, 3.0)
+    mixmask = finetune.rates_of_shares("mixmask", None, None, None)
+    assert list(mixmask.items()) == [(1, (0.001, 1.0)), (10, (0.001, 0.1)), (100, (0.001, 0.01))]
+    assert finetune.rates_of_shares("mscn", None, None, None) == {1: (0.002, 0.5)}
+    assert finetune.rates_of_shares("mscn", (1,), None, 3.0) == {1: (0.002, 3.0)}
     with pytest.raises(UserError, match="mscn has no rates for 10% of the labels"):
         finetune.rates_of_shares("mscn", (1, 10), None, None)
 
