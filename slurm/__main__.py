@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import click
 from tabulate import tabulate
@@ -83,12 +82,10 @@ def cancel(run: str | None, all_runs: bool) -> None:
         metadata, fingerprint = read_job_json(folder), _fingerprint(folder)
         if "executor" not in metadata or not fingerprint:
             continue
-        backend = _backend(folder)
-        for job, status in backend.active_jobs(fingerprint).items():
-            if job == metadata.get("job") or Path(status.log).is_relative_to(folder):
-                backend.cancel(job)
-                click.echo(f"cancelled job {job} ({folder.name})")
-                cancelled = True
+        for job in follow.active_jobs(folder, fingerprint, metadata["executor"]):
+            follow.BACKENDS[metadata["executor"]].cancel(job)
+            click.echo(f"cancelled job {job} ({folder.name})")
+            cancelled = True
     if not cancelled:
         click.echo("no job waits or runs")
 
@@ -117,7 +114,8 @@ def _status_row(folder: Path) -> tuple[str, str, str, str, str]:
     job = str(metadata.get("job", ""))
     state, where = "stopped", str(metadata.get("host", ""))
     if job:
-        status = _backend(folder).job_status(job, _fingerprint(folder))
+        backend = follow.BACKENDS[metadata.get("executor", "slurm")]
+        status = backend.job_status(job, _fingerprint(folder))
         state = status.state.lower() if status else "Slurm does not answer"
         where = status.nodes if status else ""
         if status and status.state == "PENDING":
@@ -126,11 +124,6 @@ def _status_row(folder: Path) -> tuple[str, str, str, str, str]:
         state = "done"
     checkpoints = sorted(path.stem for path in folder.glob("work/**/step-*.pt"))
     return folder.name, state, job, where, checkpoints[-1] if checkpoints else ""
-
-
-def _backend(folder: Path) -> ModuleType:
-    """The module that controls the jobs of a run."""
-    return follow.BACKENDS[read_job_json(folder).get("executor", "slurm")]
 
 
 def _fingerprint(folder: Path) -> str:

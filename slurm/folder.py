@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from salmask.errors import UserError
 from salmask.files import file_digest, write_json
 from salmask.job import Job
 from salmask.provenance import FILE_NAME, Recipe, record
-from slurm.profile import Profile
+from slurm.job_spec import JobSpec
 
 if TYPE_CHECKING:
     import torch
@@ -53,18 +54,19 @@ def run_label(recipe: Recipe) -> str:
     return "-".join(filter(None, [recipe.stage, recipe.name, recipe.fingerprint]))
 
 
-def make_job(
-    folder: Path, recipe: Recipe, seed: int, device: "torch.device", profile: Profile
-) -> Job:
-    """The Job that the work receives as its first argument."""
+def make_job(spec: JobSpec, device: "torch.device") -> Job:
+    """The Job that the work receives as its first argument. Sets the number of torch's threads."""
+    import torch
+
+    torch.set_num_threads(spec.profile.cores())
     return Job(
-        fingerprint=recipe.fingerprint,
-        work=folder / "work",
-        out=folder / "out",
+        fingerprint=spec.recipe.fingerprint,
+        work=spec.folder / "work",
+        out=spec.folder / "out",
         device=device,
-        seed=seed,
-        workers=profile.cores(),
-        checkpoint_minutes=profile.checkpoint_minutes,
+        seed=spec.seed,
+        workers=spec.profile.cores(),
+        checkpoint_minutes=spec.profile.checkpoint_minutes,
     )
 
 
@@ -146,12 +148,17 @@ def read_job_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+def job_metadata(recipe: Recipe, **more: Any) -> dict[str, Any]:
+    """The content of job.json."""
+    return {"recipe": vars(recipe), "host": socket.gethostname(), "git": _git_head()} | more
+
+
 def now() -> str:
     """The current time in UTC, to the second, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def git_head() -> str | None:
+def _git_head() -> str | None:
     """The current commit; None outside a Git repository."""
     command = ["git", "rev-parse", "HEAD"]
     try:

@@ -10,7 +10,7 @@ from salmask.files import write_bytes
 from salmask.provenance import Recipe
 from slurm import local_jobs, scheduler
 from slurm.errors import JobFailedError, OutOfMemoryError
-from slurm.folder import CONTROLLER_LOG, is_done, run_label
+from slurm.folder import CONTROLLER_LOG, is_done, read_job_json, run_label
 from slurm.scheduler import JobStatus
 
 BACKENDS = {"slurm": scheduler, "local-jobs": local_jobs}  # executor -> where its jobs run
@@ -22,6 +22,23 @@ _TAIL_LINES = 20
 _OUT_OF_MEMORY_TEXTS = ("exceeded memory limit", "oom-kill", "oom_kill", "OOM Killed")
 _SUBMITIT_LINE = re.compile(r"submitit (INFO|WARNING) ")
 _FAILURE_PREFIXES = ("error: ", "the work failed")  # last line of a task that failed by itself
+
+
+def active_jobs(folder: Path, fingerprint: str, executor: str) -> dict[str, JobStatus]:
+    """A run's jobs that wait or run, even if their launcher was killed before writing job.json.
+
+    Args:
+        folder: the run's folder.
+        fingerprint: of the run.
+        executor: `slurm` or `local-jobs`.
+    """
+    recorded = str(read_job_json(folder).get("job", ""))
+    jobs = BACKENDS[executor].active_jobs(fingerprint)
+    return {
+        job: status
+        for job, status in jobs.items()
+        if job == recorded or Path(status.log).is_relative_to(folder)
+    }
 
 
 def log_path(folder: Path, job: str, element: str = "") -> Path:

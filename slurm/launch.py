@@ -6,7 +6,6 @@ process submits, or finds already submitted, and waits for.
 
 import contextlib
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from slurm import follow, submission
 from slurm.errors import JobFailedError, OutOfMemoryError, named_disk_full
 from slurm.folder import (
     finish,
-    git_head,
     is_done,
+    job_metadata,
     locked,
     make_folders,
     make_job,
@@ -93,15 +92,11 @@ def _make_run_folder(folder: Path) -> None:
 
 def _run_here(spec: JobSpec) -> None:
     """Does the work in this process (the executor `local`)."""
-    import torch
-
     from salmask.devices import pick_device
 
-    torch.set_num_threads(spec.profile.cores())
-    job = make_job(spec.folder, spec.recipe, spec.seed, pick_device(), spec.profile)
+    job = make_job(spec, pick_device())
     make_folders(job)
-    metadata = {"recipe": vars(spec.recipe), "host": socket.gethostname(), "pid": os.getpid()}
-    metadata |= {"git": git_head(), "started": now()}
+    metadata = job_metadata(spec.recipe, pid=os.getpid(), started=now())
     write_json(spec.folder / "job.json", metadata)
     spec.work(job, **spec.arguments)
     finish(spec.folder, job, spec.recipe)
@@ -164,10 +159,8 @@ def _submit_or_attach(spec: JobSpec) -> str | None:
             tasks = f", {count} tasks," if count > 1 else ""
             print(f"{label}: submitted as job {job}{tasks} to {_target(profile)}", flush=True)
         if read_job_json(folder).get("job") != job:
-            metadata: dict[str, Any] = {"recipe": vars(recipe), "job": job}
-            metadata |= {"executor": profile.executor, "host": socket.gethostname()}
-            metadata |= {"git": git_head(), "submitted": now()}
-            write_json(folder / "job.json", metadata)
+            metadata = {"job": job, "executor": profile.executor, "submitted": now()}
+            write_json(folder / "job.json", job_metadata(recipe, **metadata))
         return job
 
 
@@ -178,14 +171,9 @@ def _target(profile: Profile) -> str:
 
 
 def _active_job(folder: Path, fingerprint: str, executor: str) -> str | None:
-    """The run's job that waits or runs, even if its launcher was killed before writing job.json."""
-    recorded = str(read_job_json(folder).get("job", ""))
+    """The run's job that waits or runs."""
     for _ in range(_COMPLETING_SECONDS):
-        jobs = {
-            job: status
-            for job, status in follow.BACKENDS[executor].active_jobs(fingerprint).items()
-            if job == recorded or Path(status.log).is_relative_to(folder)
-        }
+        jobs = follow.active_jobs(folder, fingerprint, executor)
         active = [job for job, status in jobs.items() if status.state != "COMPLETING"]
         if active or not jobs:
             return next(iter(active), None)

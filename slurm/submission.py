@@ -62,10 +62,8 @@ def _sbatch(spec: JobSpec, size: int) -> str:
             f"--cpus-per-task={spec.profile.cores()}",  # since 22.05, srun ignores sbatch's value
         ],
     )
-    if size == 1:
-        specs = [replace(spec, array=None)]
-    else:
-        specs = [replace(spec, index=index, size=size) for index in range(size)]
+    array = spec.array if size > 1 else None
+    specs = [replace(spec, array=array, index=index, size=size) for index in range(size)]
     with _environment(scheduler.environment_outside_jobs()):
         try:
             jobs = executor.map_array(worker.main, specs)

@@ -71,7 +71,7 @@ def main(spec: JobSpec) -> None:
 
 
 def _do_work(spec: JobSpec) -> None:
-    job, folder = _make_job(spec), spec.folder
+    job, folder = make_job(spec, _device(spec.profile)), spec.folder
     if _rank() == 0 and not is_done(folder):
         _prepare(spec, job)
     with _process_group(job.device):
@@ -95,14 +95,9 @@ def _do_share(spec: JobSpec, array: JobArray) -> bool:
         if is_done(spec.folder):
             print("this run is done already", flush=True)
             return False
-        job = _make_job(spec)
+        job = make_job(spec, _device(spec.profile))
         _prepare(spec, job)
         return array.fill(job, spec.index, spec.size, **spec.arguments)
-
-
-def _make_job(spec: JobSpec) -> Job:
-    torch.set_num_threads(spec.profile.cores())
-    return make_job(spec.folder, spec.recipe, spec.seed, _device(spec.profile), spec.profile)
 
 
 def _prepare(spec: JobSpec, job: Job) -> None:
