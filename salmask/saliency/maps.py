@@ -84,7 +84,8 @@ def fill(
     """Computes the missing shards of a store. Returns whether the store has all shards.
 
     Batches have one size (they are padded) and never span shards. A row is therefore the same
-    whether or not the computation was interrupted or shared. `finish` completes the store.
+    whether or not the computation was interrupted or shared. A process that is killed loses at most
+    the shard that it was working on. `finish` completes the store.
 
     Args:
         path: of the store.
@@ -97,38 +98,40 @@ def fill(
             of the same images are copied from them.
         share: (k, n) computes the shards k, k+n, k+2n..., while other processes compute the others.
     """
+    store.create(path, plan)
+    done = store.done_shards(path, plan)
     own = range(share[0], plan.shards, share[1])
-    ready = set(own) & store.done_shards(path, plan) if path.exists() else set()
-    total, done = (sum(len(plan.shard(i)) for i in part) for part in (own, ready))
+    todo = [index for index in own if index not in done]
+    total, left = (sum(len(plan.shard(index)) for index in part) for part in (own, todo))
     digests = _digests(manifest)
     source, position = _best_earlier(earlier, digests)
     if source is not None:
         count = (position >= 0).sum()
         print(f"{count} of {plan.rows} maps are copied from an earlier store", flush=True)
-    with progress("saliency", total, done=done) as bar:
-
-        def of_shards(shards: list[range]) -> Iterator[Maps]:
-            missing = [[row for row in rows if position[row] < 0] for rows in shards]
-            parts = [_chunks(rows, config.batch) for rows in missing]
-            images = _Images(manifest, torch.arange(len(manifest)), list(plan.grids))
-            batches = _batches(images, [chunk for chunks in parts for chunk in chunks], job)
-            for rows, chunks in zip(shards, parts, strict=True):
-                raw: dict[int, list[Tensor]] = {level: [] for level in plan.grids}
-                sha256 = digests[rows.start : rows.stop].clone()
-                for chunk in chunks:
-                    pixels, problems = next(batches)
-                    for level, images_at_level in zip(plan.grids, pixels, strict=True):
-                        raw[level].append(score_batch(trunk, images_at_level, config, job.device))
-                    for row, problem in zip(chunk, problems, strict=True):
-                        if problem:
-                            log.warning("%s: %s; its map is empty", manifest.paths[row], problem)
-                            sha256[row - rows.start] = 0
-                    bar.advance(len(chunk))
-                known = position[rows.start : rows.stop]
-                yield _merged(raw, sha256, known, source, plan)
-                bar.advance(int((known >= 0).sum()))
-
-        return store.fill(path, plan, of_shards, own)
+    chunks = {
+        index: _chunks([row for row in plan.shard(index) if position[row] < 0], config.batch)
+        for index in todo
+    }
+    images = _Images(manifest, torch.arange(len(manifest)), list(plan.grids))
+    batches = _batches(images, [rows for of_shard in chunks.values() for rows in of_shard], job)
+    with progress("saliency", total, done=total - left) as bar:
+        for index in todo:
+            shard = plan.shard(index)
+            raw: dict[int, list[Tensor]] = {level: [] for level in plan.grids}
+            sha256 = digests[shard.start : shard.stop].clone()
+            for rows in chunks[index]:
+                pixels, problems = next(batches)
+                for level, images_at_level in zip(plan.grids, pixels, strict=True):
+                    raw[level].append(_activation(trunk, images_at_level, config, job.device))
+                for row, problem in zip(rows, problems, strict=True):
+                    if problem:
+                        log.warning("%s: %s; its map is empty", manifest.paths[row], problem)
+                        sha256[row - shard.start] = 0
+                bar.advance(len(rows))
+            known = position[shard.start : shard.stop]
+            store.write_shard(path, plan, index, _merged(raw, sha256, known, source, plan))
+            bar.advance(int((known >= 0).sum()))
+    return len(store.done_shards(path, plan)) == plan.shards
 
 
 def finish(

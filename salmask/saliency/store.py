@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,31 +140,6 @@ def _shard_digest(path: Path, plan: StorePlan, index: int) -> str:
         chunk = path / name
         sha.update(chunk.read_bytes() if chunk.is_file() else b"absent")
     return sha.hexdigest()
-
-
-def fill(
-    path: Path,
-    plan: StorePlan,
-    compute: Callable[[list[range]], Iterator[Maps]],
-    own: Iterable[int] | None = None,
-) -> bool:
-    """Computes and writes all shards that are not done. Returns whether the store has all shards.
-
-    A process that is killed loses at most the shard that it was working on.
-
-    Args:
-        path: of the store, which is created if needed.
-        plan: of the store.
-        compute: row ranges of shards -> the maps of each, in order.
-        own: the shards of this process; by default all.
-    """
-    create(path, plan)
-    done = done_shards(path, plan)
-    todo = [index for index in own or range(plan.shards) if index not in done]
-    shards = compute([plan.shard(index) for index in todo])
-    for index, maps in zip(todo, shards, strict=True):
-        write_shard(path, plan, index, maps)
-    return len(done_shards(path, plan)) == plan.shards
 
 
 def tidy(path: Path) -> None:

@@ -31,8 +31,18 @@ def compute(shards):
     return (part(rows) for rows in shards)
 
 
+def fill(path, plan: StorePlan, compute) -> None:
+    """Writes all shards that are not done. compute: row ranges of shards -> the maps of each."""
+    store.create(path, plan)
+    done = store.done_shards(path, plan)
+    todo = [index for index in range(plan.shards) if index not in done]
+    maps_of_shards = compute([plan.shard(index) for index in todo])
+    for index, maps in zip(todo, maps_of_shards, strict=True):
+        store.write_shard(path, plan, index, maps)
+
+
 def fill_one(path, raw: torch.Tensor) -> torch.Tensor:
     """A store of raw maps (n,U,V) at one level, and what is read from it."""
     plan = StorePlan(len(raw), len(raw), {64: tuple(raw.shape[1:])}, PLAN.attributes)
-    store.fill(path, plan, lambda shards: (part(rows, {64: raw}) for rows in shards))
+    fill(path, plan, lambda shards: (part(rows, {64: raw}) for rows in shards))
     return SaliencyStore.open(path).activation(torch.arange(len(raw)), 64)

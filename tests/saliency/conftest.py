@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from salmask.saliency import store
 from salmask.saliency.correction import Correction
-from tests.helpers.small_store import CORRECTED, PLAN, compute
+from tests.helpers.small_store import CORRECTED, PLAN, compute, fill
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +24,12 @@ def path(tmp_path):
 
 @pytest.fixture
 def filled(path):
-    store.fill(path, PLAN, compute)
+    fill(path, PLAN, compute)
     return path
 
 
 @pytest.fixture
 def corrected(path, drawn_correction):
-    store.fill(path, CORRECTED, compute)
+    fill(path, CORRECTED, compute)
     store.write_correction(path, drawn_correction)
     return path

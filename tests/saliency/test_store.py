@@ -20,6 +20,7 @@ from tests.helpers.small_store import (
     SHA256,
     SHARD,
     compute,
+    fill,
     fill_one,
     part,
 )
@@ -81,7 +82,7 @@ def test_rewriting_gives_the_same_bytes(tmp_path, drawn_correction):
     digests = set()
     for name in ("a", "a", "b"):
         path = tmp_path / name / "saliency.zarr"
-        store.fill(path, CORRECTED, compute)
+        fill(path, CORRECTED, compute)
         store.write_correction(path, drawn_correction)
         digests.add(tree_digest(path.parent))
         store.write_shard(path, CORRECTED, 1, part(CORRECTED.shard(1)))
@@ -92,7 +93,7 @@ def test_rewriting_gives_the_same_bytes(tmp_path, drawn_correction):
 def test_an_image_without_digest_has_empty_maps_that_are_all_foreground(path, drawn_correction):
     sha256 = SHA256.clone()
     sha256[5] = 0
-    store.fill(path, CORRECTED, lambda shards: (part(rows, sha256=sha256) for rows in shards))
+    fill(path, CORRECTED, lambda shards: (part(rows, sha256=sha256) for rows in shards))
     store.write_correction(path, drawn_correction)
     rows = store.read_rows(path)
     assert torch.equal(rows.sha256, sha256)
@@ -133,13 +134,13 @@ def test_a_kill_between_shards_loses_only_the_shard_in_work(path, tmp_path):
             yield part(rows)
 
     with pytest.raises(KilledError):
-        store.fill(path, PLAN, dies)
+        fill(path, PLAN, dies)
     assert requests == [range(0, 4), range(4, 8)]
     assert store.done_shards(path, PLAN) == {0}
-    store.fill(path, PLAN, lambda shards: requests.append(shards) or compute(shards))
+    fill(path, PLAN, lambda shards: requests.append(shards) or compute(shards))
     assert requests[2:] == [[range(4, 8), range(8, 10)]]
     whole = tmp_path / "whole" / "saliency.zarr"
-    store.fill(whole, PLAN, compute)
+    fill(whole, PLAN, compute)
     assert tree_digest(path.parent) == tree_digest(whole.parent)
 
 
@@ -169,7 +170,7 @@ def test_a_done_shard_whose_data_changed_is_done_again(filled, name, damage):
         chunk.write_bytes(bytes(content))
     assert store.done_shards(filled, PLAN) == {0, 2}
     requests = []
-    store.fill(filled, PLAN, lambda shards: requests.append(shards) or compute(shards))
+    fill(filled, PLAN, lambda shards: requests.append(shards) or compute(shards))
     assert requests == [[range(4, 8)]]
     assert tree_digest(filled.parent) == before
 
@@ -178,7 +179,7 @@ def test_a_done_shard_whose_data_changed_is_done_again(filled, name, damage):
 def test_a_shard_whose_done_mark_is_damaged_is_done_again(filled, content):
     before = tree_digest(filled.parent)
     (filled.parent / "shards" / "00001.done").write_bytes(content)
-    store.fill(filled, PLAN, compute)
+    fill(filled, PLAN, compute)
     assert tree_digest(filled.parent) == before
 
 

@@ -26,6 +26,7 @@ from tests.helpers.small_store import (
     ROWS,
     SHARD,
     compute,
+    fill,
     part,
 )
 
@@ -65,7 +66,7 @@ def damaged(file, content: bytes | None):
 def intact(request, tmp_path_factory, drawn_correction):
     """A store, everything in it, and its files."""
     path = tmp_path_factory.mktemp("intact") / "saliency.zarr"
-    store.fill(path, request.param, compute)
+    fill(path, request.param, compute)
     if request.param.correction:
         store.write_correction(path, drawn_correction)
     files = sorted(file for file in path.parent.rglob("*") if file.is_file())
@@ -168,7 +169,7 @@ def test_a_store_of_something_else_is_refused(filled, expected, message):
 
 
 def test_a_store_whose_correction_was_not_written_is_refused(path):
-    store.fill(path, CORRECTED, compute)
+    fill(path, CORRECTED, compute)
     with pytest.raises(UserError, match=rf"damaged.*correction.*{REPAIR}"):
         SaliencyStore.open(path)
 
@@ -183,7 +184,7 @@ def test_a_published_store_is_rebuilt_by_its_stage(filled):
 def test_rows_that_are_not_numbers_are_refused(path):
     maps = {level: m.clone() for level, m in MAPS.items()}
     maps[128][3, 0, 0] = math.nan
-    store.fill(path, PLAN, lambda shards: (part(rows, maps) for rows in shards))
+    fill(path, PLAN, lambda shards: (part(rows, maps) for rows in shards))
     with pytest.raises(UserError, match=rf"1 rows of level 128 are missing.*{REPAIR}"):
         SaliencyStore.open(path)
 
@@ -207,5 +208,5 @@ def test_a_missing_store_says_what_to_run(path):
 def test_a_store_is_never_filled_by_another_plan(filled, other):
     before = tree_digest(filled.parent)
     with pytest.raises(UserError, match="a different store; remove the folder"):
-        store.fill(filled, other, compute)
+        fill(filled, other, compute)
     assert tree_digest(filled.parent) == before
