@@ -122,7 +122,7 @@ def fill(
             for rows in chunks[index]:
                 pixels, problems = next(batches)
                 for level, images_at_level in zip(plan.grids, pixels, strict=True):
-                    raw[level].append(_activation(trunk, images_at_level, config, job.device))
+                    raw[level].append(score_batch(trunk, images_at_level, config, job.device))
                 for row, problem in zip(rows, problems, strict=True):
                     if problem:
                         log.warning("%s: %s; its map is empty", manifest.paths[row], problem)

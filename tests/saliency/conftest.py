@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from salmask.saliency import store
 from salmask.saliency.correction import Correction
 from tests.helpers.small_store import CORRECTED, PLAN, compute, fill
 
