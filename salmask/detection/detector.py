@@ -184,6 +184,8 @@ class _C4Heads(RoIHeads):
         targets: Targets | None = None,
     ) -> tuple[Targets, Losses]:
         if self.training:
+            assert targets is not None
+            self.keys = [target["key"] for target in targets]
             proposals, matches, labels, regression_targets = self.select_training_samples(
                 proposals, targets
             )
@@ -206,34 +208,13 @@ class _C4Heads(RoIHeads):
             )
         return [], losses
 
-    def select_training_samples(
-        self, proposals: list[Tensor], targets: Targets | None
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], tuple[Tensor, ...]]:
-        """As torchvision's, but the sample is drawn with each image's key.
-
-        Returns:
-            For each image the sampled regions (n,4), the objects that they match (n,), their labels
-            (n,), and the regression targets (n,4).
-        """
-        assert targets is not None
-        boxes = [target["boxes"] for target in targets]
-        proposals = self.add_gt_proposals(proposals, boxes)
-        object_labels = [target["labels"] for target in targets]
-        matches, labels = self.assign_targets_to_proposals(proposals, boxes, object_labels)
-        sampled = [
-            torch.where(
-                subsample(of_image, target["key"], "regions", self.regions, _POSITIVE_SHARE) >= 0
-            )[0]
-            for of_image, target in zip(labels, targets, strict=True)
+    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
+        """The places (n,) of the sampled regions of each image, drawn with the image's key."""
+        kept = [
+            subsample(of_image, key, "regions", self.regions, _POSITIVE_SHARE)
+            for of_image, key in zip(labels, self.keys, strict=True)
         ]
-        proposals, matches, labels = (
-            [of_image[places] for of_image, places in zip(values, sampled, strict=True)]
-            for values in (proposals, matches, labels)
-        )
-        # an image without objects needs one box that its background regions can refer to
-        not_empty = [b if len(b) else b.new_zeros(1, 4) for b in boxes]
-        matched = [b[match] for b, match in zip(not_empty, matches, strict=True)]
-        return proposals, matches, labels, self.box_coder.encode(matched, proposals)
+        return [torch.where(of_image >= 0)[0] for of_image in kept]
 
     def _detections(
         self,

@@ -139,7 +139,7 @@ def compare(encoder: Encoder, theirs: nn.Module) -> tuple[float, float]:
     side = encoder.spec.size
     images = torch.rand(_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
     ours = encoder(images)
-    others = theirs.eval()(encoder.prepared(images)).float()
+    others = theirs.eval()(encoder.spec.prepared(images)).float()
     largest = ours.abs().max()
     if others.shape != ours.shape:
         return float("inf"), float(largest)

@@ -83,17 +83,13 @@ class Encoder(nn.Module):
         self.network, self.config, self.spec = network, config, spec
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.features(self.prepared(images))
+        return self.features(self.spec.prepared(images))
 
     def features(self, inputs: Tensor) -> Tensor:
         """Prepared inputs (B,3,S,S) float32 -> (B,D) float32."""
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with nullcontext() if self.training else inference(inputs.device, self.precision):
             return self.network(inputs).float()
-
-    def prepared(self, images: Tensor) -> Tensor:
-        """See `InputSpec.prepared`."""
-        return self.spec.prepared(images)
 
 
 def save(

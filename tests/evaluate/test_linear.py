@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from salmask.encoders.on_disk import Encoder, InputSpec
-from salmask.evaluate import linear
+from salmask.evaluate import classifier, linear
 from salmask.evaluate.classifier import ClassifierSchedule
 from salmask.params.encoder import EncoderConfig
 from salmask.train import checkpoint
@@ -161,14 +161,14 @@ def test_another_preset_has_a_metric_of_its_own(rows, job, preset):
 
 def test_of_several_rates_the_best_on_held_out_images_trains_on_all(rows, job, monkeypatch):
     trained = []
-    train = linear.train
+    train = classifier.train
 
     def watched(model, loss, optimizer, manifest, ids, *rest):
         rates = [group["lr"] * 256 / min(8, len(ids)) for group in optimizer.param_groups]
         trained.append((len(ids), rates))
         return train(model, loss, optimizer, manifest, ids, *rest)
 
-    monkeypatch.setattr(linear, "train", watched)
+    monkeypatch.setattr(classifier, "train", watched)
     options = OPTIONS | {"preset": "byol", "lr": (1e-9, 50.0, 1e-8), "epochs": 12}
     result = linear.run(ENCODERS, rows, job, **options)
     # 24 labelled images of two classes: one tenth of twelve is one held out of each
