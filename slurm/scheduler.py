@@ -153,16 +153,30 @@ def environment_outside_jobs() -> dict[str, str]:
     return kept | {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
 
 
-def run_command(*command: str) -> tuple[int, str]:
+def run_command(*command: str, script: str | None = None) -> tuple[int, str]:
     """Runs one of Slurm's commands; returns its exit code and its output.
 
-    The output includes stderr if the command failed. The exit code is 127 if the command is not
-    installed, and 124 if it does not end within a minute.
+    The exit code is 127 if the command is not installed, and 124 if it does not end within a
+    minute.
+
+    Args:
+        *command: the command and its arguments.
+        script: standard input for sbatch. The output then includes stderr, and otherwise only if
+            the command failed.
     """
+    is_sbatch = script is not None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        done = subprocess.run(
+            command,
+            input=script,
+            env=environment_outside_jobs() if is_sbatch else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if is_sbatch else subprocess.PIPE,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+        )
     except FileNotFoundError:
         return 127, f"{command[0]} is not installed"
     except subprocess.TimeoutExpired:
         return 124, f"{command[0]} did not answer"
-    return done.returncode, done.stdout + (done.stderr if done.returncode else "")
+    return done.returncode, done.stdout + ((done.stderr or "") if done.returncode else "")

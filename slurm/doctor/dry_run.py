@@ -1,7 +1,6 @@
 """Checks with `sbatch --test-only` whether Slurm would accept the jobs of a profile."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from slurm import scheduler
 from slurm.folder import runs_folder
 from slurm.profile import Profile
 
-_SBATCH_TIMEOUT_SECONDS = 60
 _PREFIXES = re.compile("^((sbatch|error|allocation failure|Batch job submission failed): )*")
 _KINDS = {True: "training and evaluation", False: "saliency"}  # by `parallel` of launch.run
 
@@ -21,7 +19,7 @@ def dry_runs(profile: Profile) -> Iterator[Finding]:
     kinds = {True: "all stages"} if same_shape else _KINDS
     for parallel, kind in kinds.items():
         script = submission_script(profile, parallel, [], "true")
-        code, output = sbatch(script, "--test-only")
+        code, output = scheduler.run_command("sbatch", "--test-only", script=script)
         job = f"{kind} ({_shape(profile, parallel)})"
         if code:
             yield Finding("stop", f"{job}: sbatch refuses it: {sbatch_error(output)}")
@@ -63,23 +61,6 @@ def submission_script(
         use_srun=srun,
     )
     return str(executor._make_submission_file_text(command, uid="doctor"))
-
-
-def sbatch(script: str, *options: str) -> tuple[int, str]:
-    """Runs sbatch on a script. Returns its exit code (124: no answer) and its whole output."""
-    try:
-        done = subprocess.run(
-            ["sbatch", *options],
-            input=script,
-            env=scheduler.environment_outside_jobs(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_SBATCH_TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return 124, "sbatch did not answer"
-    return done.returncode, done.stdout
 
 
 def sbatch_error(output: str) -> str:

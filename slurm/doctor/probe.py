@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from salmask.findings import Finding
 from slurm import scheduler
-from slurm.doctor.dry_run import sbatch, sbatch_error, submission_script
+from slurm.doctor.dry_run import sbatch_error, submission_script
 from slurm.folder import runs_folder
 from slurm.profile import Profile
 from slurm.scheduler import JobStatus
@@ -52,11 +52,12 @@ def run_probe(profile: Profile) -> list[Finding]:
 def _submit_and_wait(profile: Profile, runs: Path, folder: Path) -> list[Finding]:
     token = secrets.token_hex()
     (folder / "token").write_text(token)
-    code, output = sbatch(
-        _script(profile, folder, token),
+    code, output = scheduler.run_command(
+        "sbatch",
         "--parsable",
         "--output=/dev/null",  # the script opens its log itself, to notice a missing folder
         f"--deadline=now+{60 + 2 * round(_START_SECONDS)}",  # in case this process is killed
+        script=_script(profile, folder, token),
     )
     if code:
         reason = sbatch_error(output)
