@@ -265,7 +265,7 @@ def test_time_limits_are_parsed(limit, minutes):
      ("gpu:4g.20gb:3", 3)],
 )  # fmt: skip
 def test_gpus_are_counted(gres, count):
-    assert partitions.gpus_of(partitions.parse_fields(NODE.format(gres, "IDLE"))) == count
+    assert partitions.gpus_of(scheduler.parse_fields(NODE.format(gres, "IDLE"))) == count
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_gpus_are_counted(gres, count):
      ("IDLE*", False), ("MIXED+DRAIN", False), ("DOWN*+CLOUD+NOT_RESPONDING", False)],
 )  # fmt: skip
 def test_nodes_that_cannot_start_jobs_are_not_ready(state, ready):
-    assert partitions.is_ready(partitions.parse_fields(NODE.format("gpu:1", state))) is ready
+    assert partitions.is_ready(scheduler.parse_fields(NODE.format("gpu:1", state))) is ready
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_features_are_parsed_from_a_constraint(constraint, names):
 
 def test_nodes_that_are_down_are_a_note_and_too_few_that_fit_stop():
     nodes = [
-        partitions.parse_fields(NODE.format(*x)) for x in (("gpu:4", "IDLE"), ("gpu:1", "DOWN"))
+        scheduler.parse_fields(NODE.format(*x)) for x in (("gpu:4", "IDLE"), ("gpu:1", "DOWN"))
     ]
     partition = {"PartitionName": "gpu", "State": "UP", "MaxTime": "UNLIMITED", "MaxNodes": "1"}
     profile = Profile("slurm", nodes=2, gpus=2, tasks_per_node=2, constraint="x&z", time_min=9999)
