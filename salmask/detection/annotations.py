@@ -153,19 +153,6 @@ class AnnotationCollector:
         return Annotations(self.classes, tuple(self.images), rule, tuple(self.problems))
 
 
-def join(*parts: Annotations) -> Annotations:
-    """Several annotations as one, such as VOC 2007 and 2012.
-
-    Raises:
-        UserError: their classes or scoring rules differ.
-    """
-    if len({(part.classes, part.rule) for part in parts}) != 1:
-        raise UserError("annotations with different classes or scoring rules cannot be joined")
-    images = tuple(image for part in parts for image in part.images)
-    skipped = tuple(line for part in parts for line in part.skipped)
-    return Annotations(parts[0].classes, images, parts[0].rule, skipped)
-
-
 def read_text(file: Path) -> str:
     """The text of a file of annotations. Raises UserError when it cannot be read."""
     try:

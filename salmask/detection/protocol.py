@@ -1,6 +1,5 @@
 """The detection protocol: an encoder as the trunk of Faster or Mask R-CNN, trained and scored."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -183,12 +182,6 @@ def score(
 
 def _uses_masks(data: DetectionData, masks: bool | None) -> bool:
     """Whether the detector has a mask head. Raises UserError for data that do not fit together."""
-    if not re.fullmatch(r"[\w-]+", data.name):
-        raise UserError(
-            f"{data.name} is part of the names of metrics: use letters, digits, _ and - only"
-        )
-    if (data.train.classes, data.train.rule) != (data.test.classes, data.test.rule):
-        raise UserError(f"the training and test images of {data.name} differ in classes or format")
     available = data.train.has_masks() and data.test.has_masks()
     if masks and not available:
         raise UserError(f"masks: {data.name} was read without masks: set `masks: null`")

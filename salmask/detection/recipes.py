@@ -73,8 +73,6 @@ def resolved(name: str, scale_lr: bool = False, **changes: Any) -> DetectorRecip
         raise UserError(f"recipe: no `{name}` here; choose from {', '.join(RECIPES)}")
     published = RECIPES[name]
     recipe = replace(published, **{key: v for key, v in changes.items() if v is not None})
-    if min(recipe.batch, recipe.iterations, *recipe.short_sides) < 1:
-        raise UserError("batch, iterations and short_sides must be positive")
     milestones = list(recipe.milestones)
     if milestones != sorted(set(milestones)) or recipe.iterations <= max(milestones, default=0):
         raise UserError(

@@ -22,7 +22,6 @@ from salmask.masks.options import input_filter
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.saliency import store as stores
 from salmask.saliency.store_rows import StorePlan, scaled
 
 VIEW = ViewConfig(size=8, grid=4, crop=(0.3, 1.0), blur_p=0.0)
@@ -195,7 +194,7 @@ def saliency(rows, tmp_path) -> Path:
     plan = StorePlan(len(rows), 100, {16: (4, 4)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 4, 4, generator=torch.Generator().manual_seed(0))
     recorded = scaled({16: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
-    stores.fill(path, plan, lambda _: iter([recorded]))
+    fill(path, plan, lambda _: iter([recorded]))
     return path
 
 

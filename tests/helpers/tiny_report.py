@@ -20,7 +20,6 @@ from salmask.masks.options import input_filter
 from salmask.params.run import RunConfig, read_run
 from salmask.params.yaml_file import Params
 from salmask.provenance import recipe, record
-from salmask.saliency import store as stores
 from salmask.saliency.store_rows import StorePlan, scaled
 from stages.report import main as stage
 
@@ -80,7 +79,7 @@ def make_project(
     maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))
     (root / "artifacts/saliency").mkdir()
     store_rows = scaled({64: maps}, torch.ones(len(rows), 32, dtype=torch.uint8))
-    stores.fill(root / "artifacts/saliency/saliency.zarr", plan, lambda _: iter([store_rows]))
+    fill(root / "artifacts/saliency/saliency.zarr", plan, lambda _: iter([store_rows]))
     for name in params()["runs"]:
         config = read_run(Params(params()), name)
         folder = root / "artifacts/pretrain" / name

@@ -9,7 +9,6 @@ from salmask.detection.annotations import (
     AnnotatedObject,
     AnnotationCollector,
     Bad,
-    join,
     read_text,
 )
 from salmask.detection.datasets import Names, Splits, path_inside
@@ -49,11 +48,11 @@ def read(
     root = folder_of(root, "root")
 
     def joined(lists: Names) -> Annotations:
-        years = [path_inside(root, name).parent for name in lists]
-        return join(
-            *(read_split(year, Path(name).name, classes, bad)
-              for year, name in zip(years, lists, strict=True))
-        )  # fmt: skip
+        paths = [path_inside(root, name) for name in lists]
+        parts = [read_split(path.parent, path.name, classes, bad) for path in paths]
+        images = tuple(image for part in parts for image in part.images)
+        skipped = tuple(line for part in parts for line in part.skipped)
+        return Annotations(classes, images, "voc", skipped)
 
     return root, joined(train), joined(test)
 

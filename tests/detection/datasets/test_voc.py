@@ -1,7 +1,6 @@
 import pytest
 from PIL import Image
 
-from salmask.detection.annotations import join
 from salmask.detection.datasets.voc import VOC_CLASSES, read, read_split
 from salmask.errors import UserError
 
@@ -114,13 +113,6 @@ def test_a_missing_or_empty_split_is_refused(voc_folder):
     (folder / "ImageSets/Main/test.txt").write_text("gone\n")
     with pytest.raises(UserError, match=r"no usable image in (.|\n)*gone\.xml"):
         read_split(folder, "test")
-
-
-def test_years_are_join(voc_folder):
-    annotations = read_split(voc_folder(a="", b=""), "test")
-    assert [p.file.name for p in join(annotations, annotations).images] == 2 * ["a.jpg", "b.jpg"]
-    with pytest.raises(UserError, match="different classes"):
-        join(annotations, read_split(voc_folder(a=""), "test", ["cat"]))
 
 
 def write_year(root, year, **lists):
