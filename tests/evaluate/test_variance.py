@@ -23,6 +23,7 @@ from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.saliency.store_rows import StorePlan, scaled
+from tests.helpers.small_store import fill
 
 VIEW = ViewConfig(size=8, grid=4, crop=(0.3, 1.0), blur_p=0.0)
 STILL = ViewConfig(

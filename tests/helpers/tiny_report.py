@@ -22,6 +22,7 @@ from salmask.params.yaml_file import Params
 from salmask.provenance import recipe, record
 from salmask.saliency.store_rows import StorePlan, scaled
 from stages.report import main as stage
+from tests.helpers.small_store import fill
 
 EVIL = "<script>alert(1)</script>"
 KNN = {"knn20_top1": 50.0, "knn200_top1": 40.0, "random_knn20_top1": 20.0}
