@@ -14,6 +14,7 @@ that a second attempt continues where the first one stopped:
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
@@ -103,23 +104,21 @@ def publish_files(folder: Path, destination: Path) -> None:
 
 @contextmanager
 def locked(
-    folder: Path, name: str = "lock", minutes: float | None = None, shared: bool = False
+    folder: Path, name: str = "lock", minutes: float = math.inf, shared: bool = False
 ) -> Iterator[None]:
     """Holds one of the folder's locks. Prints a message when it has to wait for long.
 
     Args:
         folder: the run's folder.
         name: the file name of the lock.
-        minutes: raise a UserError after this time; None waits without a limit.
+        minutes: raise a UserError after this time.
         shared: allow other processes to hold the lock in shared mode at the same time.
     """
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with (folder / name).open("a+") as stream:  # on NFS, a shared lock needs a readable file
         if not _acquire(stream.fileno(), mode, _SILENT_SECONDS):
             print(f"another process works in {folder}; waiting for it", flush=True)
-            if minutes is None:
-                fcntl.flock(stream, mode)
-            elif not _acquire(stream.fileno(), mode, 60 * minutes):
+            if not _acquire(stream.fileno(), mode, 60 * minutes):
                 raise UserError(
                     f"another process still works in {folder} after {minutes:g} minutes"
                 )

@@ -49,22 +49,19 @@ def check_encoder(config: EncoderConfig) -> None:
 
 def feature_dim(config: EncoderConfig) -> int:
     """D, the dimension of the pooled features. Raises UserError as `check_encoder` does."""
-    dimension: int = _family(config).feature_dim(config)
-    return dimension
+    return int(_family(config).feature_dim(config))
 
 
 def head_name(config: EncoderConfig) -> str:
     """Dotted name of the classifier in published weights of the architecture. Encoders do not have
     it. Raises UserError as `check_encoder` does."""
-    name: str = _family(config).head_name(config)
-    return name
+    return str(_family(config).head_name(config))
 
 
 def is_resnet(config: EncoderConfig) -> bool:
     """Whether the network has the stages layer1 to layer4 of a ResNet, as detection needs. Raises
     UserError as `check_encoder` does."""
-    answer: bool = _family(config).is_resnet(config)
-    return answer
+    return bool(_family(config).is_resnet(config))
 
 
 def operations(config: EncoderConfig, side: int) -> float:
@@ -76,8 +73,7 @@ def operations(config: EncoderConfig, side: int) -> float:
 
 def parameter_count(config: EncoderConfig) -> int:
     """Number of trainable parameters. Raises UserError as `check_encoder` does."""
-    count: int = _family(config).parameter_count(config)
-    return count
+    return int(_family(config).parameter_count(config))
 
 
 def dry_run(network: nn.Module, height: int, width: int) -> tuple[int, ...]:
