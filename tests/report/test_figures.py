@@ -13,6 +13,7 @@ from salmask.data.loader import Crops
 from salmask.data.resample import resample
 from salmask.data.views import flip_images, view_geometry
 from salmask.encoders import on_disk as encoder_file
+from salmask.masks.adios import Masker
 from salmask.masks.options import function_of
 from salmask.params.run import read_run
 from salmask.params.values import Choice
@@ -22,7 +23,7 @@ from salmask.randomness import Draws
 from salmask.report import figures, gallery, histograms, kernels, samples, sheets
 from salmask.saliency import store as stores
 from salmask.saliency.scda import foreground
-from salmask.shapes import Pair
+from salmask.shapes import Pair, Wiring
 from salmask.train.batches import make_batch
 from tests.helpers.tiny_report import CPU, a_run, params, picture
 
@@ -169,6 +170,18 @@ def test_histograms_of_filtering_masks_compare_filtered_views() -> None:
     assert shares(noisy.after, noisy.limit)[0][0.0] < 90 and torch.equal(
         noisy.before, filtered.before
     )
+
+
+def test_histograms_of_a_learned_mask_count_the_views_without_each_mask() -> None:
+    """Four equal masks of 1/4 leave 3/4 of each value: 0.375 and 1.125."""
+    masker = Masker(8, Wiring("moco", "MoCo v2"), masks=4)
+    torch.nn.init.zeros_(masker.unet.divide.weight)
+    torch.nn.init.zeros_(masker.unet.divide.bias)
+    query = torch.tensor([0.5, 1.5]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    shown = gallery.ShownMask("ADIOS", Choice("adios", {}), masker=masker)
+    draws = Draws.of(0, 0, torch.arange(2))
+    made = histograms.of_mask(shown, Pair(query, query), draws, ViewConfig(size=8, grid=2))
+    assert shares(made.after, made.limit) == [{0.4: 50.0, 1.2: 50.0}] * 3
 
 
 def test_values_outside_the_axis_are_in_the_outermost_bins() -> None:
