@@ -9,6 +9,7 @@ from pathlib import Path
 
 LEAST_RANK, LEAST_SPREAD = 2.0, 0.02
 FIRST_STEP = 50  # of training; before it, batch norms do not have their statistics yet
+FEWEST_IMAGES = 10  # in a measurement; fewer say nothing about a rank
 LASTING = 10  # epochs for which hard negatives must be like keys
 CLOSER, EQUAL = 0.003, 0.0005  # differences of mean cosines
 
@@ -19,16 +20,21 @@ def signs(history: Rows, measurements: Rows) -> dict[str, str]:
     """The signs of collapse at the end of a history, as texts by name.
 
     `rank`: the newest `rankme` is below LEAST_RANK. `spread`: the newest `spread` is below
-    LEAST_SPREAD. Measurements before FIRST_STEP do not count. `negatives`: in each of the last
-    LASTING epochs, the mean cosine of queries and their hard negatives was at least CLOSER above
-    that of queries and their keys, or differed from it by at most EQUAL.
+    LEAST_SPREAD. Measurements before FIRST_STEP, or of fewer images than FEWEST_IMAGES, do not
+    count. `negatives`: in each of the last LASTING epochs, the mean cosine of queries and their
+    hard negatives was at least CLOSER above that of queries and their keys, or differed from it by
+    at most EQUAL.
 
     Args:
         history: rows of history.csv, one per epoch from 1.
         measurements: rows of probe.csv.
     """
     texts = {}
-    measured = [row for row in measurements[-1:] if row["step"] >= FIRST_STEP]
+    measured = [
+        row
+        for row in measurements[-1:]
+        if row["step"] >= FIRST_STEP and row["images"] >= FEWEST_IMAGES
+    ]
     for row in [*history[-1:], *measured]:
         epoch = f"at epoch {row['epoch']:.0f}"
         if row.get("rankme", LEAST_RANK) < LEAST_RANK:

@@ -14,7 +14,7 @@ def history(*pairs: tuple[float, float]) -> list[dict[str, float]]:
 
 
 def measured(epoch: int, rank: float, spread: float) -> dict[str, float]:
-    return {"epoch": epoch, "step": 10 * epoch, "rankme": rank, "spread": spread}
+    return {"epoch": epoch, "step": 10 * epoch, "images": 50, "rankme": rank, "spread": spread}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def measured(epoch: int, rank: float, spread: float) -> dict[str, float]:
         (measured(5, 1.0, 0.0), {"rank", "spread"}),
         (measured(0, 1.0, 0.0), set()),  # an untrained encoder
         (measured(4, 1.0, 0.0), set()),  # after 40 steps
+        (measured(5, 1.0, 0.0) | {"images": 9}, set()),
     ],
 )
 def test_embeddings_that_are_nearly_equal_are_a_sign(row, names):
@@ -64,7 +65,9 @@ def test_runs_without_hard_negatives_have_no_such_sign():
 def test_files_of_a_run(tmp_path):
     assert signs_of_run(tmp_path) == {}
     (tmp_path / "history.csv").write_text("epoch,lr,loss\n1,0.1,3\n")
-    (tmp_path / "probe.csv").write_text("epoch,step,rankme,knn_top1\n0,0,9,\n1,60,1.5,20\n")
-    assert read_rows(tmp_path / "probe.csv")[0] == {"epoch": 0, "step": 0, "rankme": 9}
+    (tmp_path / "probe.csv").write_text(
+        "epoch,step,images,rankme,knn_top1\n0,0,50,9,\n1,60,50,1.5,20\n"
+    )
+    assert read_rows(tmp_path / "probe.csv")[0].keys() == {"epoch", "step", "images", "rankme"}
     (text,) = signs_of_run(tmp_path).values()
     assert "effective rank is 1.5 at epoch 1" in text

@@ -1,5 +1,7 @@
 """Measures of embeddings that need no labels."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,11 @@ def rankme(embedded: Tensor) -> float:
 
     exp(-sum p log p), where p are the singular values of the embeddings divided by their sum, plus
     1e-7 (Garrido et al. 2023). The embeddings are not centred. Computed in float64. It is 1 when
-    all embeddings are multiples of one vector. Embeddings that are all 0 have rank 1 here.
+    all embeddings are multiples of one vector. Here it is 1 too for embeddings that are all 0, and
+    nan for embeddings that are not finite.
     """
+    if not embedded.isfinite().all():
+        return math.nan
     singular = torch.linalg.svdvals(embedded.double())
     total = singular.sum()
     if total == 0:

@@ -23,6 +23,11 @@ def test_multiples_of_one_vector_have_rank_one(rows):
     assert rankme(torch.tensor(rows)) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_embeddings_that_are_not_finite_have_no_rank(value):
+    assert math.isnan(rankme(torch.tensor([[1.0, value], [0.0, 1.0]])))
+
+
 def test_embeddings_are_not_centred():
     """Singular values of [[2,0],[2,1]]: their sum is sqrt(|A|^2 + 2 |det A|) = sqrt(13)."""
     high = (math.sqrt(13) + math.sqrt(5)) / 2

@@ -61,13 +61,13 @@ def test_equal_runs_write_equal_bytes_and_removed_runs_stay_out(built, monkeypat
 
 def test_measurements_and_collapsed_runs_are_shown(tmp_path, monkeypatch) -> None:
     project = make_project(tmp_path)
-    rows = "epoch,step,images,rankme,spread,train_images,knn_top1\n0,0,9,8,0.5,11,30\n"
+    rows = "epoch,step,images,rankme,spread,train_images,knn_top1\n0,0,10,8,0.5,11,30\n"
     for name, rank in (("plain", 7), ("masked", 1)):
         folder = project / "artifacts/pretrain" / name
-        (folder / "probe.csv").write_text(rows + f"2,60,9,{rank},0.5,11,40\n")
+        (folder / "probe.csv").write_text(rows + f"2,60,10,{rank},0.5,11,40\n")
     html, _ = run_stage(project, monkeypatch)
     assert "Encoders during training" in html
-    assert "on at most 9 images of <i>val</i>" in html and "at most 11 training images" in html
+    assert "on at most 10 images of <i>val</i>" in html and "at most 11 training images" in html
     assert "<b>masked</b>: the embeddings have collapsed to one direction" in html
     assert "<b>plain</b>: the" not in html
 

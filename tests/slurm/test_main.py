@@ -36,7 +36,7 @@ def test_status_shows_one_row_for_each_run(runs):
 def test_status_names_runs_that_have_collapsed(runs):
     out = runs / "pretrain-mean-000000000002" / "out"
     out.mkdir()
-    (out / "probe.csv").write_text("epoch,step,rankme,spread\n0,0,9,0.5\n5,100,1,0.5\n")
+    (out / "probe.csv").write_text("epoch,step,images,rankme,spread\n5,100,50,1,0.5\n")
     other = runs / "finetune-mean-000000000003"  # its history has other columns
     (other / "out").mkdir(parents=True)
     (other / "job.json").write_text("{}")
