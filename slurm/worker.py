@@ -1,7 +1,8 @@
 """Runs inside a job, in each of its tasks.
 
 A job may start any number of times. It does nothing when the work is done, and continues from the
-newest checkpoint when it is not.
+newest checkpoint when it is not. The launcher imports this module too, so the functions that need
+torch import it.
 """
 
 import os
@@ -14,15 +15,11 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-import torch.distributed as dist
 from submitit import JobEnvironment
 
 from salmask.code_digests import code_digest
-from salmask.devices import pick_device
-from salmask.distributed import broadcast_from_first
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.files import tree_digest
 from salmask.job import Job
@@ -31,6 +28,9 @@ from slurm.errors import DiskFullError, named_disk_full
 from slurm.folder import finish, is_done, locked, make_folders, make_job
 from slurm.job_spec import JobArray, JobSpec
 from slurm.profile import Profile
+
+if TYPE_CHECKING:
+    import torch
 
 CODE = Path(__file__).parents[1]  # the folder from which this process imports its code
 _OTHER_TASKS_SECONDS = 10.0  # how long other tasks wait for the first one to requeue the job
@@ -71,6 +71,8 @@ def main(spec: JobSpec) -> None:
 
 
 def _do_work(spec: JobSpec) -> None:
+    from salmask.distributed import broadcast_from_first
+
     job, folder = make_job(spec, _device(spec.profile)), spec.folder
     if _rank() == 0 and not is_done(folder):
         _prepare(spec, job)
@@ -128,12 +130,16 @@ def _in_slurm() -> bool:
     return JobEnvironment().cluster == "slurm"
 
 
-def _device(profile: Profile) -> torch.device:
+def _device(profile: Profile) -> "torch.device":
     """The device of this task: on a node with GPUs, the GPU of its local rank.
 
     Works whether Slurm shows a task one GPU or all of the node. Raises UserError if the profile
     requests GPUs and torch finds none.
     """
+    import torch
+
+    from salmask.devices import pick_device
+
     device = pick_device()
     if profile.gpus and device.type != "cuda" and not os.environ.get("SALMASK_DEVICE"):
         raise UserError(
@@ -149,8 +155,10 @@ def _device(profile: Profile) -> torch.device:
 
 
 @contextmanager
-def _process_group(device: torch.device) -> Iterator[None]:
+def _process_group(device: "torch.device") -> Iterator[None]:
     """A process group over all tasks of the job; nothing if there is one task."""
+    import torch.distributed as dist
+
     tasks = JobEnvironment().num_tasks
     if tasks == 1:
         yield

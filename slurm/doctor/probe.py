@@ -102,7 +102,8 @@ def _script(profile: Profile, folder: Path, token: str) -> str:
     check_rest = [
         f"[[ -e {project}/dvc.yaml ]] || problems=$((problems | {_NO_PROJECT}))",
         f"if ! [[ -x {python} ]]; then problems=$((problems | {_NO_PYTHON}))",
-        f"else srun {python} -c 'import slurm.worker' || problems=$((problems | {_NO_IMPORT})); fi",
+        f"else srun {python} -c 'import slurm.worker, torch' ||"
+        f" problems=$((problems | {_NO_IMPORT})); fi",
         f"exit $((problems ? {_EXIT_BASE} + problems : 0))",
     ]
     lines = [*check_runs, *setup_lines(profile, Path.cwd())]

@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 
+from tests.helpers import preloaded
+
 ROOT = Path(__file__).parents[2]
+ONE_THREAD = Path(__file__).with_name("one_thread.yaml")  # more only compete on so few images
 
 TINY: dict[str, Any] = {
     "seed": 0,
@@ -84,8 +87,9 @@ class Project:
         """The caller's environment, without the variables that change paths or devices of
         stages."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SALMASK_", "DVC_"))}
-        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-        return env | more
+        folders = [preloaded.folder(), Path(sys.executable).parent, env["PATH"]]
+        env["PATH"] = os.pathsep.join(str(folder) for folder in folders)
+        return env | {"SALMASK_CLUSTER": str(ONE_THREAD)} | more
 
     def run(self, *command: str, code: int = 0, **env: str) -> str:
         """Runs a command in the project; its output. Fails unless it exits with `code`."""
@@ -101,11 +105,11 @@ class Project:
         return done.stdout
 
     def stage(self, name: str, *arguments: str, code: int = 0, **env: str) -> str:
-        return self.run(sys.executable, "-m", f"stages.{name}", *arguments, code=code, **env)
+        return self.run("python", "-m", f"stages.{name}", *arguments, code=code, **env)
 
     def salmask(self, *arguments: str, code: int = 0) -> str:
         """Runs the command `salmask` of the project's own code."""
-        return self.run(sys.executable, "-m", "salmask.commands.cli", *arguments, code=code)
+        return self.run("python", "-m", "salmask.commands.cli", *arguments, code=code)
 
     def repro(self, *arguments: str) -> list[str]:
         """Runs `dvc repro`. Returns the stages that ran, in order, without `code`, which always

@@ -160,9 +160,8 @@ def add(project: Project, file: str, text: str, params: dict[str, Any]) -> set[s
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def train(project: Project, run: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """encoder.json and the rows of history.csv of a run, after its training."""
-    project.stage("pretrain", "--run", run)
+def trained(project: Project, run: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """encoder.json and the rows of history.csv of a run."""
     out = project.folder / "artifacts/pretrain" / run
     assert (out / "encoder.safetensors").stat().st_size > 10_000
     with (out / "history.csv").open() as stream:
@@ -172,12 +171,15 @@ def train(project: Project, run: str) -> tuple[dict[str, Any], list[dict[str, st
 def test_a_mask_is_a_file(project: Project) -> None:
     """It trains, and the cost estimate, the gallery and the report show it."""
     runs = FINISHED["runs"] | {"blank": {"mask": {"name": "blank", "share": 0.25}}}
+    params = {"runs": runs, "evaluate": FINISHED["evaluate"] | {"protocols": ["knn"]}}
     file = "salmask/masks/blank.py"
-    assert add(project, file, MASK, {"runs": runs}) == {"params.yaml", file}
-    description, history = train(project, "blank")
+    assert add(project, file, MASK, params) == {"params.yaml", file}
+    assert project.repro() == ["pretrain@blank", "evaluate@blank-knn", "report"]
+    assert "blank" in (project.folder / "artifacts/report/index.html").read_text()
+    description, history = trained(project, "blank")
     assert description["input"]["filter"] is None
     assert len(history) == 2 and all(math.isfinite(float(row["loss"])) for row in history)
-    assert history != train(project, "plain")[1]  # the mask has an effect
+    assert history != trained(project, "plain")[1]  # the mask has an effect
 
     shutil.copy(project.folder / "params.yaml", project.folder / "suites/mine.yaml")
     (line,) = [x for x in project.salmask("suite").splitlines() if x.startswith("mine ")]
@@ -186,16 +188,14 @@ def test_a_mask_is_a_file(project: Project) -> None:
     assert "on 1 image" in project.salmask(
         "gallery", str(image), "--run", "blank", "--out", "x.png"
     )
-    (project.folder / "suites/mine.yaml").unlink()
-    project.repro("evaluate@blank-knn", "evaluate@blank-linear_fast", "report")
-    assert "blank" in (project.folder / "artifacts/report/index.html").read_text()
 
 
 def test_a_framework_is_a_file(project: Project) -> None:
     runs = FINISHED["runs"] | {"alike": {"framework": {"name": "alike", "strength": 3.0}}}
     file = "salmask/frameworks/alike.py"
     assert add(project, file, FRAMEWORK, {"runs": runs}) == {"params.yaml", file}
-    _, history = train(project, "alike")
+    project.stage("pretrain", "--run", "alike")
+    _, history = trained(project, "alike")
     assert set(history[0]) == {"epoch", "lr", "loss"}
     losses = [float(row["loss"]) for row in history]
     assert -3 <= losses[1] < losses[0] < 0  # three times minus a cosine, and decreasing

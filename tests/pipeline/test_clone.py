@@ -49,8 +49,8 @@ def test_an_experiment_runs_in_a_fresh_clone(clone: Project) -> None:
     assert "80" in (clone.folder / "params.yaml").read_text()
 
 
-def test_queued_experiments_run_in_a_fresh_clone(clone: Project) -> None:
-    clone.run("dvc", "exp", "run", "--queue", "prepare", "-S", "data.images.train=64,72")
+def test_a_queued_experiment_runs_in_a_fresh_clone(clone: Project) -> None:
+    clone.run("dvc", "exp", "run", "--queue", "prepare", "-S", "data.images.train=64")
     clone.run("dvc", "exp", "run", "--run-all")
     status = clone.run("dvc", "queue", "status").splitlines()
-    assert sum("Success" in line for line in status) == 2
+    assert sum("Success" in line for line in status) == 1

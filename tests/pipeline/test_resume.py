@@ -61,37 +61,45 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:  # type: ignore
         time.sleep(0.01)
 
 
-def kill_and_resume(
-    project: Project, runs: Path, kills: tuple[int, ...], stage: str, *arguments: str
+def stop_and_resume(
+    project: Project, runs: Path, stops: dict[int, signal.Signals], stage: str, *arguments: str
 ) -> None:
-    """Kills a stage each time that its newest checkpoint is of one of these steps or a later one,
-    then lets it finish."""
-    for step in kills:
+    """Sends each signal to a stage and its workers, as scancel does, when the newest checkpoint is
+    of the signal's step or a later one. Then lets the stage finish."""
+    for step, number in stops.items():
         process = start(project, stage, *arguments, SALMASK_RUNS=str(runs))
         wait_for(lambda least=step: reached(runs) >= least, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        os.killpg(process.pid, number)
+        output = process.communicate()[0]
+        if number == signal.SIGTERM:
+            assert process.returncode == 143, output
+            assert "run the same command again to continue" in output
+            assert "Traceback" not in output
+        else:
+            assert process.returncode == -number
     assert checkpoints(runs)
     project.stage(stage, *arguments, SALMASK_RUNS=str(runs), SALMASK_CLUSTER="often.yaml")
 
 
-@pytest.mark.parametrize("run", ["blur", "high-pass"])
-def test_a_killed_pretraining_ends_in_the_same_bytes(
+@pytest.mark.parametrize("run", ["blur", "high-pass"])  # without and with decoding workers
+def test_a_stopped_pretraining_ends_in_the_same_bytes(
     project: Project, tmp_path: Path, run: str
 ) -> None:
     env = {"SALMASK_CLUSTER": "often.yaml"}
     out = project.folder / "artifacts/pretrain" / run
     project.stage("pretrain", "--run", run, SALMASK_RUNS=str(tmp_path / "undisturbed"), **env)
     undisturbed = tree_digest(out)
-    kills = (2, 7, 11)  # in the first epoch, in the third, in the fourth
-    kill_and_resume(project, tmp_path / "killed", kills, "pretrain", "--run", run)
+    stops = {2: signal.SIGTERM, 11: signal.SIGKILL}  # in the first epoch and in the fourth
+    stop_and_resume(project, tmp_path / "stopped", stops, "pretrain", "--run", run)
     assert tree_digest(out) == undisturbed
 
 
-@pytest.mark.parametrize("protocol", ["linear", "finetune"])
+@pytest.mark.parametrize(
+    ("protocol", "step"),  # of 24, 12 in each epoch
+    [("linear", 3), ("finetune", 15)],
+)
 def test_a_killed_classifier_ends_in_the_same_bytes(
-    project: Project, tmp_path: Path, protocol: str
+    project: Project, tmp_path: Path, protocol: str, step: int
 ) -> None:
     env = {"SALMASK_CLUSTER": "often.yaml"}
     project.stage("pretrain", "--run", "blur", **env)
@@ -99,35 +107,13 @@ def test_a_killed_classifier_ends_in_the_same_bytes(
     command = ("evaluate", "--protocol", protocol, "--run", "blur")
     project.stage(*command, SALMASK_RUNS=str(tmp_path / "undisturbed"), **env)
     undisturbed = tree_digest(out)
-    kills = (3, 15)  # of 24 steps, 12 in each epoch
-    kill_and_resume(project, tmp_path / "killed", kills, *command)
+    stop_and_resume(project, tmp_path / "killed", {step: signal.SIGKILL}, *command)
     assert tree_digest(out) == undisturbed
 
 
 def reached(runs: Path) -> int:
     result = checkpoints(runs)
     return int(result[-1].removeprefix("step-").removesuffix(".pt")) if result else 0
-
-
-def test_a_stop_signal_saves_and_says_so(project: Project, tmp_path: Path) -> None:
-    process = start(project, "pretrain", "--run", "blur", SALMASK_RUNS=str(tmp_path))
-    wait_for(lambda: reached(tmp_path) >= 1, process)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate()[0]
-    assert process.returncode == 143, output
-    assert "run the same command again to continue" in output and "Traceback" not in output
-
-
-def test_a_stop_that_reaches_the_workers_too_saves_and_says_so(
-    project: Project, tmp_path: Path
-) -> None:
-    """As with scancel, which signals the whole process group, decoding workers included."""
-    process = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path))
-    wait_for(lambda: reached(tmp_path) >= 1, process)
-    os.killpg(process.pid, signal.SIGTERM)
-    output = process.communicate()[0]
-    assert process.returncode == 143, output
-    assert "run the same command again to continue" in output and "Traceback" not in output
 
 
 def test_a_killed_saliency_stage_ends_in_the_same_bytes(project: Project, tmp_path: Path) -> None:

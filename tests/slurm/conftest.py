@@ -102,8 +102,15 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def accounting() -> Iterator[Cluster]:
+    """A second cluster for the session, with a database for sacct."""
+    with running("--accounting") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def own_cluster() -> Callable[..., AbstractContextManager[Cluster]]:
-    """A function that starts a separate cluster: `with own_cluster("--accounting") as cluster:`"""
+    """A function that starts a separate cluster: `with own_cluster() as cluster:`"""
     return running
 
 

@@ -90,15 +90,14 @@ def test_a_failed_job_is_reported(outputs, name, parts):
         assert "Traceback" not in output
 
 
-def test_failures_are_reported_with_accounting_too(tmp_path, own_cluster, monkeypatch):
-    with own_cluster("--accounting") as accounting:
-        workspace = Workspace(tmp_path, str(accounting.conf))
-        output = output_of(workspace.start_counting("wrong", "--fault", "user error"), 1)
-        assert "ended as FAILED, exit code 2" in output
-        (job,) = re.findall(r"submitted as job (\d+)", output)
-        monkeypatch.setenv("SLURM_CONF", str(accounting.conf))
-        wait_until(lambda: scheduler._accounting_statuses(job))  # the database is updated later
-        (status,) = scheduler._accounting_statuses(job)
+def test_failures_are_reported_with_accounting_too(tmp_path, accounting, monkeypatch):
+    workspace = Workspace(tmp_path, str(accounting.conf))
+    output = output_of(workspace.start_counting("wrong", "--fault", "user error"), 1)
+    assert "ended as FAILED, exit code 2" in output
+    (job,) = re.findall(r"submitted as job (\d+)", output)
+    monkeypatch.setenv("SLURM_CONF", str(accounting.conf))
+    wait_until(lambda: scheduler._accounting_statuses(job))  # the database is updated later
+    (status,) = scheduler._accounting_statuses(job)
     assert (status.state, status.exit) == ("FAILED", "2:0")
 
 

@@ -83,7 +83,7 @@ def test_failures_are_reported(workspace):
 
 
 def test_a_job_fails_when_torch_does_not_find_the_gpus_of_the_profile(monkeypatch):
-    monkeypatch.setattr(worker, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("salmask.devices.pick_device", lambda: torch.device("cpu"))
     monkeypatch.delenv("SALMASK_DEVICE", raising=False)
     with pytest.raises(UserError, match=r"\(gpus: 1\), but torch .* finds none"):
         worker._device(Profile("local-jobs", gpus=1))

@@ -61,21 +61,6 @@ def test_the_cluster_starts_once_and_leaves_nothing(own_cluster):
         assert cluster.script("down").returncode == 0
 
 
-def test_a_requeued_job_runs_again_within_half_a_minute(cluster):
-    job = cluster.submit("sleep 300", "--requeue")
-    try:
-        cluster.wait(job, "RUNNING")
-        cluster.run("scontrol", "requeue", job)
-        cluster.wait(job, "PENDING")
-        assert cluster.wait(job, "RUNNING", seconds=40)["Restarts"] == "1"
-    finally:
-        cluster.run("scancel", job)
-    assert cluster.wait(job, "CANCELLED")["ExitCode"] in (
-        "0:15",
-        "143:0",
-    )  # it depends on which process the signal reaches first
-
-
 def test_without_accounting_sacct_says_so(cluster):
     if "AccountingStorageType=accounting_storage/slurmdbd" in cluster.conf.read_text().split("\n"):
         pytest.skip("the named cluster has accounting")
@@ -83,15 +68,14 @@ def test_without_accounting_sacct_says_so(cluster):
     assert (output.returncode, output.stderr) == (1, "Slurm accounting storage is disabled\n")
 
 
-def test_with_accounting_sacct_shows_how_a_job_ended(own_cluster):
-    with own_cluster("--accounting") as cluster:
-        job = cluster.submit("exit 3")
-        assert cluster.wait(job, "FAILED")["ExitCode"] == "3:0"
-        command = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
-        end = time.monotonic() + 30  # the database is updated later
-        while (output := cluster.run(*command)) != "FAILED|3:0":
-            assert time.monotonic() < end, output
-            time.sleep(0.2)
+def test_with_accounting_sacct_shows_how_a_job_ended(accounting):
+    job = accounting.submit("exit 3")
+    assert accounting.wait(job, "FAILED")["ExitCode"] == "3:0"
+    command = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
+    end = time.monotonic() + 30  # the database is updated later
+    while (output := accounting.run(*command)) != "FAILED|3:0":
+        assert time.monotonic() < end, output
+        time.sleep(0.2)
 
 
 def test_a_node_can_fail_and_return(own_cluster):

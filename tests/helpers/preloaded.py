@@ -1,0 +1,113 @@
+"""A command `python` that starts modules of a project without waiting for imports of packages.
+
+Most of the time of a stage in a tiny project is the import of torch and torchvision. A server
+imports them once and forks itself for each `python -m stages.NAME` or `python -m salmask.NAME`.
+Everything of the project is imported in the forked process, so its code may change between two
+commands. All other commands start the usual interpreter. The project of the fixture `finished` is
+made without the server, so that every stage also runs as users run it.
+"""
+
+import array
+import atexit
+import contextlib
+import functools
+import importlib
+import json
+import os
+import runpy
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("click", "matplotlib.pyplot", "pycocotools.mask", "pydantic", "timm", "torch._dynamo",
+            "torchvision", "yaml", "zarr")  # fmt: skip
+CLIENT = """#!{python} -IS
+import array, json, os, socket, sys
+if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith(("stages.", "salmask.")):
+    os.execv("{python}", ["{python}", *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect("{address}")
+    streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
+    server.sendmsg([b"x"], [streams])
+    request = dict(module=sys.argv[2], arguments=sys.argv[3:], folder=os.getcwd())
+    server.sendall(json.dumps(request | dict(env=dict(os.environ))).encode())
+    server.shutdown(socket.SHUT_WR)
+    code = int(server.recv(16) or 1)
+if code < 0:
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+
+
+@functools.cache
+def folder() -> Path:
+    """The folder of the command, for PATH. The server runs until this process ends."""
+    made = Path(tempfile.mkdtemp(prefix="salmask-preloaded-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    address, command = made / "socket", made / "python"
+    command.write_text(CLIENT.format(python=sys.executable, address=address))
+    command.chmod(0o755)
+    server = subprocess.Popen(
+        [sys.executable, __file__, str(address)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert server.stdin and server.stdout
+    atexit.register(server.stdin.close)
+    assert server.stdout.readline() == b"ready\n"
+    return made
+
+
+def serve(address: str) -> None:
+    """Forks a process for each connection, until stdin is closed."""
+    for package in PACKAGES:
+        importlib.import_module(package)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        print("ready", flush=True)
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                return handle(connection)
+            connection.close()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+
+def handle(connection: socket.socket) -> None:
+    """Forks the process of one command, and sends its exit code when it has ended."""
+    _, [(_, _, data)], _, _ = connection.recvmsg(1, socket.CMSG_SPACE(3 * 4))
+    streams = array.array("i", data)
+    request = json.loads(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+    if pid := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        connection.sendall(str(code).encode())
+        os._exit(0)
+    connection.close()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    run(**request)
+
+
+def run(module: str, arguments: list[str], folder: str, env: dict[str, Any]) -> None:
+    """Runs `python -m MODULE ARGUMENTS` in this process."""
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    sys.path[0] = folder
+    sys.argv[:] = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
