@@ -23,7 +23,7 @@ demo: install
 	salmask results
 
 test: install
-	python -m pytest -n 2 --no-loadscope-reorder  # how tests are distributed: tests/conftest.py
+	python -m pytest -n 3 --no-loadscope-reorder  # how tests are distributed: tests/conftest.py
 
 test-long: install
 	python -m pytest -m long

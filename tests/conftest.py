@@ -29,9 +29,18 @@ Labelled = tuple[np.ndarray, int, str]  # image (H,W,3) uint8, label, split
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long folders first, so that parallel processes end at about the same time."""
-    order = {"slurm": 0, "pipeline": 1}
-    items.sort(key=lambda item: order.get(item.path.parent.name, 2))
+    """Long files first, so that parallel processes end at about the same time.
+
+    The first tests of additions make the project that most pipeline tests use. Meanwhile another
+    process runs those that do not use it.
+    """
+    first = ["slurm", "test_additions.py", "test_pretended_device.py", "test_resume.py", "pipeline"]
+
+    def order(item: pytest.Item) -> int:
+        names = {item.path.name, item.path.parent.name}
+        return next((i for i, name in enumerate(first) if name in names), len(first))
+
+    items.sort(key=order)
 
 
 @pytest.hookimpl(optionalhook=True)
