@@ -56,7 +56,6 @@ def folder() -> Path:
         [sys.executable, __file__, str(address)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,
     )
     assert server.stdin and server.stdout
     atexit.register(server.stdin.close)
