@@ -46,7 +46,8 @@ os._exit(code)
 
 @functools.cache
 def folder() -> Path:
-    """The folder of the command, for PATH. The server runs until this process ends."""
+    """The folder of the command, for PATH. The server runs until this process ends, and computes
+    with one thread."""
     made = Path(tempfile.mkdtemp(prefix="salmask-preloaded-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     address, command = made / "socket", made / "python"
@@ -56,6 +57,7 @@ def folder() -> Path:
         [sys.executable, __file__, str(address)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert server.stdin and server.stdout
     atexit.register(server.stdin.close)

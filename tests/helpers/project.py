@@ -89,7 +89,7 @@ class Project:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SALMASK_", "DVC_"))}
         folders = [preloaded.folder(), Path(sys.executable).parent, env["PATH"]]
         env["PATH"] = os.pathsep.join(str(folder) for folder in folders)
-        return env | {"SALMASK_CLUSTER": str(ONE_THREAD)} | more
+        return env | {"SALMASK_CLUSTER": str(ONE_THREAD), "OMP_NUM_THREADS": "1"} | more
 
     def run(self, *command: str, code: int = 0, **env: str) -> str:
         """Runs a command in the project; its output. Fails unless it exits with `code`."""
