@@ -45,14 +45,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distributes tests file by file. The tests of jobs stay in one process: they share a cluster,
-    and mostly wait."""
+    """Distributes tests file by file. The tests of jobs stay in two processes: in each, they share
+    a cluster. They mostly wait, so the two need less than one core."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "jobs" if file.startswith("tests/slurm/") else file
+            folder, _, name = file.rpartition("/")
+            if folder == "tests/slurm":
+                return "jobs, first half" if name < "test_m" else "jobs, second half"
+            return file
 
     return Scheduling(config, log)
 
