@@ -233,7 +233,7 @@ def test_a_localizer_is_a_file(project: Project) -> None:
 
 def test_a_layout_of_checkpoints_is_a_file(project: Project) -> None:
     write_checkpoint(project, seed=0, prefix="net.")
-    entry = {"path": "moco.pth.tar", "arch": "resnet18", "width": 4, "size": 32, "layout": "net"}
+    entry = {"path": "moco.pth.tar", "arch": "resnet18", "width": 8, "size": 32, "layout": "net"}
     file = "salmask/encoders/layouts/net.py"
     assert add(project, file, LAYOUT, {"imports": {"theirs": entry}}) == {"params.yaml", file}
     assert "layout net" in project.stage("imported", "--name", "theirs")

@@ -16,11 +16,11 @@ from tests.pipeline.conftest import FINISHED
 
 pytestmark = pytest.mark.pipeline
 
-CONFIG = EncoderConfig("resnet18", width=4)
+CONFIG = EncoderConfig("resnet18", width=8)
 PARAMS = copy.deepcopy(FINISHED) | {
     "runs": {},
     "transfer": {},
-    "imports": {"theirs": {"path": "moco.pth.tar", "arch": "resnet18", "width": 4, "size": 32}},
+    "imports": {"theirs": {"path": "moco.pth.tar", "arch": "resnet18", "width": 8, "size": 32}},
 }
 PARAMS["evaluate"] |= {
     "protocols": ["knn"],

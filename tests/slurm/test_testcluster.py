@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.workspace import wait_until
+
 pytestmark = pytest.mark.slurm
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster.sh"
@@ -81,10 +83,14 @@ def test_with_accounting_sacct_shows_how_a_job_ended(accounting):
 def test_a_node_can_fail_and_return(own_cluster):
     with own_cluster() as cluster:
         job = cluster.submit(UNTIL_KILLED, "-w", "n2", "--no-requeue")
-        cluster.wait(job, "RUNNING")
-        assert cluster.script("node-down", "n2", "--keep-jobs").returncode == 0
         on_n2 = ("SLURMD_NODENAME=n2", f"SLURM_CONF={cluster.conf}")
-        assert any("slurm_script" in line for line in processes_with(*on_n2))
+
+        def has_job() -> bool:
+            return any("slurm_script" in line for line in processes_with(*on_n2))
+
+        wait_until(has_job)  # a job is RUNNING before its first process exists
+        assert cluster.script("node-down", "n2", "--keep-jobs").returncode == 0
+        assert has_job()
         assert cluster.script("node-down", "n2").returncode == 0
         assert processes_with(*on_n2) == []
         assert "n2: dead" in cluster.script("status").stdout
