@@ -1,8 +1,9 @@
 """Kills at random times in all stages that run as jobs, until the given number of kills succeeded.
 
-By default two kills; `pytest -m long tests/slurm/test_random_kills.py` makes SALMASK_TEST_KILLS
-(20). SALMASK_TEST_SEED chooses the times and the kinds of kills. What a kill interrupts still
-depends on the speed of the machine.
+`pytest -m long tests/slurm/test_random_kills.py` makes SALMASK_TEST_KILLS (20). Shorter tests make
+each kind of kill once: test_resume_jobs.py, test_arrays.py, tests/pipeline/test_resume.py and
+tests/saliency/test_kills.py. SALMASK_TEST_SEED chooses the times and the kinds of kills. What a
+kill interrupts still depends on the speed of the machine.
 """
 
 import copy
@@ -34,11 +35,9 @@ STAGES = {  # the name of its run: the command, the artifact
 KINDS = ("task", "launcher", "scancel", "requeue")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300 + 60 * MANY)
-@pytest.mark.parametrize("kills", [2, pytest.param(MANY, marks=pytest.mark.long, id="many")])
-def test_after_random_kills_the_pipeline_gives_the_same_bytes(
-    tmp_path, cluster, copy_prepared, kills
-):
+def test_after_random_kills_the_pipeline_gives_the_same_bytes(tmp_path, cluster, copy_prepared):
     params = copy.deepcopy(TINY)
     params["train"]["epochs"] = 20
     params["saliency"]["shard_rows"] = 32
@@ -54,7 +53,7 @@ def test_after_random_kills_the_pipeline_gives_the_same_bytes(
 
     undisturbed, workspace = digests(), Workspace(project.folder, str(cluster.conf))
     generator, hits = random.Random(SEED), Counter[str]()
-    while hits.total() < kills:
+    while hits.total() < MANY:
         shutil.rmtree(project.folder / "runs", ignore_errors=True)
         for _, artifact in STAGES.values():
             shutil.rmtree(project.folder / "artifacts" / artifact)
@@ -63,7 +62,7 @@ def test_after_random_kills_the_pipeline_gives_the_same_bytes(
             # a pretraining.
             nodes = 2 if name == "saliency" else 1
             workspace.write_profile(nodes=nodes, checkpoint_minutes=0.0001)
-            left = min(KILLS_OF_A_STAGE, kills - hits.total())
+            left = min(KILLS_OF_A_STAGE, MANY - hits.total())
             hits.update(run_with_kills(workspace, name, left, generator, cluster))
         assert digests() == undisturbed, hits
         wait_until(lambda: job_names(cluster).isdisjoint(p.name for p in run_folders(workspace)))
