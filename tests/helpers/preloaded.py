@@ -8,7 +8,6 @@ made without the server, so that every stage also runs as users run it.
 """
 
 import array
-import atexit
 import contextlib
 import functools
 import importlib
@@ -49,7 +48,6 @@ def folder() -> Path:
     """The folder of the command, for PATH. The server runs until this process ends, and computes
     with one thread."""
     made = Path(tempfile.mkdtemp(prefix="salmask-preloaded-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
     address, command = made / "socket", made / "python"
     command.write_text(CLIENT.format(python=sys.executable, address=address))
     command.chmod(0o755)
@@ -59,14 +57,12 @@ def folder() -> Path:
         stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert server.stdin and server.stdout
-    atexit.register(server.stdin.close)
-    assert server.stdout.readline() == b"ready\n"
+    assert server.stdout and server.stdout.readline() == b"ready\n"
     return made
 
 
 def serve(address: str) -> None:
-    """Forks a process for each connection, until stdin is closed."""
+    """Forks a process for each connection, until stdin is closed. Then removes its folder."""
     for package in PACKAGES:
         importlib.import_module(package)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -82,6 +78,7 @@ def serve(address: str) -> None:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
+    shutil.rmtree(Path(address).parent)
 
 
 def handle(connection: socket.socket) -> None:
