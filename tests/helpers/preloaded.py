@@ -43,6 +43,9 @@ os._exit(code)
 """
 
 
+_servers: list[subprocess.Popen[bytes]] = []  # kept, so that their stdin stays open
+
+
 @functools.cache
 def folder() -> Path:
     """The folder of the command, for PATH. The server runs until this process ends, and computes
@@ -57,6 +60,7 @@ def folder() -> Path:
         stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    _servers.append(server)
     assert server.stdout and server.stdout.readline() == b"ready\n"
     return made
 
