@@ -1,12 +1,11 @@
 """Histograms of the pixels of views before and after each mask (as in Jing et al. 2022, Fig. 1b
 and 7)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from salmask.filters import high_pass
@@ -14,7 +13,7 @@ from salmask.masks.options import function_of, input_filter
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 from salmask.report.figures import FAINT, INK, WIDTH, format_axes, new_figure, png
-from salmask.report.gallery import ShownMask, pair_of
+from salmask.report.gallery import ShownMask
 from salmask.shapes import Pair
 
 if TYPE_CHECKING:
@@ -64,27 +63,15 @@ def of_mask(shown: ShownMask, pair: Pair, draws: Draws, view: ViewConfig) -> His
     return _histogram(shown, before, after, _RANGE if options is None else _FILTERED_RANGE)
 
 
-def draw(
-    images: Sequence[Image.Image],
-    activations: Mapping[int, Tensor],
-    view: ViewConfig,
-    masks: Sequence[ShownMask],
-    *,
-    seed: int,
-    ids: Tensor,
-) -> bytes:
+def draw(pair: Pair, draws: Draws, view: ViewConfig, masks: Sequence[ShownMask]) -> bytes:
     """PNG with a panel per mask: areas before the mask, lines after it, for red, green and blue.
 
     Args:
-        images: whole images.
-        activations: level in px -> (B,Us,Vs) float32 maps of the whole images.
+        pair: unmasked views of several images.
+        draws: random numbers of these images.
         view: the section `view`.
         masks: the masks to draw.
-        seed: seed of the random numbers.
-        ids: (B,) int64, rows in the manifest.
     """
-    draws = Draws.of(seed, 0, ids)
-    pair = pair_of(images, activations, view, draws)
     histograms = [of_mask(mask, pair, draws, view) for mask in masks]
     rows = -(-len(histograms) // _PANELS_PER_ROW)
     figure = new_figure((WIDTH, 1.75 * rows), layout="constrained")

@@ -24,6 +24,7 @@ from salmask.params.names import evaluation_folders, import_names, run_names
 from salmask.params.run import RunConfig, read_run
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
+from salmask.randomness import Draws
 from salmask.report import (
     comparison,
     detections,
@@ -252,12 +253,13 @@ def _masked(
     more_images, more_maps = _images_and_maps(rows, store, counted)
     loaded = {run.name: load_masker(pretrain / run.name, run) for run in runs}
     maskers = {name: masker for name, masker in loaded.items() if masker}
-    drawn = []
+    drawn, draws = [], Draws.of(seed, 0, counted)
     for view, own in by_view.items():
         masks = gallery.masks_of(own, maskers)
         facts = {"view": view, "runs": [run.name for run in own], "counted": len(counted)}
         sheet = gallery.mask_sheet(images, maps, view, masks, seed=seed, ids=shown)
-        histogram = histograms.draw(more_images, more_maps, view, masks, seed=seed, ids=counted)
+        pair = gallery.pair_of(more_images, more_maps, view, draws)
+        histogram = histograms.draw(pair, draws, view, masks)
         drawn.append((PageFigure(sheet, facts), PageFigure(histogram, facts)))
     return drawn
 

@@ -74,6 +74,20 @@ def rows(make_manifest):
     return make_manifest(images)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_encoder_computes_in_the_chosen_precision(rows, job, precision):
+    networks = encoders()
+    dtypes = set()
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), MeanColour())
+    network[0].register_forward_hook(
+        lambda _, given, out: dtypes.add((out.dtype, torch.backends.cudnn.allow_tf32))
+    )
+    networks["trained"].network = network
+    made = run_views(job, config())
+    variance.run(networks, rows, job, made, views=2, precision=precision)
+    assert dtypes == {(getattr(torch, precision), False)}
+
+
 # ------------------------------------------------------------------------------------- by hand
 
 

@@ -81,8 +81,7 @@ class Workspace:
     def counted(self, name: str) -> int:
         """The count that the counting stage has saved; 0 before the first."""
         try:
-            (file,) = self.folder.glob(f"runs/*{name}-*/work/count")
-            return int(file.read_text())
+            return int((self.run_folder(name) / "work" / "count").read_text())
         except (ValueError, FileNotFoundError):
             return 0
 
