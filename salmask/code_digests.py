@@ -57,8 +57,11 @@ def code_digest(modules: Sequence[str], project: Path, messages: bool = False) -
     descriptions = REPORT in modules
     sha = hashlib.sha256()
     for name, file in sorted(reached(modules, project).items()):
-        effect = _parsed(file.read_text(encoding="utf-8"), messages, descriptions).effect
-        sha.update(f"{name}\0{effect}\n".encode())
+        parts = _parsed(file.read_text(encoding="utf-8"))
+        counted = [parts.effect]
+        counted += [parts.messages] if messages else []
+        counted += [parts.descriptions] if descriptions else []
+        sha.update(f"{name}\0{' '.join(counted)}\n".encode())
         if file.name == "__init__.py" or name.startswith("stages"):
             continue
         for extra in _data_files(file):
@@ -124,24 +127,29 @@ def _data_files(file: Path) -> list[Path]:
 
 
 class _Parsed(NamedTuple):
-    """sha256 of what a source file does, and the modules of ours that it imports, with members."""
+    """The parts of a source file.
+
+    Args:
+        effect: sha256 of what the file does.
+        messages: sha256 of the texts of errors and messages.
+        descriptions: sha256 of the descriptions in records.
+        imports: the modules of ours that the file imports, with the imported members.
+    """
 
     effect: str
+    messages: str
+    descriptions: str
     imports: list[tuple[str, list[str]]]
 
 
 @cache  # many digests cover the same files
-def _parsed(text: str, messages: bool = False, descriptions: bool = False) -> _Parsed:
-    """A source file without the parts that do not count.
-
-    Args:
-        text: of the file.
-        messages: whether the texts of errors and messages count.
-        descriptions: whether descriptions in records count.
-    """
+def _parsed(text: str) -> _Parsed:
+    """Parses a source file."""
     tree = ast.parse(text)
     imports: list[tuple[str, list[str]]] = []
-    for node in ast.walk(tree):
+    messages: list[ast.AST] = []
+    descriptions: list[ast.AST] = []
+    for node in ast.walk(tree):  # visits a node before its children, so what is removed is left out
         if isinstance(node, ast.Import):
             imports += [(alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -149,18 +157,30 @@ def _parsed(text: str, messages: bool = False, descriptions: bool = False) -> _P
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not messages:
-            node.exc.args, node.exc.keywords = [], []
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            messages += _remove_arguments(node.exc)
         elif isinstance(node, ast.Call):
             name = _dotted(node.func)
-            dropped = {"help"} if name == "click.option" else set()
-            if not descriptions:
-                dropped |= _DESCRIPTIONS.get(name, set())
-            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in dropped]
-            if not messages and (name in _MESSAGES or name.startswith(_LOGS)):
-                node.args, node.keywords = [], []
-    effect = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-    return _Parsed(effect, [entry for entry in imports if entry[0].split(".")[0] in OUR_PACKAGES])
+            removed = _DESCRIPTIONS.get(name, set())
+            descriptions += [keyword for keyword in node.keywords if keyword.arg in removed]
+            removed = removed | ({"help"} if name == "click.option" else set())
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in removed]
+            if name in _MESSAGES or name.startswith(_LOGS):
+                messages += _remove_arguments(node)
+    ours = [entry for entry in imports if entry[0].split(".")[0] in OUR_PACKAGES]
+    return _Parsed(_digest([tree]), _digest(messages), _digest(descriptions), ours)
+
+
+def _remove_arguments(call: ast.Call) -> list[ast.AST]:
+    """Removes the arguments of a call, and returns them."""
+    removed = [*call.args, *call.keywords]
+    call.args, call.keywords = [], []
+    return removed
+
+
+def _digest(nodes: Sequence[ast.AST]) -> str:
+    text = "\n".join(ast.dump(node, annotate_fields=False) for node in nodes)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _dotted(node: ast.expr) -> str:

@@ -77,7 +77,7 @@ def install(root: Path, name: str) -> str:
     edits = subprocess.run(
         ["git", "status", "--porcelain", target.name], cwd=root, capture_output=True, text=True
     )
-    if edits.stdout.strip() and not is_unedited(target.read_text()):
+    if edits.stdout.strip() and target.is_file() and not is_unedited(target.read_text()):
         raise UserError(
             "params.yaml has uncommitted edits, which this would overwrite: commit them first"
         )

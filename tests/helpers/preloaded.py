@@ -3,13 +3,14 @@
 Most of the time of a stage in a tiny project is the import of torch and torchvision. A server
 imports them once and forks itself for each `python -m stages.NAME` or `python -m salmask.NAME`.
 Everything of the project is imported in the forked process, so its code may change between two
-commands. All other commands start the usual interpreter. The project of the fixture `finished` is
-made without the server, so that every stage also runs as users run it.
+commands. All other commands start the usual interpreter, and so do the jobs of
+the tests of Slurm, which run the stages as users run them.
 """
 
 import array
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ from typing import Any
 
 PACKAGES = ("click", "matplotlib.pyplot", "pycocotools.mask", "pydantic", "timm", "torch._dynamo",
             "torchvision", "yaml", "zarr")  # fmt: skip
+TRACE = Path(__file__).with_name("import_trace")
 CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith(("stages.", "salmask.")):
@@ -69,6 +71,8 @@ def serve(address: str) -> None:
     """Forks a process for each connection, until stdin is closed. Then removes its folder."""
     for package in PACKAGES:
         importlib.import_module(package)
+    gc.collect()
+    gc.freeze()  # otherwise collections in forked processes visit, and so copy, all of this
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
@@ -108,6 +112,9 @@ def run(module: str, arguments: list[str], folder: str, env: dict[str, Any]) -> 
     os.chdir(folder)
     sys.path[0] = folder
     sys.argv[:] = [module, *arguments]
+    sys.orig_argv[:] = [sys.executable, "-m", module, *arguments]
+    if "SALMASK_IMPORTS" in env:
+        runpy.run_path(str(TRACE / "sitecustomize.py"))
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

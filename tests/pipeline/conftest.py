@@ -2,9 +2,7 @@
 
 import copy
 import fcntl
-import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 
 from tests.helpers.project import TINY, Project
 
-TRACE = Path(__file__).parents[1] / "helpers" / "import_trace"
 SCENES = {
     "data": {
         "name": "demo", "root": "artifacts/code/demo.sha256", "side": 48,
@@ -37,8 +34,7 @@ FINISHED["evaluate"]["chosen"] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a project after `dvc repro`, with every stage but imports. Do not change it.
 
-    Its stages run as users run them, without helpers/preloaded.py. `imports.txt` lists the modules
-    that each command imported (see helpers/import_trace).
+    `imports.txt` lists the modules that each command imported (see helpers/import_trace).
     """
     shared = tmp_path_factory.getbasetemp()
     if shared.name.startswith("popen-"):  # a process of xdist: all processes share one project
@@ -50,9 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             project = Project(folder, FINISHED)
-            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-            trace = {"PYTHONPATH": str(TRACE), "SALMASK_IMPORTS": str(shared / "imports.txt")}
-            project.run("dvc", "repro", PATH=path, **trace)
+            project.run("dvc", "repro", SALMASK_IMPORTS=str(shared / "imports.txt"))
             shutil.copy(shared / "imports.txt", folder / "imports.txt")
     return folder
 
