@@ -15,8 +15,9 @@ from salmask.saliency.trunks import Localizer, Trunk
 
 SPEC = Localizer("toy", "torchvision", "squeezenet1_1", (0.5,) * 3, (0.2,) * 3, 16, "0" * 64)
 CONFIG = SaliencyConfig(levels=(64, 96), correction=8, shard_rows=4, batch=3)
-KILLS = 10
-AT_ONCE = 3  # maximum number of kills for one store
+SHARDS = 8
+AT = [(0, 2, 6), (1, 4), (3, 5, 7), (0, 1)]  # finished shards at the kills of each store
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 @pytest.mark.timeout(300)
@@ -39,26 +40,29 @@ def test_kills_end_in_the_same_bytes(make_manifest, job, tmp_path, monkeypatch):
     calm = tree_digest(fill("calm"))
     whole = time.monotonic() - begin
 
-    def killed(name: str, seconds: float) -> bool:
-        """Starts a process that fills the store; returns whether it was killed before its end."""
+    def shards(name: str) -> int:
+        return len(list((tmp_path / name).glob("shards/*.done")))
+
+    def killed(name: str, finished: int) -> bool:
+        """Starts a process that fills the store, and kills it at a random time after it has
+        `finished` shards. Returns whether it was killed before its end."""
         child = os.fork()
         if child == 0:  # pragma: no cover
             fill(name)
             os._exit(0)
-        time.sleep(seconds)
+        while shards(name) < finished and not os.waitid(os.P_PID, child, ENDED):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, min(whole / SHARDS, 0.1)))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
         return os.WIFSIGNALED(status)
 
-    kills, stores, halves = 0, 0, set()
-    while kills < KILLS:
-        name = f"killed-{stores}"
-        for _ in range(AT_ONCE):
-            if not killed(name, rng.uniform(0, whole)):
-                break
-            kills += 1
-            halves.add(len(list((tmp_path / name).glob("shards/*.done"))))
+    progress = set()
+    for number, finished in enumerate(AT):
+        name = f"killed-{number}"
+        for least in finished:
+            if killed(name, least):
+                progress.add(shards(name))
         assert tree_digest(fill(name)) == calm
-        stores += 1
-    assert len(halves) > 3, "the kills came too much alike to say anything"
+    assert len(progress) > 3
