@@ -22,10 +22,35 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features (n,D) float32 and labels (n,) int64, both on the device."""
+    """Features and labels of images.
+
+    Args:
+        features: (N,D) float32.
+        labels: (N,) int64, on the device of the computations.
+        rows: (n,) int64, the rows that count, on the device of `features`; None for all.
+    """
 
     features: Tensor
     labels: Tensor
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels if self.rows is None else self.rows)
+
+    def pick(self, rows: Tensor) -> "Labelled":
+        """Some of all rows, without a copy of their features. rows: (n,) int64."""
+        return Labelled(self.features, self.labels, rows.to(self.features.device))
+
+    def blocks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels in blocks of `size` rows, on the device of the labels."""
+        device = self.labels.device
+        for start in range(0, len(self), size):
+            some: slice | Tensor = slice(start, start + size)
+            labels_of = some
+            if self.rows is not None:
+                some = self.rows[some]
+                labels_of = some.to(device)
+            yield self.features[some].to(device), self.labels[labels_of]
 
 
 def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Labelled:
@@ -33,7 +58,7 @@ def extract(encoder: Encoder, manifest: Manifest, split: str, job: Job) -> Label
     return extract_rows(encoder, manifest, labelled_ids(manifest, split), job, split)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract_rows(
     encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job, name: str = ""
 ) -> Labelled:
@@ -59,7 +84,7 @@ def extract_rows(
     return Labelled(features, manifest.labels[ids].to(job.device))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract_views(
     encoder: Encoder, manifest: Manifest, ids: Tensor, views: int, images: str, job: Job, name: str
 ) -> Tensor:
@@ -97,13 +122,16 @@ def _of_all_processes(
     """
     own = local_batches(ids, BATCH)
     rows = own if len(own) else ids[:1]  # every process needs the width of the results
-    parts = []
+    results, done = torch.empty(0), 0
     with progress(title, len(rows)) if title else nullcontext() as bar:
         for part in compute(rows):
-            parts.append(part)
+            if not done:  # one tensor, since joining parts would need twice the memory
+                results = part.new_empty(len(rows), *part.shape[1:])
+            results[done : done + len(part)] = part
+            done += len(part)
             if bar:
                 bar.advance(len(part))
-    return gather_uneven(torch.cat(parts)[: len(own)])
+    return gather_uneven(results[: len(own)])
 
 
 def crop_and_flip(side: int) -> ViewConfig:

@@ -24,7 +24,7 @@ from salmask.evaluate.features import (
     labelled_splits,
     set_precision,
 )
-from salmask.evaluate.logistic import best_l2, fit
+from salmask.evaluate.logistic import best_l2, fit, predict
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 
@@ -64,45 +64,43 @@ def run(
     if not manifest.labelled():
         return {}
     encoder, ids = encoders["trained"], labelled_ids(manifest, "train")
+    labels = manifest.labels[ids].to(job.device)
     if views:
-        features = extract_views(encoder, manifest, ids, views, images, job, "train")
+        each = extract_views(encoder, manifest, ids, views, images, job, "train")
+        features, labels = each.flatten(0, 1), labels.repeat_interleave(views)
     else:
-        features = extract_rows(encoder, manifest, ids, job, "train").features[:, None]
-    mean = features.flatten(0, 1).mean(0)
-    deviation = features.flatten(0, 1).std(0) + 1e-6
+        features = extract_rows(encoder, manifest, ids, job, "train").features
+    mean, deviation = features.mean(0), features.std(0) + 1e-6
 
-    def standardise(rows: Tensor) -> Tensor:
-        return (rows - mean) / deviation
+    def standardised(rows: Labelled) -> Labelled:
+        """The same rows, whose features are changed in place: no second copy is in memory."""
+        rows.features.sub_(mean).div_(deviation)
+        return rows
 
-    def all_views(chosen: Tensor) -> Labelled:
-        """All views of the training images where `chosen` (n,) bool is true."""
-        labels = manifest.labels[ids[chosen]].to(job.device)
-        rows = standardise(features[chosen].flatten(0, 1))
-        return Labelled(rows, labels.repeat_interleave(features.shape[1]))
-
+    train = standardised(Labelled(features, labels))
     classes, start = len(manifest.classes), None
-    every_image = torch.ones(len(ids), dtype=torch.bool)
     grid = l2 if isinstance(l2, tuple) else (l2,)
     if len(grid) > 1:
         held_out, _ = hold_out(manifest, ids, _HELD_OUT, job.seed)
-        held = extract_rows(encoder, manifest, held_out, job, "held-out images")
-        held = Labelled(standardise(held.features), held.labels)
-        rest = all_views(~torch.isin(ids, held_out))
+        is_held = torch.isin(ids, held_out).repeat_interleave(views or 1)
+        if views:  # the penalty is chosen on centre crops, as those of the validation images
+            held = standardised(extract_rows(encoder, manifest, held_out, job, "held-out images"))
+        else:
+            held = train.pick(torch.nonzero(is_held)[:, 0])
+        rest = train.pick(torch.nonzero(~is_held)[:, 0])
         chosen, start = best_l2(rest, held, classes, grid, iterations, _minus_cross_entropy)
         grid = (chosen,)
-    model = fit(all_views(every_image), classes, grid[0], iterations, start=start)
+    model = fit([train], classes, grid[0], iterations, start=start)
     metrics = {}
     name = f"linear_fast_{views}views" if views else "linear_fast"
     for split, prefix in labelled_splits(manifest).items():
-        held = extract(encoder, manifest, split, job)
-        with torch.inference_mode():
-            predicted = model(standardise(held.features)).argmax(dim=1)
-        metrics[f"{prefix}{name}_top1"] = accuracy(predicted, held.labels)
+        held = standardised(extract(encoder, manifest, split, job))
+        metrics[f"{prefix}{name}_top1"] = accuracy(predict(model, held), held.labels)
     return metrics
 
 
-def _minus_cross_entropy(logits: Tensor, labels: Tensor) -> float:
-    return -F.cross_entropy(logits, labels).item()
+def _minus_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return -F.cross_entropy(logits, labels, reduction="none")
 
 
 EVALUATION = Evaluation(run, label="fast linear", every_run=True)

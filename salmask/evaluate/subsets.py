@@ -25,11 +25,7 @@ def balanced(ids: Tensor, labels: Tensor, each: int, order: Tensor) -> Tensor:
     Returns:
         (m,) int64 of `ids`, sorted.
     """
-    by_order = torch.argsort(order, stable=True)
-    by_class = by_order[torch.argsort(labels[by_order], stable=True)]
-    _, counts = labels.unique(return_counts=True)
-    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    place = torch.arange(len(ids)) - starts  # position within its class
+    by_class, place, _ = _classes_in_order(labels, order)
     return ids[by_class[place < each]].sort().values
 
 
@@ -39,12 +35,27 @@ def hold_out(manifest: Manifest, ids: Tensor, share: float, seed: int) -> tuple[
     At least one image of each class is held out and at least one is kept; the image of a class of
     one is kept.
     """
-    order = Draws.of(seed, 0, ids).uniform("held out", 1)[:, 0]
     labels = manifest.labels[ids]
-    parts = []
-    for label in labels.unique():
-        rows = ids[labels == label]
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        parts.append(rows[order[labels == label].argsort(stable=True)[:count]])
-    held = torch.cat(parts).sort().values
-    return held, ids[~torch.isin(ids, held)]
+    order = Draws.of(seed, 0, ids).uniform("held out", 1)[:, 0]
+    by_class, place, counts = _classes_in_order(labels, order)
+    held_counts = (share * counts.double()).round().clamp(min=1).long().minimum(counts - 1)
+    is_held = torch.zeros(len(ids), dtype=torch.bool)
+    is_held[by_class[place < held_counts.repeat_interleave(counts)]] = True
+    return ids[is_held].sort().values, ids[~is_held]
+
+
+def _classes_in_order(labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions sorted by class, then by `order`; their places within the class; class sizes.
+
+    Args:
+        labels: (n,) int64.
+        order: (n,) numbers; the position decides between equal ones.
+
+    Returns:
+        (n,) int64, (n,) int64 and (classes,) int64.
+    """
+    by_order = torch.argsort(order, stable=True)
+    by_class = by_order[torch.argsort(labels[by_order], stable=True)]
+    counts = labels.unique(return_counts=True)[1]
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return by_class, torch.arange(len(labels)) - starts, counts

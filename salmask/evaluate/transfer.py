@@ -27,9 +27,8 @@ from salmask.evaluate.features import (
     extract_rows,
     mean_per_class,
     set_precision,
-    top,
 )
-from salmask.evaluate.logistic import best_l2, fit
+from salmask.evaluate.logistic import best_l2, fit, predict
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 from salmask.params.values import STRICT
@@ -126,8 +125,7 @@ def run(
         if rank() == 0:
             print(f"{name}: l2 {best:.2g} is best on {len(rows.val)} validation images", flush=True)
     test = extract_rows(encoder, manifest, rows.test, job, f"{name}, test")
-    with torch.inference_mode():
-        predicted = model(test.features).argmax(dim=1)
+    predicted = predict(model, test)
     return {
         f"transfer_{name}_top1": accuracy(predicted, test.labels),
         f"transfer_{name}_mean_per_class": mean_per_class(predicted, test.labels),
@@ -163,13 +161,12 @@ def by_validation(
 ) -> tuple[nn.Linear, float]:
     """Chooses the l2 of `grid` with the best accuracy on `val` after a fit on `train`, and fits
     both with it. Of equally good ones, the largest is chosen. Returns the classifier and the l2."""
-    chosen, start = best_l2(
-        train, val, classes, grid, iterations, lambda logits, labels: top(logits, labels, 1)
-    )
-    both = Labelled(
-        torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
-    )
-    return fit(both, classes, chosen, iterations, start=start), chosen
+    chosen, start = best_l2(train, val, classes, grid, iterations, _is_right)
+    return fit([train, val], classes, chosen, iterations, start=start), chosen
+
+
+def _is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(dim=1) == labels).float()
 
 
 EVALUATION = Evaluation(run, label="transfer")

@@ -38,7 +38,7 @@ from salmask.randomness import Draws
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair
 
-_CHUNK = 2048  # rows of the distance matrix that are computed at once, to limit memory
+_CHUNK = 2048  # rows and columns of the distance matrix that are computed at once
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,12 @@ def uniformity(unit: Tensor) -> float:
     unit: (n,D) of length 1, n at least 2.
     """
     total = torch.zeros((), dtype=torch.float64, device=unit.device)
-    for chunk in unit.split(_CHUNK):
-        distance = (2 - 2 * chunk @ unit.T).clamp(min=0)  # squared
-        total += torch.exp(-2 * distance).double().sum()
+    blocks = unit.split(_CHUNK)
+    for number, block in enumerate(blocks):
+        for other in blocks[number:]:
+            distance = (2 - 2 * block @ other.T).clamp(min=0)  # squared
+            weight = 1 if other is block else 2  # a pair of blocks stands for both orders
+            total += weight * torch.exp(-2 * distance).double().sum()
     count = len(unit)
     own = torch.exp(-2 * (2 - 2 * unit.square().sum(dim=1)).clamp(min=0)).double().sum()
     return float(((total - own) / (count * (count - 1))).log())

@@ -96,8 +96,21 @@ def test_lengths_of_features_do_not_matter():
 def test_many_queries_are_scored_as_few(monkeypatch):
     train, queries = _scene(3, 30, 10, [0, 1, 2])
     whole = knn.predict(train, queries, 5, 0.07)
-    monkeypatch.setattr(knn, "_CHUNK", 3)
+    monkeypatch.setattr(knn, "_QUERIES", 3)
     assert torch.equal(knn.predict(train, queries, 5, 0.07), whole)
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 99))
+def test_neighbours_do_not_depend_on_blocks(block, k, seed):
+    train, queries = _scene(seed, 40, 6, [0, 1, 2])
+    cosine = nn.functional.cosine_similarity(queries[:, None], train.features, dim=2)
+    expected, rows = cosine.sort(dim=1, descending=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(knn, "_BANK", block)
+        patched.setattr(knn, "_QUERIES", 4)
+        similarity, nearest = knn.nearest(train, queries, k)
+    assert torch.equal(nearest, rows[:, :k])
+    torch.testing.assert_close(similarity, expected[:, :k])
 
 
 def test_a_low_temperature_does_not_overflow():

@@ -21,7 +21,7 @@ def _scene(classes: int) -> Labelled:
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
 def test_the_fit_is_that_of_scikit_learn(classes, l2):
     train = _scene(classes)
-    model = logistic.fit(train, classes, l2, iterations=500)
+    model = logistic.fit([train], classes, l2, iterations=500)
     # theirs: C * sum of losses + |W|^2 / 2; ours: mean of losses + l2/2 |W|^2, so C = 1/(n*l2)
     reference = LogisticRegression(C=1 / (120 * l2), max_iter=5000, tol=1e-8)
     features = train.features.numpy().astype(np.float64)
@@ -36,7 +36,7 @@ def test_the_fit_is_that_of_scikit_learn(classes, l2):
 
 def test_at_the_minimum_the_gradient_vanishes():
     train = _scene(4)
-    model = logistic.fit(train, 4, 0.01, iterations=500)
+    model = logistic.fit([train], 4, 0.01, iterations=500)
     probability = model(train.features).softmax(dim=1).detach()
     error = (probability - nn.functional.one_hot(train.labels, 4)) / 120
     gradient = error.T @ train.features + 0.01 * model.weight.detach()
@@ -87,12 +87,12 @@ def test_the_penalty_is_the_one_under_which_held_out_labels_are_likeliest():
     grid = (1e-3, 1e-1, 10.0)
     scores = {}
     for l2 in grid:
-        chances = logistic.fit(train, 3, l2, 500)(held.features).softmax(dim=1)
+        chances = logistic.fit([train], 3, l2, 500)(held.features).softmax(dim=1)
         scores[l2] = chances[torch.arange(120), held.labels].log().mean().item()
     chosen, model = logistic.best_l2(train, held, 3, grid, 500, linear_fast._minus_cross_entropy)
     assert chosen == max(scores, key=lambda l2: scores[l2]) == 10.0
     torch.testing.assert_close(
-        model.weight, logistic.fit(train, 3, 10.0, 500).weight, atol=1e-3, rtol=0
+        model.weight, logistic.fit([train], 3, 10.0, 500).weight, atol=1e-3, rtol=0
     )
 
 
@@ -102,11 +102,11 @@ def test_a_penalty_is_chosen_on_held_out_images_then_fits_all(rows, job, views, 
     choose, fit = linear_fast.best_l2, linear_fast.fit
 
     def chosen(rest, held, classes, grid, iterations, score):
-        selections.append((len(rest.labels), len(held.labels), grid))
+        selections.append((len(rest), len(held), grid))
         return 0.5, choose(rest, held, classes, grid, iterations, score)[1]
 
     def fits(train, classes, l2, iterations, start):
-        fitted.append((len(train.labels), l2, start is not None))
+        fitted.append((len(train[0]), l2, start is not None))
         return fit(train, classes, l2, iterations, start)
 
     monkeypatch.setattr(linear_fast, "best_l2", chosen)
@@ -136,3 +136,39 @@ def test_without_labels_there_is_nothing_to_score(make_manifest, job):
     rows = make_manifest([(np.zeros((8, 8, 3), np.uint8), -1, s) for s in ("train", "val")])
     encoder = Encoder(MeanColour(), EncoderConfig(), InputSpec(8, 8, None)).eval()
     assert linear_fast.run({"trained": encoder}, rows, job) == {}
+
+
+def test_the_minimum_does_not_depend_on_blocks(monkeypatch):
+    train = _scene(4)
+    some = train.pick(torch.arange(0, 120, 2))
+    rest = Labelled(train.features[1::2], train.labels[1::2])
+    whole = logistic.fit([train], 4, 0.01, iterations=500)
+    monkeypatch.setattr(logistic, "_ROWS", 7)
+    parts = logistic.fit([some, rest], 4, 0.01, iterations=500)
+    exact = _minimum(train, 0.01)
+    for model in (whole, parts):
+        excess = _loss(model.double(), train, 0.01) - _loss(exact, train, 0.01)
+        assert 0 <= excess.item() < 1e-6
+    chances = [model(train.features.double()).softmax(dim=1) for model in (whole, parts)]
+    torch.testing.assert_close(*chances, atol=1e-3, rtol=0)
+
+
+def _loss(model: nn.Linear, train: Labelled, l2: float) -> torch.Tensor:
+    fit = nn.functional.cross_entropy(model(train.features.double()), train.labels)
+    return fit + 0.5 * l2 * model.weight.square().sum()
+
+
+def _minimum(train: Labelled, l2: float) -> nn.Linear:
+    """The classifier at the minimum, fitted in float64."""
+    model = nn.Linear(6, 4, dtype=torch.float64)
+    options = {"tolerance_grad": 1e-12, "tolerance_change": 1e-15, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2000, **options)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = _loss(model, train, l2)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return model
