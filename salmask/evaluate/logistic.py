@@ -61,7 +61,7 @@ def fit(
 
 
 @torch.inference_mode()
-def predict(model: nn.Linear, features: Labelled) -> Tensor:
+def predict(model: nn.Module, features: Labelled) -> Tensor:
     """The class with the highest logit of each row: (n,) int64."""
     return torch.cat([model(block).argmax(dim=1) for block, _ in features.blocks(_ROWS)])
 
