@@ -143,7 +143,7 @@ def test_a_training_whose_images_disappear_stops_and_resumes(tmp_path: Path) -> 
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     photos.rename(tmp_path / "unmounted")
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 143, output
     last = output.strip().splitlines()[-1]
     assert last == (
