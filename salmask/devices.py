@@ -46,9 +46,14 @@ def autocast(
     device: torch.device, precision: Precision
 ) -> contextlib.AbstractContextManager[object]:
     """A context for forward passes. `auto` is bfloat16 on CUDA and float32 elsewhere."""
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+    if computes_in_bfloat16(device, precision):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def computes_in_bfloat16(device: torch.device, precision: Precision) -> bool:
+    """Whether a precision is bfloat16 on a device."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def inference(

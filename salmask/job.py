@@ -20,6 +20,7 @@ class Job:
         seed: the seed of the run.
         workers: the number of processes that decode images.
         checkpoint_minutes: the maximum time between two checkpoints of a training.
+        features: the folder in which evaluations share features; None to keep them in memory.
     """
 
     fingerprint: str
@@ -29,3 +30,4 @@ class Job:
     seed: int
     workers: int = 2
     checkpoint_minutes: float = 15.0
+    features: Path | None = None

@@ -68,7 +68,17 @@ def make_job(spec: JobSpec, device: "torch.device") -> Job:
         seed=spec.seed,
         workers=spec.profile.cores(),
         checkpoint_minutes=spec.profile.checkpoint_minutes,
+        features=features_folder(spec.folder.parent),
     )
+
+
+def features_folder(runs: Path) -> Path | None:
+    """The folder of the features that evaluations share: SALMASK_FEATURES, else `features` in the
+    folder of all runs. None if SALMASK_FEATURES is `off`."""
+    path = os.environ.get("SALMASK_FEATURES")
+    if path == "off":
+        return None
+    return Path(path).resolve() if path else runs / "features"
 
 
 def make_folders(job: Job) -> None:

@@ -119,6 +119,21 @@ def doctor() -> None:
 
 
 @main.command()
+@click.argument("kinds", nargs=-1, metavar="[features|unfinished|superseded]...")
+@click.option("--remove", is_flag=True, help="Remove the folders instead of listing them.")
+def prune(kinds: tuple[str, ...], remove: bool) -> None:
+    """List what may be removed from the folder of all runs, with its size.
+
+    Nothing that this command removes makes `dvc repro` run a finished stage again.
+    """
+    from salmask.commands.prune import prune as listed
+    from salmask.provenance import find_root
+
+    for line in listed(find_root(), kinds, remove):
+        click.echo(line)
+
+
+@main.command()
 def results() -> None:
     """Print the tables of the last report."""
     from salmask.provenance import find_root

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from salmask.commands import suites
 from salmask.datasets import DATASETS
-from salmask.encoders.backbones import operations, parameter_count
+from salmask.encoders.backbones import feature_dim, operations, parameter_count
 from salmask.errors import UserError
 from salmask.frameworks import wiring_of
 from salmask.masks import MASKS
-from salmask.masks.options import options_of
+from salmask.masks.options import input_filter, options_of
 from salmask.params.encoder import EncoderConfig
 from salmask.params.names import evaluation_folders, run_names
 from salmask.params.run import RunConfig, read_run
@@ -26,7 +26,7 @@ _RATE = 60e12
 _ASSUMPTIONS = (
     "GPU hours: pretraining, linear evaluation and fine-tuning at 60 TFLOP/s, a guess for one A100 "
     "(2,500 images/s of a ResNet-50 at 224 px), without detection and transfer. Disk: outputs of "
-    "the runs, without the images."
+    "the runs and features of the training images, without the images."
 )
 _FORWARD = 1 / 3  # cost of a forward pass, relative to a forward and a backward pass
 _FINETUNE_EPOCHS, _LINEAR_EPOCHS = 20, 100  # the defaults of these evaluations
@@ -73,10 +73,29 @@ def estimate(params: Params, root: Path) -> SuiteCost:
     evaluations = evaluation_folders(params)
     work = sum(_run_operations(run, evaluations[run.name], params, images) for run in runs)
     work += images * sum(operations(EncoderConfig(), level) for level in levels)
+    features = _features(params, runs, images)
     # Two checkpoints with the state of the optimizer, the encoder, and its copy in DVC's cache.
     encoders = sum((4 + 8) * _BYTES * parameter_count(run.encoder) for run in runs)
     maps = images * sum((level // 32) ** 2 for level in levels) * 2
-    return SuiteCost(data, len(runs), work / _RATE / 3600, encoders + 2 * maps)
+    return SuiteCost(data, len(runs), work / _RATE / 3600, encoders + 2 * maps + features)
+
+
+def _features(params: Params, runs: Sequence[RunConfig], images: int) -> float:
+    """Bytes of the training images' features, which k-NN and `linear_fast` share.
+
+    Untrained encoders, to which k-NN compares, are shared by runs with one architecture and input.
+    """
+    protocols = params.section("evaluate.protocols", list[str])
+    if not {"knn", "linear_fast"} & set(protocols):
+        return 0.0
+    inputs = {
+        (run.encoder, run.view.size, run.view.shorter, repr(input_filter(run.mask, run.view.size)))
+        for run in runs
+    }
+    seeds = params.raw("evaluate.knn").get("random_seeds", 3) if "knn" in protocols else 0
+    widths = [feature_dim(run.encoder) for run in runs]
+    widths += [seeds * feature_dim(encoder) for encoder, *_ in inputs]
+    return float(_BYTES * images * sum(widths))
 
 
 def listing(root: Path) -> str:

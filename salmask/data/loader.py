@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.data.manifest import Manifest, read_image
+from salmask.data.manifest import Manifest, is_replacement, read_image
 from salmask.data.resample import centre_crop, resample
 from salmask.data.resident import ResidentImages
 from salmask.data.views import BRANCHES, flip_images, view_geometry
@@ -173,6 +173,7 @@ def evaluation_images(
     batch: int,
     device: torch.device,
     workers: int,
+    on_lost: Callable[[], None] | None = None,
 ) -> Iterator[Tensor]:
     """The centre crops of some images, in order: batches (b, 3, size, size) float32 in [0, 1].
 
@@ -184,6 +185,7 @@ def evaluation_images(
         batch: images per batch.
         device: of the batches.
         workers: processes that decode images.
+        on_lost: called before a batch with images that could not be read and are gray.
     """
     loader: DataLoader[int] = DataLoader(
         ids.tolist(),  # type: ignore[arg-type]  # any sequence is a data set
@@ -193,11 +195,20 @@ def evaluation_images(
         worker_init_fn=ignore_stop_signals,
         pin_memory=device.type == "cuda",
     )
-    for images in loader:
+    for images, lost in loader:
+        if lost and on_lost is not None:
+            on_lost()
         yield images.to(device, non_blocking=True).float() / 255
 
 
-def _centre_crops(manifest: Manifest, size: int, shorter: int, rows: list[int]) -> Tensor:
-    """The images of some rows, in a worker process: (n, 3, size, size) uint8."""
-    images = (read_image(manifest, row, shorter) for row in rows)
-    return torch.stack([centre_crop(image, size, shorter) for image in images])
+def _centre_crops(
+    manifest: Manifest, size: int, shorter: int, rows: list[int]
+) -> tuple[Tensor, int]:
+    """The images of some rows, in a worker process: (n, 3, size, size) uint8, and how many of them
+    could not be read."""
+    crops, lost = [], 0
+    for row in rows:
+        image = read_image(manifest, row, shorter)
+        lost += is_replacement(image)
+        crops.append(centre_crop(image, size, shorter))
+    return torch.stack(crops), lost

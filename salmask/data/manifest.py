@@ -19,6 +19,7 @@ from salmask.data.file_bytes import ImageError, missing_folder, open_file, open_
 from salmask.errors import DataGoneError, UserError
 
 log = logging.getLogger(__name__)
+_REPLACEMENT = "replacement"  # key in the `info` of gray images
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,14 @@ def _gray_image(manifest: Manifest, row: int) -> Image.Image:
     if message := missing_folder(manifest.root):
         raise DataGoneError(message)
     height, width = manifest.sizes[row].tolist()
-    return Image.new("RGB", (width, height), (124, 116, 104))
+    image = Image.new("RGB", (width, height), (124, 116, 104))
+    image.info[_REPLACEMENT] = True
+    return image
+
+
+def is_replacement(image: Image.Image) -> bool:
+    """Whether `read_image` made this image because it could not read the file."""
+    return _REPLACEMENT in image.info
 
 
 @cache  # a process gives each warning once

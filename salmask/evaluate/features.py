@@ -1,21 +1,27 @@
 """Features of the evaluation views (resize, centre crop, the encoder's own input filter)."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from salmask.code_digests import code_digest
 from salmask.data.loader import Schedule, evaluation_images, training_views
 from salmask.data.manifest import Manifest
-from salmask.devices import Precision
+from salmask.devices import Precision, computes_in_bfloat16, inference
 from salmask.distributed import gather_uneven, local_batches
 from salmask.encoders.on_disk import Encoder
+from salmask.evaluate import feature_cache
 from salmask.evaluate.subsets import labelled_ids
 from salmask.job import Job
 from salmask.params.view import ViewConfig
 from salmask.progress import progress
+from salmask.provenance import environment
 
 BATCH = 256
 
@@ -64,9 +70,18 @@ def extract_rows(
 ) -> Labelled:
     """Pooled features of the rows `ids` (n,), in this order.
 
-    The processes of a group share the work; each returns all features. name: for progress lines;
-    without a name there are none.
+    The processes of a group share the work; each returns all features. With `job.features`, they
+    are stored there and computed once (see `feature_cache`). They may then be too large for the
+    memory of a GPU, and are in the main memory.
+
+    Args:
+        encoder: the encoder.
+        manifest: the images.
+        ids: the rows.
+        job: device, workers and folders.
+        name: for progress lines; without a name there are none.
     """
+    lost: list[bool] = []  # not empty when an image of the next batch could not be read
 
     def compute(rows: Tensor) -> Iterator[Tensor]:
         images = evaluation_images(
@@ -77,11 +92,68 @@ def extract_rows(
             batch=BATCH,
             device=job.device,
             workers=job.workers,
+            on_lost=lambda: lost.append(True),
         )
         return map(encoder, images)
 
-    features = _of_all_processes(compute, ids, name and f"features of {name}")
-    return Labelled(features, manifest.labels[ids].to(job.device))
+    def compute_stored(positions: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        for features in compute(ids[positions]):
+            yield features, not lost
+            lost.clear()
+
+    labels, title = manifest.labels[ids].to(job.device), name and f"features of {name}"
+    if job.features is None or not len(ids):
+        return Labelled(_of_all_processes(compute, ids, title), labels)
+    features = feature_cache.load_or_compute(
+        job.features,
+        _key(encoder, manifest, ids, job),
+        len(ids),
+        BATCH,
+        lambda: _example(encoder, job),
+        compute_stored,
+        title,
+    )
+    return Labelled(_placed(features, job.device), labels)
+
+
+def _key(encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job) -> dict[str, Any]:
+    """Everything that decides the features of the rows `ids` (n,)."""
+    weights = hashlib.sha256()
+    for name, tensor in encoder.state_dict().items():
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        weights.update(tensor.cpu().contiguous().numpy().tobytes())
+    backbone = f"salmask.encoders.backbones.{encoder.config.family}"
+    used = environment(job.device)
+    return {
+        "encoder": weights.hexdigest(),
+        "architecture": asdict(encoder.config),
+        "input": asdict(encoder.spec),
+        "precision": "bfloat16"
+        if computes_in_bfloat16(job.device, encoder.precision)
+        else "float32",
+        "manifest": manifest.digest,
+        "rows": hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+        "batch": BATCH,
+        "code": code_digest([__name__, backbone], Path(__file__).parents[2]),
+        "versions": used["versions"],
+        "device": [used["device"]["type"], used["device"].get("model", "")],
+    }
+
+
+def _example(encoder: Encoder, job: Job) -> Tensor:
+    """The network's output (1,D) for an image, in the type in which it is computed."""
+    side = encoder.spec.size
+    inputs = encoder.spec.prepared(torch.zeros(1, 3, side, side, device=job.device))
+    with inference(job.device, encoder.precision):
+        output: Tensor = encoder.network(inputs)
+    return output
+
+
+def _placed(features: Tensor, device: torch.device) -> Tensor:
+    """The features on the device, or in the main memory if they need over half of a GPU's."""
+    if device.type == "cuda" and 2 * features.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return features
+    return features.to(device)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ its input as in pretraining. The last epoch is the result.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,7 +132,7 @@ def run(
         classifier.write_history(job, history)
         model.eval()
         for split, prefix in labelled_splits(manifest).items():
-            held = extract(encoder, manifest, split, job)
+            held = extract(encoder, manifest, split, replace(job, features=None))  # used once
             with torch.inference_mode():
                 logits = head(held.features)
             metrics[f"{prefix}{name}_top1"] = top(logits, held.labels, 1)

@@ -5,7 +5,6 @@ The encoder is in eval mode. Views are crops and flips. The last epoch is the re
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
@@ -25,6 +24,7 @@ from salmask.evaluate.features import (
     labelled_splits,
     set_precision,
 )
+from salmask.evaluate.logistic import predict
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
 
@@ -135,17 +135,14 @@ def run(
         held_out, rest = hold_out(manifest, ids, _HELD_OUT, job.seed)
         models = train_each(rest, rates, "linear-rates")
         held = extract_rows(encoder, manifest, held_out, job, "held-out images")
-        with torch.inference_mode():
-            scores = [accuracy(m(held.features).argmax(dim=1), held.labels) for m in models]
+        scores = [accuracy(predict(model, held), held.labels) for model in models]
         rates = (rates[scores.index(max(scores))],)
     (model,) = train_each(ids, rates, "linear")
     metrics = {}
     name = "linear" if preset == "moco" else f"linear_{preset}"
     for split, prefix in labelled_splits(manifest).items():
         held = extract(encoder, manifest, split, job)
-        with torch.inference_mode():
-            predicted = model(held.features).argmax(dim=1)
-        metrics[f"{prefix}{name}_top1"] = accuracy(predicted, held.labels)
+        metrics[f"{prefix}{name}_top1"] = accuracy(predict(model, held), held.labels)
     return metrics
 
 

@@ -5,6 +5,7 @@ They decide no result: the training ends in the same bytes with and without them
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,7 @@ def measure(
         `images`, the number of held-out images (training images, where none are held out), and
         `rankme` and `spread` of their embeddings; with labels, `train_images` and `knn_top1` too.
     """
+    job = replace(job, features=None)  # these features are used once
     split = validation_split(manifest)
     scored = manifest.labelled() and split in labelled_splits(manifest)
     with torch.random.fork_rng(devices=[]):  # loaders and new networks draw from the generator

@@ -31,3 +31,22 @@ def test_passes_of_a_training(tmp_path: Path) -> None:
         ({**supervised, "mask": {"name": "blur", "hard_negative": None}}, 1),
     ):
         assert (hours(tmp_path, run) - untrained) / one == pytest.approx(passes)
+
+
+def test_features_count_once_for_each_encoder(tmp_path: Path) -> None:
+    """A second run has features of its own, and shares those of untrained encoders if its input is
+    the same. A filtered input has three more."""
+
+    def disk(runs: dict[str, Any], protocols: list[str]) -> float:
+        values = copy.deepcopy(TINY) | {"runs": runs}
+        values["evaluate"] = values["evaluate"] | {"protocols": protocols, "knn": {"random_seeds": 3}}
+        estimated = estimate(Params(values), tmp_path).disk
+        assert estimated is not None
+        return estimated
+
+    def features(runs: dict[str, Any]) -> float:
+        return disk(runs, ["knn"]) - disk(runs, [])
+
+    one = features({"a": {}}) / 4  # one trained and three untrained encoders
+    assert features({"a": {}, "b": {"mask": {"name": "blur"}}}) == pytest.approx(5 * one)
+    assert features({"a": {}, "b": {"mask": {"name": "high_pass"}}}) == pytest.approx(8 * one)

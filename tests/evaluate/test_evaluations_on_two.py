@@ -27,6 +27,7 @@ from salmask.encoders.heads import mlp
 from salmask.encoders.on_disk import InputSpec
 from salmask.errors import InterruptedRunError, UserError
 from salmask.evaluate import (
+    feature_cache,
     features,
     finetune,
     knn,
@@ -37,6 +38,7 @@ from salmask.evaluate import (
 )
 from salmask.evaluate.transfer import SgdOptions
 from salmask.evaluate.variance import RunViews
+from salmask.files import tree_digest
 from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
@@ -56,6 +58,7 @@ TRAINED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 CACHED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "knn": (knn.run, {"k": (3, 20)}),
+    "knn stored": (knn.run, {"k": (3, 20)}),
     "linear_fast": (linear_fast.run, {"iterations": 30}),
     "linear_fast views": (linear_fast.run, {"views": 2, "iterations": 30, "images": "resident"}),
     "transfer": (transfer.run, {"l2_steps": 3, "iterations": 30}),
@@ -67,7 +70,8 @@ PROTOCOLS = TRAINED | CACHED
 def score(name: str, folder: Path) -> None:
     """Writes the metrics and, for k-NN, the features to `folder`."""
     run, options = PROTOCOLS[name]
-    job = Job("f" * 12, folder / "work", folder, torch.device("cpu"), 0, 0)
+    stored = folder / "features" if "stored" in name else None
+    job = Job("f" * 12, folder / "work", folder, torch.device("cpu"), 0, 0, features=stored)
     rows = manifests.load(folder.parents[1] / "data")
     encoders = {"trained": encoder_file.load(folder.parents[1] / "encoder", job.device)}
     beside = [run_views(folder.parents[1])] if name == "variance" else []
@@ -88,7 +92,7 @@ def run_views(folder: Path) -> RunViews:
 
 def one_of_two(rank: int, port: int, root: Path) -> None:
     torch.set_num_threads(1)
-    features.BATCH = CHUNK
+    features.BATCH, feature_cache._BATCHES = CHUNK, 2
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for name in PROTOCOLS:
@@ -140,13 +144,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, names in (("one", PROTOCOLS), ("two", PROTOCOLS), ("torn", TRAINED)):
         for name in names:
             (root / kind / name).mkdir(parents=True)
-    threads, batch = torch.get_num_threads(), features.BATCH
+    threads, sizes = torch.get_num_threads(), (features.BATCH, feature_cache._BATCHES)
     torch.set_num_threads(1)
-    features.BATCH = CHUNK
+    features.BATCH, feature_cache._BATCHES = CHUNK, 2
     for name in PROTOCOLS:
         score(name, root / "one" / name)
     torch.set_num_threads(threads)
-    features.BATCH = batch
+    features.BATCH, feature_cache._BATCHES = sizes
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -193,6 +197,12 @@ def test_features_are_those_of_one_process_to_the_bit(root: Path) -> None:
         two = torch.load(root / f"two/knn/features-{rank}.pt", weights_only=True)
         for split, count in COUNTS.items():
             assert len(one[split]) == count and torch.equal(one[split], two[split])
+
+
+def test_stored_features_are_those_of_one_process_to_the_bit(root: Path) -> None:
+    one, two = (root / kind / "knn stored" for kind in ("one", "two"))
+    assert tree_digest(one / "features") == tree_digest(two / "features")
+    assert metrics(one) == metrics(root / "one" / "knn")
 
 
 def states(folder: Path) -> list[dict[str, Any]]:
