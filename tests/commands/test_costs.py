@@ -39,7 +39,10 @@ def test_features_count_once_for_each_encoder(tmp_path: Path) -> None:
 
     def disk(runs: dict[str, Any], protocols: list[str]) -> float:
         values = copy.deepcopy(TINY) | {"runs": runs}
-        values["evaluate"] = values["evaluate"] | {"protocols": protocols, "knn": {"random_seeds": 3}}
+        values["evaluate"] = values["evaluate"] | {
+            "protocols": protocols,
+            "knn": {"random_seeds": 3},
+        }
         estimated = estimate(Params(values), tmp_path).disk
         assert estimated is not None
         return estimated
