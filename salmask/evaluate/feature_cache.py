@@ -141,7 +141,7 @@ def _fill(
 
 
 def _bytes(features: Tensor) -> memoryview:
-    return memoryview(features.cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+    return memoryview(features.cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def _write(descriptor: int, content: memoryview, offset: int) -> None:
