@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from salmask.code_digests import code_digest
 from salmask.errors import UserError
 from salmask.files import file_digest, tree_digest, value_digest
+from salmask.params.yaml_file import Params
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,32 @@ def recipe(
     digests = {path.as_posix(): tree_digest(project / path) for path in inputs}
     code = code_digest(modules, project)
     return Recipe(stage, name, tuple(modules), code, dict(params), digests)
+
+
+def changed_params(made_by: Recipe, project: Path) -> list[str]:
+    """The dotted keys of the recipe's parameters whose values in params.yaml differ now."""
+    now = Params.read(project / "params.yaml")
+    pairs = [(key, value, now.value(key)) for key, value in made_by.params.items()]
+    return [key for pair in pairs for key in _differences(*pair)]
+
+
+def _differences(key: str, before: Any, now: Any) -> list[str]:
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [] if before == now else [key]
+    names = [*before, *(name for name in now if name not in before)]
+    pairs = [(f"{key}.{name}", before.get(name), now.get(name)) for name in names]
+    return [name for pair in pairs for name in _differences(*pair)]
+
+
+def changed_files(made_by: Recipe, project: Path, code: Path) -> list[str]:
+    """The inputs of a recipe that differ now, and the code in the folder `code` if it differs."""
+    changed = [
+        str(project / name)
+        for name, sha256 in made_by.inputs.items()
+        if not (project / name).exists() or tree_digest(project / name) != sha256
+    ]
+    same_code = code_digest(made_by.modules, code) == made_by.code
+    return changed if same_code else [f"the code in {code}", *changed]
 
 
 def record(

@@ -12,7 +12,7 @@ from typing import Any
 
 from salmask.errors import UserError
 from salmask.files import write_json
-from salmask.provenance import Recipe
+from salmask.provenance import Recipe, changed_files, changed_params
 from slurm import follow, submission
 from slurm.errors import JobFailedError, OutOfMemoryError, named_disk_full
 from slurm.folder import (
@@ -76,6 +76,7 @@ def run(
                 _run_here(spec)
             else:
                 raise JobFailedError(f"{label}: its result changed before it was published")
+            _check_params(spec)
             with named_disk_full(publish):
                 publish_files(folder, publish)
 
@@ -99,8 +100,26 @@ def _run_here(spec: JobSpec) -> None:
     metadata = job_metadata(spec.recipe, pid=os.getpid(), started=now())
     write_json(spec.folder / "job.json", metadata)
     spec.work(job, **spec.arguments)
+    if changed := changed_files(spec.recipe, spec.project, spec.project):
+        raise UserError(
+            f"{' and '.join(changed)} changed while {run_label(spec.recipe)} ran, so that its "
+            "result is not finished: run `dvc repro` again"
+        )
     finish(spec.folder, job, spec.recipe)
     write_json(spec.folder / "job.json", metadata | {"finished": now()})
+
+
+def _check_params(spec: JobSpec) -> None:
+    """Raises UserError if parameters differ from those of the result.
+
+    DVC reads params.yaml when a stage has ended, and would record the new values for this result.
+    """
+    if changed := changed_params(spec.recipe, spec.project):
+        raise UserError(
+            f"params.yaml: {', '.join(changed)} changed while {run_label(spec.recipe)} ran. Its "
+            f"result is kept in {spec.folder} and is not published. Run `dvc repro` again for the "
+            "new values, or restore the old ones first to publish this result"
+        )
 
 
 # ---------------------------------------------------------------------------------------- jobs

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from submitit import JobEnvironment
 
-from salmask.code_digests import code_digest
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
-from salmask.files import tree_digest
 from salmask.job import Job
+from salmask.provenance import changed_files
 from slurm import scheduler
 from slurm.errors import DiskFullError, named_disk_full
 from slurm.folder import finish, is_done, locked, make_folders, make_job
@@ -110,13 +109,11 @@ def _prepare(spec: JobSpec, job: Job) -> None:
 
 def _check_unchanged(spec: JobSpec) -> None:
     """Raises UserError if code or inputs differ from those when the job was submitted."""
-    recipe, project = spec.recipe, spec.project
-    advice = "this job would give another result than the one requested; run `dvc repro` again"
-    if code_digest(recipe.modules, CODE) != recipe.code:
-        raise UserError(f"the code in {CODE} changed since this job was submitted: {advice}")
-    for name, sha256 in recipe.inputs.items():
-        if not (project / name).exists() or tree_digest(project / name) != sha256:
-            raise UserError(f"{project / name} changed since this job was submitted: {advice}")
+    if changed := changed_files(spec.recipe, spec.project, CODE):
+        raise UserError(
+            f"{' and '.join(changed)} changed since this job was submitted: this job would give "
+            "another result than the one requested; run `dvc repro` again"
+        )
 
 
 # ------------------------------------------------------------------------------- several tasks

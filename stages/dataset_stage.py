@@ -25,6 +25,7 @@ def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
     """
     params = Params.read()
     choice, seed = params.choice(section), params.seed()
+    made_by = stage_recipe(params, stage, name)
     policy, read = dataset_reader(choice, f"params.yaml: {section}")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -35,7 +36,7 @@ def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
     label = name or choice.name
     write_manifest(listing, label, folder, policy.max_rejected, policy.min_side, cache)
     # Not the images: the manifest contains the digest of each.
-    write_provenance(stage_recipe(params, stage, name), out, pattern="*")
+    write_provenance(made_by, out, pattern="*")
     _print_summary(label, out)
 
 

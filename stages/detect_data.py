@@ -19,16 +19,18 @@ from stages.provenance import stage_recipe, write_provenance
 def main(name: str) -> None:
     """Writes artifacts/detect/<name>: dataset.json, pictures.jsonl, skipped.csv."""
     params, key = Params.read(), f"detect.{name}.data"
+    seed = params.seed()
     read = configured_reader(params.choice(key), f"{params.source}: {key}")
+    made_by = stage_recipe(params, "detect_data", name)
     out = DETECT / name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     try:
-        root, train, test = read(out.resolve(), params.seed())
+        root, train, test = read(out.resolve(), seed)
     except UserError as error:
         raise UserError(f"{params.source}: {key}: {error}") from None
     metadata = prepared_files.save(DetectionData(name, train, test), root, out)
-    write_provenance(stage_recipe(params, "detect_data", name), out, pattern="*")
+    write_provenance(made_by, out, pattern="*")
     counts = [
         f"{images} {split} images ({metadata['objects'][split]} objects)"
         for split, images in metadata["images"].items()

@@ -16,10 +16,11 @@ def main() -> None:
     """Writes artifacts/localizer: weights.safetensors and localizer.json."""
     params = Params.read()
     choice = params.choice("localizer")
+    made_by = stage_recipe(params, "localizer")
     function = pick(LOCALIZERS, choice, "params.yaml: localizer")
     localizer, tensors = function(**bind(function, choice, "params.yaml: localizer"))
     stored_localizer.save(localizer, tensors, LOCALIZER)
-    write_provenance(stage_recipe(params, "localizer"), LOCALIZER)
+    write_provenance(made_by, LOCALIZER)
     print(
         f"localizer {localizer.name}: {localizer.arch}, {len(tensors)} tensors, "
         f"sha256 {localizer.source[:12]}"

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salmask.devices import pick_device
+from salmask.errors import UserError
 from salmask.files import write_json
 from salmask.params.yaml_file import Params
-from salmask.provenance import FILE_NAME, Recipe, recipe, record
+from salmask.provenance import FILE_NAME, Recipe, changed_files, changed_params, recipe, record
 from salmask.stage_modules import stage_modules
 
 
@@ -27,5 +28,17 @@ def stage_recipe(
 
 
 def write_provenance(made_by: Recipe, out: Path, pattern: str = "**/*") -> None:
-    """Writes provenance.json for the files in `out` that match `pattern`."""
+    """Writes provenance.json for the files in `out` that match `pattern`.
+
+    Raises UserError if parameters, inputs or code differ from those of the recipe: DVC reads them
+    when a stage has ended, and would record the new ones for these files.
+    """
+    project = Path.cwd()
+    changed = [f"params.yaml: {key}" for key in changed_params(made_by, project)]
+    changed += changed_files(made_by, project, project)
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)} changed while the stage {made_by.stage} ran: "
+            "run `dvc repro` again"
+        )
     write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern))

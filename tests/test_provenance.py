@@ -7,7 +7,14 @@ import torch
 from salmask.errors import UserError
 from salmask.files import file_digest, tree_digest
 from salmask.lineage import summary, trace
-from salmask.provenance import Recipe, find_root, recipe, record
+from salmask.provenance import (
+    Recipe,
+    changed_files,
+    changed_params,
+    find_root,
+    recipe,
+    record,
+)
 from tests.helpers.code_project import MODULES, edit, write_code_project
 
 CPU = torch.device("cpu")
@@ -70,6 +77,19 @@ def test_a_recipe_digests_code_and_inputs(root):
     edit(root, "salmask/model.py", "2 * a", "3 * a")
     again = recipe("train", "x", MODULES["train"], {"lr": 1}, paths, root)
     assert again.fingerprint != changed.fingerprint
+
+
+def test_what_changed_since_a_recipe_is_named(root):
+    (root / "data").write_text("1")
+    (root / "params.yaml").write_text("train: {lr: 1, epochs: 2}\nruns: {a: {}}\nseed: 0\n")
+    params = {"train": {"lr": 1, "epochs": 2}, "runs.a": {}}
+    made_by = recipe("train", "x", MODULES["train"], params, [Path("data")], root)
+    assert changed_params(made_by, root) == [] and changed_files(made_by, root, root) == []
+    (root / "params.yaml").write_text("train: {lr: 2, epochs: 2}\nseed: 1\n")
+    assert changed_params(made_by, root) == ["train.lr", "runs.a"]  # the seed was not read
+    (root / "data").unlink()
+    edit(root, "salmask/model.py", "2 * a", "3 * a")
+    assert changed_files(made_by, root, root) == [f"the code in {root}", f"{root}/data"]
 
 
 @pytest.mark.parametrize("change", ["content", "name", "more", "less"])

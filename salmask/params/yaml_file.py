@@ -16,6 +16,7 @@ from salmask.errors import UserError
 from salmask.params.values import Choice, check
 
 T = TypeVar("T")
+_MISSING = object()
 _NAME = re.compile(r"[a-z0-9-]+")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster than in Python
 
@@ -43,12 +44,19 @@ class Params:
 
     def raw(self, key: str) -> Any:
         """The value at a dotted key. Raises UserError when the key is missing."""
+        value = self.value(key, _MISSING)
+        if value is _MISSING:
+            raise UserError(f"{self.source}: `{key}` is missing")
+        self.reads[key] = value
+        return value
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value at a dotted key, or the default. `reads` does not record it."""
         value: Any = self.values
         for part in key.split("."):
             if not isinstance(value, Mapping) or part not in value:
-                raise UserError(f"{self.source}: `{key}` is missing")
+                return default
             value = value[part]
-        self.reads[key] = value
         return value
 
     def section(self, key: str, schema: type[T]) -> T:

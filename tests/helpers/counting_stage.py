@@ -124,7 +124,7 @@ def main(
     digests = {path: tree_digest(root / path) for path in inputs}
     modules = ("stages.errors",)
     code = code_digest(modules, Path(launch.__file__).parents[1])
-    recipe = Recipe("counting", name, modules, code, {"steps": steps, "fault": fault}, digests)
+    recipe = Recipe("counting", name, modules, code, {}, digests)
     launch.run(
         recipe,
         0,

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,24 @@ def test_a_finished_run_is_only_published(project: Project, tmp_path: Path) -> N
     encoder.unlink()
     assert "finished earlier" in project.stage("pretrain", "--run", "blur", **env)
     assert file_digest(encoder) == before
+
+
+def test_parameters_that_change_during_a_run_are_not_recorded_for_it(
+    project: Project, tmp_path: Path
+) -> None:
+    file = project.folder / "params.yaml"
+    before = file.read_text()
+    out = project.folder / "artifacts/pretrain/blur"
+    shutil.rmtree(out, ignore_errors=True)  # as DVC does before it runs a stage
+    process = start(project, "pretrain", "--run", "blur", SALMASK_RUNS=str(tmp_path))
+    wait_for(lambda: reached(tmp_path) >= 1, process)
+    file.write_text(before.replace("lr: 0.002", "lr: 0.004"))
+    output = process.communicate()[0]
+    file.write_text(before)
+    assert process.returncode == 2 and "params.yaml: train.lr changed while" in output, output
+    assert not out.exists()
+    again = project.stage("pretrain", "--run", "blur", SALMASK_RUNS=str(tmp_path))
+    assert "finished earlier" in again and (out / "encoder.safetensors").is_file()
 
 
 def test_two_processes_never_work_on_one_run(project: Project, tmp_path: Path) -> None:
