@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,11 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[
             table = quoted if any("\r" in str(value) for value in row.values()) else plain
             table.writerow(row)
     partial.replace(path)
+
+
+def absolute(path: Path) -> Path:
+    """The absolute path without `..`. Links are not followed: DVC may link files into its cache."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (Path.resolve follows links)
 
 
 def file_digest(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The lineage of an artifact: the steps that made it, back to the first inputs.
 
-Every digest on the way is compared with the files and with the present code.
+Every digest on the way is compared with the files and with the present code, every record with its
+own fingerprint, and outputs and parameters with dvc.lock, where DVC recorded them a second time.
 """
 
 import json
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from salmask.code_digests import code_digest
-from salmask.files import file_digest, tree_digest
-from salmask.provenance import FILE_NAME
+from salmask.dvc_lock import differences, read_lock
+from salmask.files import absolute, file_digest, tree_digest
+from salmask.provenance import FILE_NAME, Recipe
+
+ARTIFACTS = "artifacts"  # the folder of everything that a stage makes
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class TraceCache:
     links: dict[Path, Link] = field(default_factory=dict)
     digests: dict[Path, str] = field(default_factory=dict)
     codes: dict[tuple[str, ...], str] = field(default_factory=dict)
+    lock: list[Mapping[str, Any]] | None = None  # the stages in dvc.lock
 
 
 def find_provenance(path: Path, root: Path) -> Path | None:
@@ -92,19 +97,31 @@ def trace(path: Path, root: Path, cache: TraceCache | None = None) -> Link:
 
 def _link(path: Path, root: Path, cache: TraceCache) -> Link:
     relative = path.relative_to(root) if path.is_relative_to(root) else path
+    if not path.exists():
+        return Link(relative, {}, ["missing"])
     file = find_provenance(path, root)
-    if file is None or not path.exists():
-        return Link(relative, {}, [] if path.exists() else ["missing"])
-    record = json.loads(file.read_text())
-    problems = [*_changed_outputs(file.parent, record["outputs"])]
-    modules = tuple(record["modules"])
+    if file is None:
+        made_here = relative.parts[:1] == (ARTIFACTS,)
+        return Link(relative, {}, [f"no {FILE_NAME}: what made it is unknown"] if made_here else [])
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        made_by = Recipe(**{name: record[name] for name in vars(Recipe)["__annotations__"]})
+        problems = [*_changed_outputs(file.parent, record["outputs"])]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Link(relative, {}, [f"{FILE_NAME} is damaged: what made it is unknown"])
+    if made_by.fingerprint != record.get("fingerprint"):
+        problems.append(f"{FILE_NAME} was edited: its fingerprint is that of other content")
+    if cache.lock is None:
+        cache.lock = read_lock(root)
+    problems += differences(cache.lock, file.parent, made_by.params, root)
+    modules = tuple(made_by.modules)
     if modules not in cache.codes:
         cache.codes[modules] = code_digest(modules, root)
-    if record["code"] != cache.codes[modules]:
-        problems.append(f"the code of stage {record['stage']} has changed since")
+    if made_by.code != cache.codes[modules]:
+        problems.append(f"the code of stage {made_by.stage} has changed since")
     parents: dict[Path, Link] = {}
-    for name, digest in record["inputs"].items():
-        source = (root / name).resolve()
+    for name, digest in made_by.inputs.items():
+        source = absolute(root / name)
         input_file = find_provenance(source, root) if source.exists() else None
         artifact = input_file.parent if input_file else source  # several inputs may belong to one
         parents[artifact] = trace(artifact, root, cache)

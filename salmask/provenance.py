@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from salmask.code_digests import code_digest
 from salmask.errors import UserError
-from salmask.files import file_digest, tree_digest, value_digest
+from salmask.files import absolute, file_digest, tree_digest, value_digest
 from salmask.params.yaml_file import Params
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def find_root(start: Path | None = None) -> Path:
 
     Raises UserError when there is none.
     """
-    here = (start or Path.cwd()).resolve()
+    here = absolute(start or Path.cwd())
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file():
             return folder

@@ -27,8 +27,8 @@ def main(name: str, dataset: str) -> None:
     params.reads[f"{key}.recipe"] = asdict(schedule)  # a changed preset changes the result
     made_by = stage_recipe(params, "detect", f"{name}-{dataset}", files, code="detect")
     arguments = {"evaluate": run, "load": prepared_files.load, "options": options}
-    arguments |= {"data": data.resolve(), "encoder": encoder.resolve()}
-    out = (EVALUATE / name / f"detect-{dataset}").resolve()
+    arguments |= {"data": data.absolute(), "encoder": encoder.absolute()}
+    out = (EVALUATE / name / f"detect-{dataset}").absolute()
     launch.run(made_by, seed, work, arguments, out, parallel=True)
 
 

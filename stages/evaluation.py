@@ -56,8 +56,8 @@ def evaluate_encoder(
     all_files += [*(encoder / file for file in ENCODER_FILES), *files]
     made_by = stage_recipe(params, protocol, name, all_files, code or f"evaluate/{protocol}")
     arguments = {"evaluate": evaluation.run, "options": options, "inputs": inputs}
-    arguments |= {"data": data.resolve(), "encoder": encoder.resolve()}
-    out = (EVALUATE / run / result).resolve()
+    arguments |= {"data": data.absolute(), "encoder": encoder.absolute()}
+    out = (EVALUATE / run / result).absolute()
     launch.run(made_by, seed, work, arguments, out, parallel=evaluation.parallel)
 
 

@@ -37,9 +37,9 @@ def main(name: str) -> None:
     if not LOCALIZER_SPEC.is_file():
         raise UserError(f"{LOCALIZER_SPEC} is missing: run `dvc repro localizer`")
     localizer = json.loads(LOCALIZER_SPEC.read_text())
-    inputs = loop.Inputs(DATA.resolve(), STORE.resolve(), localizer)
+    inputs = loop.Inputs(DATA.absolute(), STORE.absolute(), localizer)
     arguments = {"config": config, "inputs": inputs, "probe": read_probe(params)}
-    launch.run(made_by, seed, work, arguments, (PRETRAIN / name).resolve(), parallel=True)
+    launch.run(made_by, seed, work, arguments, (PRETRAIN / name).absolute(), parallel=True)
 
 
 if __name__ == "__main__":

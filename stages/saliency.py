@@ -111,9 +111,9 @@ def main() -> None:
     made_by = stage_recipe(params, "saliency", inputs=[*MANIFEST_FILES, *LOCALIZER_FILES])
     rows = len(manifest.load(DATA))
     runs = runs_folder(Path.cwd())
-    task = SaliencyTask(config, DATA.resolve(), LOCALIZER.resolve(), made_by, runs)
+    task = SaliencyTask(config, DATA.absolute(), LOCALIZER.absolute(), made_by, runs)
     array = JobArray(share, -(-rows // config.shard_rows))
-    launch.run(made_by, 0, work, {"task": task}, SALIENCY.resolve(), array=array)
+    launch.run(made_by, 0, work, {"task": task}, SALIENCY.absolute(), array=array)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def main(name: str, through: str) -> None:
         run=name,
         view=run_section(params, name, "view", ViewConfig),
         mask=run_choice(params, name, "mask"),
-        store=STORE.resolve(),
-        encoder=encoder.resolve(),
+        store=STORE.absolute(),
+        encoder=encoder.absolute(),
         through=through,
     )
     evaluate_encoder(

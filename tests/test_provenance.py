@@ -1,9 +1,12 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from salmask.dvc_lock import dvc_md5
 from salmask.errors import UserError
 from salmask.files import file_digest, tree_digest
 from salmask.lineage import summary, trace
@@ -142,6 +145,24 @@ def chain(root):
     return root
 
 
+def record_file(root: Path) -> Path:
+    return root / "artifacts/encoder/provenance.json"
+
+
+def rewrite(root: Path, **changes: object) -> None:
+    """Edits the record of the encoder."""
+    content = json.loads(record_file(root).read_text()) | changes
+    record_file(root).write_text(json.dumps(content))
+
+
+def lock(root: Path, **params: object) -> None:
+    """Writes dvc.lock as DVC does after the stage that made the encoder."""
+    folder = root / "artifacts/encoder"
+    out = {"path": "artifacts/encoder", "hash": "md5", "md5": dvc_md5(folder)}
+    stage = {"cmd": "train", "params": {"params.yaml": params}, "outs": [out]}
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"train": stage}}))
+
+
 def problems(link) -> list[str]:
     return [*link.problems, *(p for parent in link.parents for p in problems(parent))]
 
@@ -186,6 +207,19 @@ def test_a_summary_names_the_stages_last_first(chain):
             lambda r: edit(r, "salmask/model.py", "2 * a", "3 * a"),
             ["the code of stage train has changed since"],
         ),
+        (lambda r: rewrite(r, inputs={}), ["was edited: its fingerprint is that of other content"]),
+        (lambda r: rewrite(r, params={"seed": 1}), ["was edited"]),
+        (lambda r: rewrite(r, code=5), ["was edited", "the code of stage train has changed"]),
+        (lambda r: record_file(r).write_text("{"), ["is damaged: what made it is unknown"]),
+        (lambda r: record_file(r).write_text("{}"), ["is damaged: what made it is unknown"]),
+        (lambda r: record_file(r).unlink(), ["no provenance.json: what made it is unknown"]),
+        (
+            lambda r: (r / "artifacts/data/provenance.json").unlink(),
+            [
+                "no provenance.json: what made it is unknown",
+                "its input artifacts/data has changed since",
+            ],
+        ),
         (
             lambda r: edit(r, "salmask/other.py", "math.pi", "math.e"),
             [
@@ -194,8 +228,10 @@ def test_a_summary_names_the_stages_last_first(chain):
             ],
         ),
     ],
-    ids=["output", "lost output", "input", "source", "new source", "code", "shared code"],
-)
+    ids=["output", "lost output", "input", "source", "new source", "code", "edited inputs",
+         "edited seed", "edited code", "damaged record", "empty record", "lost record",
+         "lost record of an input", "shared code"],
+)  # fmt: skip
 def test_differences_from_the_record_are_listed(chain, damage, messages):
     damage(chain)
     link = trace(chain / "artifacts/encoder", chain)
@@ -204,6 +240,34 @@ def test_differences_from_the_record_are_listed(chain, damage, messages):
     assert len(listed) == len(messages)
     for message in messages:
         assert any(message in problem for problem in listed), listed
+
+
+def test_dvc_lock_is_a_second_record(chain):
+    """It shows an output that was changed together with its record, and other parameters."""
+    folder = chain / "artifacts/encoder"
+    lock(chain, seed=0)
+    assert trace(folder, chain).sound()
+    (folder / "weights").write_text("other")
+    rewrite(chain, outputs={n: file_digest(folder / n) for n in ("history", "weights")})
+    (problem,) = problems(trace(folder, chain))
+    assert problem == "artifacts/encoder is not what dvc.lock records (its md5 differs)"
+    lock(chain, seed=1)
+    assert problems(trace(folder, chain)) == ["dvc.lock records another value of seed"]
+    (chain / "dvc.lock").write_text("")
+    with pytest.raises(UserError, match="cannot be read: restore it"):
+        trace(folder, chain)
+
+
+def test_links_into_a_cache_are_not_followed(chain):
+    """DVC links outputs into its cache where the cache's type is symlink."""
+    (chain / "cache").mkdir()
+    for file in [*(chain / "artifacts/data").iterdir(), *(chain / "artifacts/encoder").iterdir()]:
+        moved = file.rename(chain / "cache" / f"{file.parent.name}-{file.name}")
+        file.symlink_to(moved)
+    link = trace(chain / "artifacts/encoder/weights", chain)
+    assert link.sound() and len(link.steps()) == 2
+    os.truncate(chain / "cache/data-manifest", 1)
+    assert len(problems(trace(chain / "artifacts/encoder/weights", chain))) == 2
 
 
 def test_a_lost_source_is_listed(chain):

@@ -25,9 +25,11 @@ from salmask.datasets.folder_fingerprint import untrackable
 from salmask.datasets.folders import is_folder
 from salmask.datasets.reader import dataset_reader
 from salmask.devices import pick_device, place
+from salmask.dvc_lock import read_lock
 from salmask.encoders import importing
 from salmask.errors import UserError
 from salmask.findings import Finding
+from salmask.lineage import ARTIFACTS
 from salmask.params.names import import_names, run_names
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import bind, pick
@@ -51,7 +53,12 @@ def examine_project() -> Iterator[Finding]:
     root = find_root()
     params, device = Params.read(root / "params.yaml"), pick_device()
     with contextlib.chdir(root):  # as for the stages: data.root may be relative
-        for findings in (_machine(device, root), _project(params, device), _cluster(root)):
+        for findings in (
+            _machine(device, root),
+            _outputs(root),
+            _project(params, device),
+            _cluster(root),
+        ):
             try:
                 yield from findings
             except UserError as error:  # nothing further can be examined
@@ -116,6 +123,21 @@ def _machine(device: torch.device, root: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(root).free / 2**30
     state: Literal["ok", "note"] = "ok" if free > _MIN_FREE_GB else "note"
     yield Finding(state, f"{free:.0f} GB free on the disk of {root}")
+
+
+def _outputs(root: Path) -> Iterator[Finding]:
+    """Yields a finding if DVC cannot record or read outputs of stages."""
+    if (root / ARTIFACTS).is_symlink():
+        target = (root / ARTIFACTS).readlink()
+        yield Finding(
+            "stop",
+            f"{ARTIFACTS}/ is a link to {target}: DVC refuses outputs behind a link. Use a folder, "
+            "and put DVC's cache on the other disk with `dvc cache dir`",
+        )
+    try:
+        read_lock(root)
+    except UserError as error:
+        yield Finding("stop", str(error))
 
 
 def _data(listing: Listing, usable: list[Path]) -> Iterator[Finding]:

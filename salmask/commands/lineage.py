@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from salmask import lineage
+from salmask.dvc_lock import read_lock
 from salmask.errors import UserError
+from salmask.files import absolute
 from salmask.provenance import find_root
 
 
@@ -22,7 +24,7 @@ def check_lineage(file: Path, images: bool) -> bool:
     Raises:
         UserError: if no provenance.json describes the file.
     """
-    file = file.resolve()
+    file = absolute(file)
     root = find_root(file.parent)
     if lineage.find_provenance(file, root) is None:
         raise UserError(f"{file} has no provenance: it is not an artifact of this pipeline")
@@ -31,6 +33,8 @@ def check_lineage(file: Path, images: bool) -> bool:
     unchanged = link.sound()
     if images:
         unchanged = _check_images(root / "artifacts" / "data") and unchanged
+    locked = "and dvc.lock" if read_lock(root) else "only: there is no dvc.lock to compare with"
+    click.echo(f"compared: files and code with the records in provenance.json {locked}")
     click.echo("everything matches" if unchanged else "not everything matches: see `!` above")
     return unchanged
 

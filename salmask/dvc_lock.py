@@ -1,0 +1,74 @@
+"""What dvc.lock records of the stages: a second record of outputs and parameters, made by DVC."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from salmask.errors import UserError
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster than in Python
+
+
+def read_lock(root: Path) -> list[Mapping[str, Any]]:
+    """The entry of every stage in dvc.lock; none if the project in `root` has no dvc.lock.
+
+    Raises UserError for a file that DVC did not write.
+    """
+    file = root / "dvc.lock"
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        return list(content["stages"].values())
+    except FileNotFoundError:
+        return []
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError):
+        raise UserError(
+            f"{file} cannot be read: restore it with `git checkout dvc.lock`, or delete it and "
+            "run `dvc repro`, which takes finished results from runs/"
+        ) from None
+
+
+def differences(
+    stages: list[Mapping[str, Any]], folder: Path, params: Mapping[str, Any], root: Path
+) -> list[str]:
+    """How an artifact differs from the record of the stage that made it, as texts.
+
+    Args:
+        stages: from `read_lock`.
+        folder: of the artifact, absolute.
+        params: the recorded parameters of the artifact, by dotted key.
+        root: of the project, absolute.
+    """
+    name = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else ""
+    problems: list[str] = []
+    for stage in stages:
+        outs = [out for out in stage.get("outs", []) if _is_within(out["path"], name)]
+        for out in outs:
+            path = root / out["path"]
+            if path.exists() and dvc_md5(path) != out["md5"]:
+                problems.append(f"{out['path']} is not what dvc.lock records (its md5 differs)")
+        if outs:
+            locked = stage.get("params", {}).get("params.yaml", {})
+            problems += [
+                f"dvc.lock records another value of {key}"
+                for key, value in locked.items()
+                if key in params and params[key] != value
+            ]
+    return problems
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def dvc_md5(path: Path) -> str:
+    """The digest of a file or folder as DVC 3 computes it."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "md5").hexdigest()
+    files = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
+    entries = [{"md5": dvc_md5(files[name]), "relpath": name} for name in sorted(files)]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
