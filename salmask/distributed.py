@@ -115,6 +115,13 @@ def all_reduce_max(number: int) -> int:
     return int(maximum)
 
 
+def reduce_max(tensor: Tensor) -> None:
+    """Replaces each element by its maximum over all processes, in place. With NCCL, the host does
+    not wait."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+
+
 def broadcast_from_first(make: Callable[[], T]) -> T:
     """The result of `make` in the first process, in all processes."""
     if world_size() == 1:
@@ -132,7 +139,9 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     ids = [device] if device.type == "cuda" else None
     with warnings.catch_warnings():  # the replacement is not in all supported versions
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
 class _Gather(torch.autograd.Function):

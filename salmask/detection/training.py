@@ -51,7 +51,7 @@ def train(
     optimizer = _optimizer(detector, recipe)
     forward = data_parallel(detector.train(), job.device)
 
-    def step(batch: list[Example], iteration: int) -> dict[str, float]:
+    def step(batch: list[Example], iteration: int) -> dict[str, Tensor]:
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(iteration)
         with autocast(job.device, precision):
@@ -62,9 +62,7 @@ def train(
         all_reduce_mean([values])
         optimizer.step()
         all_reduce_mean(_running_statistics(detector))
-        # read together, so that a step waits for the device once
-        numbers = torch.cat([values.sum()[None], values]).tolist()
-        return dict(zip(("loss", *losses), numbers, strict=True))
+        return dict(zip(("loss", *losses), (values.sum(), *values.unbind()), strict=True))
 
     loop = engine.Loop(
         title="detection",

@@ -23,7 +23,8 @@ class Framework(BaseFramework):
 
     A step: momentum update, queries, keys, hard negatives, logits; after the backward pass, update
     of the queue. The buffer `queue` is (D,K) float32 and equal in all processes; new keys replace
-    the oldest.
+    the oldest, from the column `cursor` on. The cursor is a number of the host, which need not ask
+    the device for it, and part of the module's state.
 
     Args:
         encoder: the section `encoder`.
@@ -41,7 +42,6 @@ class Framework(BaseFramework):
     """
 
     queue: Tensor
-    cursor: Tensor
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Framework(BaseFramework):
         self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue), dim=0))
-        self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
+        self.cursor = 0
 
     @classmethod
     def check(cls, batch: int, options: Mapping[str, Any]) -> Wiring:
@@ -105,10 +105,15 @@ class Framework(BaseFramework):
     def finish_step(self) -> None:
         """Writes the keys of all processes over the oldest keys of the queue. The backward pass
         reads the queue, so this follows it."""
-        count, size = len(self._newest), self.queue.shape[1]
-        places = (self.cursor + torch.arange(count, device=self.cursor.device)) % size
-        self.queue.index_copy_(1, places, self._newest.T)
-        self.cursor.add_(count).remainder_(size)
+        count = len(self._newest)  # divides the length of the queue, see `check`
+        self.queue[:, self.cursor : self.cursor + count] = self._newest.T
+        self.cursor = (self.cursor + count) % self.queue.shape[1]
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.cursor)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.cursor = int(state)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """The loss () and metrics ().

@@ -71,7 +71,8 @@ def make_batch(
     pair = Pair(views_of["query"], views_of["key"], maps.get("query"), maps.get("key"), extra)
     shuffle = batch_shuffle(seed, crops.epoch, crops.step, world_size() * len(crops.ids))
     own_labels = None if labels is None else labels[crops.ids]
-    return Batch(pair, draws, shuffle.to(pair.query.device), own_labels)
+    shuffle = shuffle.to(pair.query.device, non_blocking=True)
+    return Batch(pair, draws, shuffle, own_labels)
 
 
 def _fast(images: Tensor) -> Tensor:

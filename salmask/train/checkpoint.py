@@ -2,11 +2,15 @@
 
 import logging
 import os
+import threading
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 log = logging.getLogger(__name__)
 KEEP = 2
@@ -31,6 +35,69 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     for old in saved(folder)[KEEP:]:
         old.unlink(missing_ok=True)
     return path
+
+
+class Writer:
+    """Writes checkpoints in a thread, while the training continues.
+
+    At most one checkpoint is written at a time. An error of the thread is raised by the next call,
+    or at the end of the context, which waits for the thread.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def write(self, step: int, state: dict[str, Any]) -> None:
+        """Saves a copy of `state`, which is complete when this returns, as `save` does."""
+        self.wait()
+        content = tree_map(_host_copy, state)
+        self.thread = threading.Thread(target=self._save, args=(step, content), name="checkpoint")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Waits until the newest checkpoint is on the disk. Raises the error of the thread."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raises the error of the thread, if it has failed. Does not wait."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except BaseException as failure:
+            if error is None:
+                raise
+            log.error("a checkpoint could not be written: %s", failure)
+
+    def _save(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            save(self.folder, step, state)
+        except BaseException as error:
+            self.error = error
+
+
+def _host_copy(value: Any) -> Any:
+    """A copy of a tensor in main memory; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value.clone() if value.device.type == "cpu" else value.cpu()
 
 
 def is_due(saved_at: float, minutes: float) -> bool:

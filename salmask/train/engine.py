@@ -1,15 +1,16 @@
 """The loop that all trainings share: pretraining, classifiers and detectors.
 
 The engine resumes from the newest checkpoint, checks that the loss is finite, shows progress, keeps
-one row of history per epoch, and writes checkpoints. An interrupted training ends in the same bytes
-as an undisturbed one, provided that each step is a function of the loop's state and of the step's
-number.
+one row of history per epoch, and writes checkpoints beside the training. An interrupted training
+ends in the same bytes as an undisturbed one, provided that each step is a function of the loop's
+state and of the step's number.
 """
 
 import itertools
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from salmask.distributed import all_reduce_max, broadcast_from_first, rank
+from salmask.distributed import broadcast_from_first, rank, world_size
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.progress import progress
 from salmask.train import checkpoint
+from salmask.train.readings import Reading
 
 T = TypeVar("T")
 History = list[dict[str, Any]]
@@ -46,14 +48,14 @@ class Loop(Generic[T]):
         steps: number of steps of the whole training.
         state: the objects that change during training, by name: networks, optimizers.
         batches: returns the batches from a step, counted from 0, to the last step.
-        step: trains on a batch, given the step's number. Returns the metrics of the step, equal in
-            all processes, among them `loss`. Values are floats, or scalar tensors where no step may
-            wait for the device; the engine then reads the loss only when it writes a checkpoint.
+        step: trains on a batch, given the step's number. Returns the metrics of the step, among
+            them `loss`: scalar tensors of one device, equal in all processes. A step must not wait
+            for the device.
         rate: the learning rate at a step, for the history.
         steps_per_epoch: 0 if the whole training is one epoch.
         between_epochs: called with the history before the first epoch, after each epoch, and when a
-            training resumes between two epochs; after the checkpoint, in all processes. Returns a
-            text for the progress lines of the next epoch.
+            training resumes between two epochs, in all processes. A resumed training may repeat the
+            calls of its last epochs. Returns a text for the progress lines of the next epoch.
         unit: the name of a step in messages.
         advice: what to do when the loss is not finite.
         may_diverge: whether training continues when the loss is not finite.
@@ -63,7 +65,7 @@ class Loop(Generic[T]):
     steps: int
     state: Mapping[str, Stateful]
     batches: Callable[[int], Iterator[T]]
-    step: Callable[[T, int], Mapping[str, float | Tensor]]
+    step: Callable[[T, int], Mapping[str, Tensor]]
     rate: Callable[[int], float]
     steps_per_epoch: int = 0
     between_epochs: Callable[[History], str] = lambda history: ""
@@ -75,8 +77,12 @@ class Loop(Generic[T]):
 def train(loop: Loop[T], job: Job, folder: Path) -> History:
     """Runs a loop to its end, from the newest checkpoint in `folder` if there is one.
 
-    All processes of a group call this together. The first one writes checkpoints: every
-    `job.checkpoint_minutes`, at the end of each epoch, and when the training is interrupted.
+    All processes of a group call this together. The first one writes checkpoints in a thread: every
+    `job.checkpoint_minutes`, at the end, and when the training is interrupted.
+
+    The metrics of a step are read after the launch of the next one, so that the device does not
+    idle. With several processes, the same message tells all of them about a stop signal; they stop
+    one step later than a single process does.
 
     Returns:
         One row per epoch: `epoch` (from 1), `lr` at its last step, and the mean of each metric.
@@ -85,11 +91,13 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
         InterruptedRunError: after SIGTERM or SIGUSR2; a checkpoint is saved.
         DataGoneError: when the folder of images vanishes; a checkpoint is saved.
         NonFiniteLossError: when the loss is not finite.
+        OSError: when a checkpoint cannot be written.
     """
     per_epoch = loop.steps_per_epoch or loop.steps
     step = 0
     history: History = []
-    sums: dict[str, Any] = {}  # of the metrics since the epoch began
+    sums: dict[str, float] = {}  # of the metrics since the epoch began
+    unread: deque[Reading] = deque()
     saved = broadcast_from_first(lambda: checkpoint.load_newest(folder, job.fingerprint))
     if saved is not None:
         for name, part in loop.state.items():
@@ -98,53 +106,72 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
     note = loop.between_epochs(history) if step % per_epoch == 0 else ""
     if step == loop.steps:
         return history
+    loss = math.nan
+
+    def read() -> int:
+        """Adds the metrics of the oldest unread step to the sums. Returns its agreed number."""
+        nonlocal sums, loss
+        reading = unread.popleft()
+        metrics, number = reading.read()
+        loss = metrics["loss"]
+        if not loop.may_diverge and not math.isfinite(loss):
+            writer.wait()
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+            raise NonFiniteLossError(
+                f"the loss of {loop.title} is not finite at {loop.unit} {reading.step} "
+                f"({shown}): {loop.advice}; the last good checkpoint is "
+                f"{next(iter(checkpoint.saved(folder)), 'missing')}"
+            )
+        sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+        return number
 
     def save() -> None:
+        while unread:
+            read()
         if rank() == 0:
             content = {
                 "fingerprint": job.fingerprint,
                 "step": step,
                 "history": history,
-                "sums": {name: float(total) for name, total in sums.items()},
+                "sums": sums,
                 "state": {name: part.state_dict() for name, part in loop.state.items()},
             }
-            checkpoint.save(folder, step, content)
+            writer.write(step, content)
 
     batches = loop.batches(step)
     first = [next(batches)]  # may take minutes, in which a signal stops the process at once
     saved_at = time.monotonic()
     with (
         StopSignal() as stop,
+        checkpoint.Writer(folder) as writer,
         progress(loop.title, loop.steps, f"{loop.unit}s", done=step) as bar,
     ):
         try:
             for batch in itertools.chain(first, batches):
                 metrics = loop.step(batch, step)
                 step += 1
-                sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
-                on_host = isinstance(metrics["loss"], float)
-                loss = f"loss {metrics['loss']:.3f}" if on_host else ""
-                bar.advance(1, ", ".join(filter(None, [loss, note])))
-                # A signal that arrives after this line is handled at the next step.
                 due = checkpoint.is_due(saved_at, job.checkpoint_minutes)
-                signal_number, any_due = divmod(all_reduce_max(2 * stop.number + due), 2)
+                # A signal that arrives after this line is handled at the next step.
+                number = 2 * stop.number + due
+                unread.append(Reading(step, metrics, number))
+                agreed = number if world_size() == 1 else 0
                 epoch_ends = step % per_epoch == 0
-                saves = signal_number or any_due or epoch_ends or step == loop.steps
-                if (on_host or saves) and not loop.may_diverge and not math.isfinite(sums["loss"]):
-                    raise NonFiniteLossError(
-                        f"the loss of {loop.title} is not finite at {loop.unit} {step} "
-                        f"({_shown(metrics)}): {loop.advice}; the last good checkpoint is "
-                        f"{next(iter(checkpoint.saved(folder)), 'missing')}"
-                    )
+                # The newest metrics are read now only if the history or a checkpoint needs them.
+                while unread and (len(unread) > 1 or epoch_ends or step == loop.steps or agreed):
+                    agreed = max(agreed, read())
+                shown = f"loss {loss:.3f}" if math.isfinite(loss) else ""
+                bar.advance(1, ", ".join(filter(None, [shown, note])))
+                writer.raise_error()
                 if epoch_ends:
-                    means = {name: float(total) / per_epoch for name, total in sums.items()}
+                    means = {name: total / per_epoch for name, total in sums.items()}
                     row = {"epoch": step // per_epoch, "lr": loop.rate(step - 1)}
                     history.append(row | means)
                     sums = {}
-                if saves:
+                if agreed or step == loop.steps:
                     save()
                     saved_at = time.monotonic()
-                if signal_number:
+                if signal_number := agreed // 2:
+                    writer.wait()
                     broadcast_from_first(lambda: None)  # wait until the checkpoint is written
                     raise InterruptedRunError(
                         f"{loop.title} was stopped by a signal at {loop.unit} {step} of "
@@ -191,7 +218,3 @@ class StopSignal:
             signal.signal(number, handler)
         if self.number and error is None:
             signal.raise_signal(self.number)
-
-
-def _shown(metrics: Mapping[str, float | Tensor]) -> str:
-    return ", ".join(f"{name} {float(value):.3g}" for name, value in metrics.items())

@@ -100,7 +100,7 @@ def pretrain(
             branches=branch_names(learner.mask.extra_views),
         )
 
-    def step(crops: Crops, number: int) -> dict[str, float]:
+    def step(crops: Crops, number: int) -> dict[str, Tensor]:
         return learner.step(make_batch(crops, config, job.seed, store, labels), number)
 
     def write_history(history: engine.History) -> None:
@@ -184,16 +184,18 @@ class Learner:
         if config.train.compile:
             for network in self.framework.children():  # encoders and heads; losses stay eager
                 network.compile()
+        self.running_statistics = _running_statistics(self.framework)
         self.forward = data_parallel(self.framework, device)
 
     def rate(self, step: int) -> float:
         """The learning rate at a global step."""
         return learning_rate(self.config.train, step, self.steps_per_epoch)
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
-        """Trains on this process's share of a batch.
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Trains on this process's share of a batch. The host does not wait for the device.
 
-        Returns the metrics of the framework and the adversary, means over all processes.
+        Returns the metrics of the framework and the adversary, () float32, means over all
+        processes.
         """
         train = self.config.train
         set_rates(self.optimizer, train, self.rate(step))
@@ -208,10 +210,10 @@ class Learner:
             share = rate_share(train, step, self.steps_per_epoch)
             precision = autocast(self.device, train.precision)
             metrics = metrics | self.adversary.step(self.framework, batch, share, precision)
-        all_reduce_mean(_running_statistics(self.framework))
+        all_reduce_mean(self.running_statistics)
         values = torch.stack([value.detach().float() for value in metrics.values()])
         all_reduce_mean([values])
-        return dict(zip(metrics, values.tolist(), strict=True))  # the step's one synchronisation
+        return dict(zip(metrics, values.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -228,8 +230,8 @@ class Learner:
 
 
 def _running_statistics(framework: nn.Module) -> list[Tensor]:
-    """The running means and variances of the batch norms, which differ between processes because
+    """The running means and variances that training updates. They differ between processes because
     each process normalises its own groups of images."""
-    norms = [m for m in framework.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for m in framework.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     statistics = [statistic for n in norms for statistic in (n.running_mean, n.running_var)]
     return [statistic for statistic in statistics if statistic is not None]

@@ -43,7 +43,7 @@ from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.train import checkpoint, engine
+from salmask.train import checkpoint
 from tests.helpers.tiny_encoders import saved
 
 CONFIG = EncoderConfig("resnet10", 8, "small2")
@@ -106,21 +106,21 @@ def one_of_two(rank: int, port: int, root: Path) -> None:
 
 def torn(name: str, folder: Path) -> None:
     """One of the processes gets a stop signal in the middle of an epoch."""
-    all_reduce_max, steps = engine.all_reduce_max, 0
+    reduce_max, steps = readings.reduce_max, 0
 
-    def receive_in_the_fifth(number: int) -> int:
+    def receive_in_the_fifth(number: torch.Tensor) -> None:
         nonlocal steps
         steps += 1
         if steps == 5 and distributed.rank() == 1:  # the process that writes no checkpoint
-            number = signal.SIGTERM
-        return all_reduce_max(number)
+            number.fill_(2 * signal.SIGTERM)
+        reduce_max(number)
 
-    engine.all_reduce_max = receive_in_the_fifth
+    readings.reduce_max = receive_in_the_fifth
     with pytest.raises(InterruptedRunError, match="a checkpoint is saved"):
         score(name, folder)
-    engine.all_reduce_max = all_reduce_max
+    readings.reduce_max = reduce_max
     newest = [checkpoint.saved(path)[0].stem for path in (folder / "work").iterdir()]
-    assert "step-000000005" in newest
+    assert "step-000000006" in newest
 
 
 def uneven(folder: Path) -> None:

@@ -1,9 +1,9 @@
 """The stage pretrain, which pauses at a step that a test chooses. Run as a command, like the stage.
 
-Files in the current folder control it. After the checkpoint of the step in `pause_at`, it waits
-until that file changes or a stop signal arrives. If `kill_while_saving` exists, it removes that
-file and kills itself half-way through the next checkpoint. It appends the step of each start to
-`starts`.
+It writes each checkpoint before the next step. Files in the current folder control it. After the
+checkpoint of the step in `pause_at`, it waits until that file changes or a stop signal arrives. If
+`kill_while_saving` exists, it removes that file and kills itself half-way through the next
+checkpoint. It appends the step of each start to `starts`.
 """
 
 import functools
@@ -26,10 +26,20 @@ stage_work = pretrain.work
 
 
 def work(job: Job, **arguments: Any) -> None:
+    checkpoint.Writer.write = _waiting(checkpoint.Writer.write)
     checkpoint.save = _pausing(checkpoint.save)
     checkpoint.load_newest = _recording_start(checkpoint.load_newest)
     torch.save = _killing(torch.save)
     stage_work(job, **arguments)
+
+
+def _waiting(write: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(write)
+    def written(writer: checkpoint.Writer, *arguments: Any) -> None:
+        write(writer, *arguments)
+        writer.wait()
+
+    return written
 
 
 def _pausing(save: Callable[..., Path]) -> Callable[..., Path]:

@@ -1,6 +1,6 @@
 """A simulated device, `pretended`. Its tensors are in main memory and the CPU computes with them,
 but they refuse the operations that tensors on a GPU refuse: operations with tensors on the CPU, and
-conversion to NumPy arrays.
+conversion to NumPy arrays. `WAITS` collects the operations for which the host waits for a GPU.
 
     python tests/helpers/pretended.py "pretrain --run blur" "evaluate --protocol knn --run blur"
 
@@ -12,6 +12,7 @@ import importlib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from torch.utils.backend_registration import (
 NAME = "pretended"
 aten = torch.ops.aten
 MOVES = (aten._to_copy.default, aten.copy_.default)
+READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default,
+         aten.equal.default)  # fmt: skip
+WAITS: list[str] = []  # one text per wait, with the line of salmask that caused it
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 
@@ -54,6 +58,7 @@ class Away(Tensor):
 
     # what torch does in C++ for tensors of its own only
     def tolist(self) -> Any:
+        _note_wait("tolist")
         return self.here.tolist()
 
     def new_tensor(self, data: Any, **options: Any) -> Tensor:
@@ -96,6 +101,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             raise RuntimeError(
                 f"{func} mixes tensors on {NAME} with tensors on the CPU: shapes {apart}"
             )
+    _note(func, tensors, kwargs)
     if func is aten.copy_.default:
         away = isinstance(args[0], Away)
     if kwargs.get("device") is not None:
@@ -110,6 +116,31 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return mine.get(id(leaf)) if id(leaf) in mine else Away(leaf) if away else leaf
 
     return tree_map(place, result)
+
+
+def _note(func: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> None:
+    """Adds an operation to WAITS if the host would wait for it."""
+    sides = [isinstance(t, Away) for t in tensors]
+    if func in READS and any(sides):
+        _note_wait(f"read by {func}")
+    elif func in INDEXING and sides[0]:
+        if any(t.dtype == torch.bool for t in tensors[1:]):
+            _note_wait("boolean index")
+        elif any(t.dim() and not isinstance(t, Away) for t in tensors[1:]):
+            _note_wait("index from the CPU")
+    elif func is aten._to_copy.default and kwargs.get("device") is not None:
+        uploaded = torch.device(kwargs["device"]).type == NAME
+        # A download is a wait even if it does not block: its result is read later.
+        if uploaded != sides[0] and not (uploaded and kwargs.get("non_blocking")):
+            _note_wait("upload" if uploaded else "download")
+    elif func is aten.copy_.default and sides[0] != sides[-1]:
+        _note_wait("upload" if sides[0] else "download")
+
+
+def _note_wait(what: str) -> None:
+    frames = [f for f in traceback.extract_stack() if "/salmask/" in f.filename]
+    at = f"{Path(frames[-1].filename).name}:{frames[-1].name}" if frames else "outside salmask"
+    WAITS.append(f"{what} in {at}")
 
 
 def _here(leaf: Any) -> Any:

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
 
@@ -77,3 +81,81 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(ValueError, match=r"step-000000001\.pt belongs to run f, not g"):
         checkpoint.load_newest(tmp_path, "g")
+
+
+# ------------------------------------------------------------------- writing beside the training
+
+
+def test_a_writer_saves_the_state_of_the_call(tmp_path):
+    content = state(1)
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.write(1, content)
+        content["model"]["w"].zero_()  # the training goes on
+    assert torch.equal(checkpoint.load_newest(tmp_path, "f")["model"]["w"], torch.ones(100))
+
+
+def test_a_writer_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    released, save = threading.Event(), checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *given: released.wait(60) and save(*given))
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.write(1, state(1))
+        assert checkpoint.saved(tmp_path) == []
+        released.set()
+        writer.write(2, state(2))  # one at a time
+        assert checkpoint.load_newest(tmp_path, "f")["step"] >= 1
+    assert len(checkpoint.saved(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("then", ["write", "wait", "raise_error", "end"])
+def test_an_error_of_writing_is_raised(tmp_path, monkeypatch, then):
+    def full(*_) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="no space left"), checkpoint.Writer(tmp_path) as writer:
+        writer.write(1, state(1))
+        writer.thread.join()
+        if then == "write":
+            writer.write(2, state(2))
+        elif then != "end":
+            getattr(writer, then)()
+        assert then == "end"
+
+
+def test_an_error_of_the_training_is_not_hidden_by_one_of_writing(tmp_path, monkeypatch, caplog):
+    def full(*_) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(ZeroDivisionError), checkpoint.Writer(tmp_path) as writer:
+        writer.write(1, state(1))
+        raise ZeroDivisionError
+    assert "a checkpoint could not be written: [Errno 28] no space left on device" in caplog.text
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from salmask.train import checkpoint
+folder, at = Path(sys.argv[1]), int(sys.argv[2])
+save = torch.save
+def killing(state, stream):
+    if state["step"] == 2 and at < 100:
+        stream.write(b"x" * at)
+        stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, stream)
+torch.save = killing
+with checkpoint.Writer(folder) as writer:
+    for step in (1, 2, 3):
+        writer.write(step, {"fingerprint": "f", "step": step})
+        if at >= 100 and step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)  # at whatever the thread does
+"""
+
+
+@pytest.mark.parametrize("at", [0, 50, 100])
+def test_a_kill_beside_the_thread_leaves_a_readable_checkpoint(tmp_path, at):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(at)], check=False)
+    assert killed.returncode == -9
+    assert checkpoint.load_newest(tmp_path, "f")["step"] in ((1,) if at < 100 else (1, 2))

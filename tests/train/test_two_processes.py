@@ -26,8 +26,8 @@ from salmask.params.run import RunConfig
 from salmask.params.train import TrainConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.train import engine
 from salmask.train import pretrain as loop
+from salmask.train import readings
 
 STEPS = 6
 NAMES = ("one", "two", "again", "stopped", "stopped late")
@@ -85,28 +85,28 @@ def stopped(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
         honest(*arguments)
 
     loop.set_rates = ask_in_the_fourth
-    with pytest.raises(InterruptedRunError, match="step 4 of 6"):
+    # Both read the signal with the metrics of the fourth step, after the launch of the fifth.
+    with pytest.raises(InterruptedRunError, match="step 5 of 6"):
         pretrain(case, inputs, job)
     loop.set_rates = honest
-    assert steps == 4
+    assert steps == 5
 
 
 def stopped_late(rank: int, case: str, inputs: loop.Inputs, job: Job) -> None:
-    """The signal arrives just after both have agreed to continue."""
-    steps, honest = 0, engine.all_reduce_max
+    """The signal arrives just after both have agreed to continue after the third step."""
+    steps, honest = 0, readings.reduce_max
 
-    def agree(number: int) -> int:
+    def agree(number: torch.Tensor) -> None:
         nonlocal steps
         steps += 1
-        agreed = honest(number)
+        honest(number)
         if steps == 3 and rank == 0:
             signal.raise_signal(signal.SIGUSR2)
-        return agreed
 
-    engine.all_reduce_max = agree
-    with pytest.raises(InterruptedRunError, match="step 4 of 6") as stop:
+    readings.reduce_max = agree
+    with pytest.raises(InterruptedRunError, match="step 5 of 6") as stop:
         pretrain(case, inputs, job)
-    engine.all_reduce_max = honest
+    readings.reduce_max = honest
     assert stop.value.number == signal.SIGUSR2
 
 
