@@ -43,7 +43,7 @@ from salmask.job import Job
 from salmask.params.encoder import EncoderConfig
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.train import checkpoint
+from salmask.train import checkpoint, readings
 from tests.helpers.tiny_encoders import saved
 
 CONFIG = EncoderConfig("resnet10", 8, "small2")
