@@ -9,8 +9,8 @@ from stages.errors import Stage
 
 @click.command(cls=Stage)
 def main() -> None:
-    """Writes artifacts/data: manifest.csv, rejected.csv, duplicates.csv, dataset.json, and the
-    images of data sets that are drawn or unpacked."""
+    """Writes artifacts/data: manifest.csv, manifest.safetensors, rejected.csv, duplicates.csv,
+    dataset.json, and the images of data sets that are drawn or unpacked."""
     prepare_dataset("prepare", "data", "", DATA)
 
 

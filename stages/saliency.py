@@ -112,7 +112,7 @@ def main() -> None:
     rows = len(manifest.load(DATA))
     runs = runs_folder(Path.cwd())
     task = SaliencyTask(config, DATA.absolute(), LOCALIZER.absolute(), made_by, runs)
-    array = JobArray(share, -(-rows // config.shard_rows))
+    array = JobArray(share, -(-rows // config.rows_per_shard(rows)))
     launch.run(made_by, 0, work, {"task": task}, SALIENCY.absolute(), array=array)
 
 

@@ -1,8 +1,5 @@
 """The manifest: one row per image. Saliency maps, views and features refer to images by row."""
 
-import csv
-import hashlib
-import io
 import json
 import logging
 from dataclasses import dataclass
@@ -14,9 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from salmask.data import columns
+from salmask.data.columns import Digests, Texts
 from salmask.data.decode import load_pixels, open_image
 from salmask.data.file_bytes import ImageError, missing_folder, open_file, open_with_digest
 from salmask.errors import DataGoneError, UserError
+from salmask.files import file_digest
 
 log = logging.getLogger(__name__)
 _REPLACEMENT = "replacement"  # key in the `info` of gray images
@@ -31,28 +31,28 @@ class Manifest:
         root: absolute folder of the images.
         classes: class names.
         digest: sha256 of manifest.csv.
-        paths: (N,) str, relative to `root`.
+        paths: N texts, relative to `root`.
         splits: (N,) str.
         labels: (N,) int64; -1 for none.
         sizes: (N, 2) int64, height and width in px.
-        sha256: (N,) str, of each file.
+        sha256: N texts of hex digits, of each file; `sha256.raw` is (N,32) uint8.
     """
 
     name: str
     root: Path
     classes: tuple[str, ...]
     digest: str
-    paths: np.ndarray
+    paths: Texts
     splits: np.ndarray
     labels: Tensor
     sizes: Tensor
-    sha256: np.ndarray
+    sha256: Digests
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def file(self, row: int) -> Path:
-        return self.root / str(self.paths[row])
+        return self.root / self.paths[row]
 
     def ids(self, split: str) -> Tensor:
         """The rows of one split, in order: (n,) int64."""
@@ -76,31 +76,29 @@ def load(folder: Path) -> Manifest:
     """
     try:
         dataset = json.loads((folder / "dataset.json").read_text())
-        text = (folder / "manifest.csv").read_bytes()
+        digest = file_digest(folder / "manifest.csv")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro prepare`") from None
-    digest = hashlib.sha256(text).hexdigest()
     if digest != dataset["digest"]:
         raise UserError(
             f"{folder}/manifest.csv was edited after `prepare` wrote it: run "
             f"`dvc repro --force prepare`"
         )
-    lines = io.StringIO(text.decode("utf-8", "surrogateescape"), newline="")
-    rows = list(csv.DictReader(lines))
     root = Path(dataset["root"])
     root = root if root.is_absolute() else folder / root
     if message := missing_folder(root):  # otherwise all images would be replaced by gray ones
         raise UserError(f"{message}, or run `dvc repro`")
+    rows = columns.read(folder, digest)
     return Manifest(
         name=dataset["name"],
         root=root,
         classes=tuple(dataset["classes"]),
         digest=digest,
-        paths=np.array([r["path"] for r in rows], dtype=object),
-        splits=np.array([r["split"] for r in rows], dtype=object),
-        labels=torch.tensor([int(r["label"]) for r in rows]),
-        sizes=torch.tensor([(int(r["height"]), int(r["width"])) for r in rows]),
-        sha256=np.array([r["sha256"] for r in rows], dtype=object),
+        paths=rows.paths,
+        splits=np.array(rows.split_names, dtype=object)[rows.splits],
+        labels=torch.from_numpy(rows.labels.astype(np.int64)),
+        sizes=torch.from_numpy(rows.sizes.astype(np.int64)),
+        sha256=rows.sha256,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from salmask.data import columns
 from salmask.data.file_bytes import missing_folder
 from salmask.data.inspection import Inspection, inspect
 from salmask.data.inspection_cache import InspectionCache
@@ -31,8 +32,8 @@ def write_manifest(
     min_side: int = 1,
     cache: Path | None = None,
 ) -> int:
-    """Reads the files of a listing; writes manifest.csv, rejected.csv, duplicates.csv and
-    dataset.json.
+    """Reads the files of a listing; writes manifest.csv, manifest.safetensors, rejected.csv,
+    duplicates.csv and dataset.json.
 
     Args:
         listing: the files.
@@ -77,6 +78,7 @@ def write_manifest(
     write_rows(folder / "duplicates.csv", pairs, ("path", "same_as"))
     splits = np.array([file.split for file in kept], dtype=object)
     labels = np.array([file.label for file in kept])
+    digest = file_digest(folder / "manifest.csv")
     dataset = {
         "name": name,
         "root": _relative_root(listing.root, folder),
@@ -84,8 +86,9 @@ def write_manifest(
         "images": dict(Counter(splits.tolist())),
         "rejected": rejected,
         "notes": notes_on(listing.classes, labels, splits, same_as, listing.empty_folders),
-        "digest": file_digest(folder / "manifest.csv"),
+        "digest": digest,
     }
+    columns.write_binary(folder, digest)
     write_json(folder / "dataset.json", dataset)
     return rejected
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -68,7 +67,8 @@ def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> StorePl
             u, v = trunk(torch.zeros(1, 3, level, level)).shape[2:]
             grids[level] = (int(u), int(v))
     attributes = {"manifest": manifest.digest, "localizer": json.loads(json.dumps(asdict(spec)))}
-    return StorePlan(len(manifest), config.shard_rows, grids, attributes, config.correction)
+    shard_rows = config.rows_per_shard(len(manifest))
+    return StorePlan(len(manifest), shard_rows, grids, attributes, config.correction)
 
 
 def fill(
@@ -157,13 +157,14 @@ def _chunks(rows: list[int], size: int) -> list[list[int]]:
 
 def _digests(manifest: Manifest) -> Tensor:
     """sha256 of the images: (N,32) uint8."""
-    raw = bytearray.fromhex("".join(manifest.sha256.tolist()))
-    return torch.from_numpy(np.frombuffer(raw, np.uint8)).view(-1, 32)
+    return torch.from_numpy(manifest.sha256.raw)
 
 
 def _best_earlier(earlier: Sequence[Path], digests: Tensor) -> tuple[Maps | None, Tensor]:
     """The earlier store with most of the images, and the row of each image in it: (N,), or -1."""
     best, best_position = None, torch.full((len(digests),), -1)
+    if not earlier:
+        return best, best_position
     keys = [bytes(digest) for digest in digests.numpy()]
     for path in earlier:
         try:

@@ -85,7 +85,8 @@ def test_the_result_is_the_same_with_and_without_a_cache(folder):
     (folder.root / "c.png").write_bytes((folder.root / "a.png").read_bytes())
     folder.write(cache=False)
     plain = folder.result()
-    assert sorted(plain) == ["dataset.json", "duplicates.csv", "manifest.csv", "rejected.csv"]
+    tables = ["duplicates.csv", "manifest.csv", "manifest.safetensors", "rejected.csv"]
+    assert sorted(plain) == ["dataset.json", *tables]
     assert b"c.png,a.png" in plain["duplicates.csv"]
     for _ in range(2):
         folder.write()

@@ -317,7 +317,15 @@ def test_the_section_of_saliency_has_defaults():
         1024,
         "float32",
     )
-    assert (config.shard_rows, config.batch) == (1024, 32)
+    assert (config.shard_rows, config.batch) == (None, 32)
+
+
+def test_large_sets_have_larger_shards():
+    config = params(saliency={}).section("saliency", SaliencyConfig)
+    sizes = {rows: config.rows_per_shard(rows) for rows in (1, 131_072, 131_073, 1_281_167)}
+    assert sizes == {1: 1024, 131_072: 1024, 131_073: 2048, 1_281_167: 16_384}
+    fixed = params(saliency={"shard_rows": 7}).section("saliency", SaliencyConfig)
+    assert fixed.rows_per_shard(1_281_167) == 7
 
 
 @pytest.mark.parametrize("levels", [[224], [32, 33], [224, 320, 448, 640]], ids=str)

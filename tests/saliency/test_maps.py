@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from salmask.data.columns import Digests
 from salmask.data.decode import decode
 from salmask.data.resample import resample
 from salmask.errors import DataGoneError, UserError
@@ -69,11 +70,11 @@ def some(manifest, rows: list[int]):
     return replace(
         manifest,
         digest=value_digest(rows),
-        paths=manifest.paths[rows],
+        paths=[manifest.paths[row] for row in rows],
         splits=manifest.splits[rows],
         labels=manifest.labels[rows],
         sizes=manifest.sizes[rows],
-        sha256=manifest.sha256[rows],
+        sha256=Digests(manifest.sha256.raw[rows]),
     )
 
 
