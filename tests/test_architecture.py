@@ -17,7 +17,7 @@ LAYERS = [
      "salmask.devices", "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
      "salmask.distributed", "salmask.losses", "salmask.findings", "salmask.collapse"],
     ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage",
-     "salmask.stage_modules"],
+     "salmask.dvc_lock", "salmask.stage_modules"],
     ["salmask.datasets"],
     ["salmask.data"],
     ["salmask.encoders"],
