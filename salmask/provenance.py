@@ -93,7 +93,7 @@ def changed_files(made_by: Recipe, project: Path, code: Path) -> list[str]:
     changed = [
         str(project / name)
         for name, sha256 in made_by.inputs.items()
-        if not (project / name).exists() or tree_digest(project / name) != sha256
+        if tree_digest(project / name) != sha256
     ]
     same_code = code_digest(made_by.modules, code) == made_by.code
     return changed if same_code else [f"the code in {code}", *changed]
