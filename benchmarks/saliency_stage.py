@@ -1,6 +1,6 @@
 """Speed of the saliency stage, as a ratio to the bare forward passes of the localizer.
 
-    python -m benchmarks.saliency_stage [--photos FOLDER] [--count 512] [--levels 224,320,448]
+    python -m benchmarks.saliency_stage --photos FOLDER [--count 512] [--levels 224,320,448]
 
 The stage reads, checks and decodes files, squashes them to every level, runs the localizer and
 writes the store; the bare loop runs the localizer on pixels that lie ready. They take turns. On a
