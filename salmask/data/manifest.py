@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from salmask.data import columns
+from salmask.data import columns, location
 from salmask.data.columns import Digests, Texts
 from salmask.data.decode import load_pixels, open_image
 from salmask.data.file_bytes import ImageError, missing_folder, open_file, open_with_digest
@@ -84,14 +84,10 @@ def load(folder: Path) -> Manifest:
             f"{folder}/manifest.csv was edited after `prepare` wrote it: run "
             f"`dvc repro --force prepare`"
         )
-    root = Path(dataset["root"])
-    root = root if root.is_absolute() else folder / root
-    if message := missing_folder(root):  # otherwise all images would be replaced by gray ones
-        raise UserError(f"{message}, or run `dvc repro`")
     rows = columns.read(folder, digest)
     return Manifest(
         name=dataset["name"],
-        root=root,
+        root=location.load(folder),
         classes=tuple(dataset["classes"]),
         digest=digest,
         paths=rows.paths,

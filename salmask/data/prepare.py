@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from salmask.data import columns
+from salmask.data import columns, location
 from salmask.data.file_bytes import missing_folder
 from salmask.data.inspection import Inspection, inspect
 from salmask.data.inspection_cache import InspectionCache
@@ -33,7 +33,7 @@ def write_manifest(
     cache: Path | None = None,
 ) -> int:
     """Reads the files of a listing; writes manifest.csv, manifest.safetensors, rejected.csv,
-    duplicates.csv and dataset.json.
+    duplicates.csv, location.json and dataset.json.
 
     Args:
         listing: the files.
@@ -81,7 +81,6 @@ def write_manifest(
     digest = file_digest(folder / "manifest.csv")
     dataset = {
         "name": name,
-        "root": _relative_root(listing.root, folder),
         "classes": list(listing.classes),
         "images": dict(Counter(splits.tolist())),
         "rejected": rejected,
@@ -89,6 +88,7 @@ def write_manifest(
         "digest": digest,
     }
     columns.write_binary(folder, digest)
+    location.save(listing.root, folder, Path.cwd())
     write_json(folder / "dataset.json", dataset)
     return rejected
 
@@ -117,9 +117,3 @@ def _inspections(
                 yield file, inspection
             cache.store(new)
         cache.delete_all_but(file.path for file in listing.files)
-
-
-def _relative_root(root: Path, folder: Path) -> str:
-    """The root, relative to `folder` if it is inside: then the folder can be moved."""
-    inside = root.is_relative_to(folder)
-    return root.relative_to(folder).as_posix() if inside else str(root)

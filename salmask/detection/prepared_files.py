@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from salmask.data.file_bytes import ImageError, missing_folder, open_with_digest
+from salmask.data import location
+from salmask.data.file_bytes import ImageError, open_with_digest
 from salmask.detection.objects import AnnotatedImage, Annotations, DetectionData
 from salmask.errors import UserError
 from salmask.files import file_digest, write_bytes, write_json, write_rows
@@ -48,10 +49,9 @@ def save(data: DetectionData, root: Path, folder: Path) -> dict[str, Any]:
     skipped = [{"split": name, "what": line} for name, s in splits.items() for line in s.skipped]
     write_rows(folder / "skipped.csv", skipped, ["split", "what"])
     in_both = len(digests["train"] & digests["test"])
-    root, inside = root.resolve(), root.resolve().is_relative_to(folder.resolve())
+    location.save(root.resolve(), folder.resolve(), Path.cwd())
     metadata = {
         "name": data.name,
-        "root": root.relative_to(folder.resolve()).as_posix() if inside else str(root),
         "rule": data.train.rule,
         "classes": list(data.train.classes),
         "images": {name: len(split.images) for name, split in splits.items()},
@@ -81,9 +81,7 @@ def load(folder: Path) -> DetectionData:
             f"{folder}/{_IMAGES} has changed since it was written: run "
             "`dvc repro --force detect_data`"
         )
-    root = folder / metadata["root"]  # `folder` has no effect on an absolute path
-    if message := missing_folder(root):
-        raise UserError(f"{message}, or run `dvc repro`")
+    root = location.load(folder)
     splits: dict[str, list[AnnotatedImage]] = {"train": [], "test": []}
     with (folder / _IMAGES).open(encoding="utf-8") as stream:
         for line in map(json.loads, stream):

@@ -86,7 +86,7 @@ def test_the_result_is_the_same_with_and_without_a_cache(folder):
     folder.write(cache=False)
     plain = folder.result()
     tables = ["duplicates.csv", "manifest.csv", "manifest.safetensors", "rejected.csv"]
-    assert sorted(plain) == ["dataset.json", *tables]
+    assert sorted(plain) == sorted(["dataset.json", "location.json", *tables])
     assert b"c.png,a.png" in plain["duplicates.csv"]
     for _ in range(2):
         folder.write()
