@@ -3,10 +3,11 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.backends import cudnn
 
 from salmask.errors import UserError
@@ -40,6 +41,14 @@ def place(module: Module, device: torch.device) -> Module:
     module.to(device)
     module.to(memory_format=torch.channels_last)
     return module
+
+
+@cache
+@torch.inference_mode(False)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A float32 tensor of fixed numbers. It is copied to each device once: every copy from the CPU
+    makes the host wait for a GPU. Callers must not change it."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def autocast(

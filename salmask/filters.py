@@ -4,7 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from salmask.pieces import in_pieces
+
 REFERENCE_SIDE = 224  # px; lengths in the papers are for views of this side
+# A blur multiplies blocks of pixels by band matrices. Smaller blocks need fewer operations, larger
+# ones share more of what they read.
+_BLOCK = 16
 
 
 def scaled(value: float, side: int) -> float:
@@ -29,22 +34,40 @@ def gaussian_blur(images: Tensor, kernel: int, sigma: float | Tensor) -> Tensor:
     Raises ValueError for an even kernel, and for a kernel that is too large for the images.
     """
     b, c, h, w = images.shape
-    if kernel % 2 == 0 or kernel // 2 >= min(h, w):
+    reach = kernel // 2
+    if kernel % 2 == 0 or reach >= min(h, w):
         raise ValueError(
             f"a blur kernel of {kernel} px does not fit images of {h}x{w}: use an odd "
             f"size of at most {2 * min(h, w) - 1}"
         )
-    sigmas = torch.as_tensor(sigma, dtype=images.dtype, device=images.device).expand(b)
-    offsets = torch.arange(kernel, dtype=images.dtype, device=images.device) - kernel // 2
-    taps = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)
-    taps = (taps / taps.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)  # (B*C, kernel)
-    planes = F.pad(images, [kernel // 2] * 4, mode="reflect").reshape(1, b * c, h + kernel - 1, -1)
-    planes = F.conv2d(planes, taps[:, None, :, None], groups=b * c)
-    planes = F.conv2d(planes, taps[:, None, None, :], groups=b * c)
-    return planes.reshape(b, c, h, w)
+    offsets = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
+    sigmas = sigma[:, None] if isinstance(sigma, Tensor) else offsets.new_full((1, 1), sigma)
+    taps = torch.exp(-0.5 * (offsets / sigmas) ** 2)
+    band = _band(taps / taps.sum(dim=1, keepdim=True))  # (B or 1, _BLOCK, _BLOCK + kernel - 1)
+    rest_h, rest_w = -h % _BLOCK, -w % _BLOCK  # pixels that complete the last blocks
+    padded = F.pad(images, [reach] * 4, mode="reflect")
+    if rest_h or rest_w:
+        padded = F.pad(padded, [0, rest_w, 0, rest_h])
+    # along rows: (B or 1, all rows and blocks, window) @ (B or 1, window, _BLOCK)
+    windows = padded.unfold(3, band.shape[2], _BLOCK).reshape(len(band), -1, band.shape[2])
+    rows = torch.bmm(windows, band.mT).view(b, c, -1, w + rest_w)
+    # along columns: (B*C*blocks, _BLOCK, window) @ (B*C*blocks, window, W)
+    windows = rows.unfold(2, band.shape[2], _BLOCK).mT
+    bands = band[:, None, None].expand(b, *windows.shape[1:3], -1, -1)
+    result = torch.bmm(bands.flatten(0, 2), windows.flatten(0, 2)).view(b, c, -1, w + rest_w)
+    return result[:, :, :h, :w]
+
+
+def _band(taps: Tensor) -> Tensor:
+    """The matrices that filter `_BLOCK` pixels: taps (n, kernel) -> (n, _BLOCK, _BLOCK + kernel -
+    1). Row i holds the taps from column i on."""
+    count, kernel = taps.shape
+    width = _BLOCK + kernel - 1
+    rows = F.pad(taps, (0, _BLOCK)).repeat(1, _BLOCK)  # each row is one longer than the width
+    return rows[:, : _BLOCK * width].view(count, _BLOCK, width)
 
 
 def high_pass(images: Tensor, kernel: int, sigma: float) -> Tensor:
     """x - gaussian_blur(x): (B,C,H,W) -> (B,C,H,W). Jing et al. 2022, Sec. 5.1; Chin et al. 2024,
     Sec. 3.2."""
-    return images - gaussian_blur(images, kernel, sigma)
+    return in_pieces(lambda piece: piece - gaussian_blur(piece, kernel, sigma), images)

@@ -8,6 +8,8 @@ hash function is lowbias32 (public domain, by Chris Wellons).
 import math
 import zlib
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +18,11 @@ _WORD = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio; spreads consecutive counters
 
 
-def mix(x: Tensor) -> Tensor:
-    """The hashes of 32-bit words in an int64 tensor of any shape: int64, of the same shape."""
+Words = TypeVar("Words", int, Tensor)
+
+
+def mix(x: Words) -> Words:
+    """The hashes of 32-bit words: an int, or an int64 tensor of any shape."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _WORD
     x = x ^ (x >> 15)
@@ -25,22 +30,12 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _mix32(x: Tensor) -> Tensor:
-    """`mix` in int32, with half the memory traffic: for pixel noise."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * 0x7FEB352D
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * (0x846CA68B - (1 << 32))
-    return x ^ ((x >> 16) & 0xFFFF)
-
-
-def _chain(*words: int | Tensor) -> Tensor:
-    """One hash of several words. Scalars and tensors are broadcast."""
-    state = torch.zeros((), dtype=torch.int64)
+def _chain(*words: int, last: Tensor) -> Tensor:
+    """Hashes (n,) int64 of several words, of which the last is one of the words `last` (n,)."""
+    state = 0
     for word in words:
-        word = torch.as_tensor(word, dtype=torch.int64)
-        state = mix((state.to(word.device) + word * _GOLDEN + 1) & _WORD)
-    return state
+        state = mix((state + word * _GOLDEN + 1) & _WORD)
+    return mix((state + last * _GOLDEN + 1) & _WORD)
 
 
 @dataclass(frozen=True)
@@ -58,11 +53,11 @@ class Draws:
     @classmethod
     def of(cls, seed: int, epoch: int, ids: Tensor) -> "Draws":
         """The random numbers of the samples `ids` (B,) int64 in one epoch."""
-        return cls(_chain(seed, epoch, ids))
+        return cls(_chain(seed, epoch, last=ids))
 
     def fork(self, purpose: str) -> "Draws":
         """Independent random numbers for the same samples and all purposes."""
-        return Draws(mix(self.key ^ (zlib.crc32(purpose.encode()) & _WORD)))
+        return Draws(self._stream(purpose))
 
     def shared(self) -> "Draws":
         """One set of random numbers for the whole batch: those of its first sample."""
@@ -72,40 +67,52 @@ class Draws:
         """(B, *shape) float32, uniform in [0, 1) with 24 bits."""
         count = math.prod(shape)
         counter = torch.arange(count, dtype=torch.int64, device=self.key.device) * _GOLDEN
-        stream = mix(self.key ^ (zlib.crc32(purpose.encode()) & _WORD))
-        bits = mix(mix((stream[:, None] + counter) & _WORD))
+        bits = mix(mix((self._stream(purpose)[:, None] + counter) & _WORD))
         return ((bits >> 8).to(torch.float32) * 2.0**-24).reshape(-1, *shape)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """(B, *shape) float32, standard normal, by Box-Muller from two 16-bit uniform numbers.
+        """(B, *shape) float32, standard normal: a random section of one fixed list of numbers.
 
-        The tails end at 4.8 standard deviations. Use it for pixel noise, not for statistics.
+        The list has at least 2^20 numbers, and at least twice as many as the section. Sections of
+        different images may overlap, and the tails end at 4.8 standard deviations. Use it for
+        pixel noise, not for statistics.
         """
         count = math.prod(shape)
-        half = (count + 1) // 2
-        counter = torch.arange(half, dtype=torch.int64, device=self.key.device) * _GOLDEN
-        stream = mix(self.key ^ (zlib.crc32(purpose.encode()) & _WORD))
-        start = _as_int32(stream)[:, None] + _as_int32(counter & _WORD)
-        bits = _mix32(_mix32(start))
-        radius = torch.sqrt(-2.0 * torch.log(((bits & 0xFFFF).float() + 0.5) * 2.0**-16))
-        angle = ((bits >> 16) & 0xFFFF).float() * (2.0 * math.pi * 2.0**-16)
-        pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-        return pairs[:, :count].reshape(-1, *shape)
+        length = 1 << max(20, count.bit_length() + 1)
+        sections = _normals(length, self.key.device).unfold(0, count, 1)
+        start = self._stream(purpose) % len(sections)
+        return sections.index_select(0, start).view(-1, *shape)
+
+    def _stream(self, purpose: str) -> Tensor:
+        return mix(self.key ^ _code(purpose))
 
 
-def _as_int32(words: Tensor) -> Tensor:
-    """The same 32 bits as signed int32. A plain cast overflows differently between devices."""
-    return torch.where(words > 0x7FFFFFFF, words - (1 << 32), words).to(torch.int32)
+def _code(purpose: str) -> int:
+    """A 32-bit word for a purpose."""
+    return zlib.crc32(purpose.encode())
+
+
+@cache
+@torch.inference_mode(False)
+def _normals(count: int, device: torch.device) -> Tensor:
+    """Standard normal numbers, equal on all devices: Box-Muller from two 16-bit uniform numbers."""
+    bits = mix(mix(torch.arange(count // 2) * _GOLDEN & _WORD))
+    radius = torch.sqrt(-2.0 * torch.log(((bits & 0xFFFF).float() + 0.5) * 2.0**-16))
+    angle = (bits >> 16).float() * (2.0 * math.pi * 2.0**-16)
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)]).to(device)
 
 
 def epoch_order(seed: int, epoch: int, ids: Tensor) -> Tensor:
     """The sample ids (N,) int64 in the order of an epoch."""
-    return ids[torch.argsort(_chain(seed, epoch, zlib.crc32(b"order"), ids), stable=True)]
+    return ids[torch.argsort(_chain(seed, epoch, _code("order"), last=ids), stable=True)]
 
 
-def batch_shuffle(seed: int, epoch: int, step: int, count: int) -> Tensor:
+def batch_shuffle(
+    seed: int, epoch: int, step: int, count: int, device: torch.device | None = None
+) -> Tensor:
     """Two independent permutations (2,count) int64 of a batch. They form the batch-norm groups of
     keys and of hard negatives in the key encoder."""
-    purposes = torch.tensor([[zlib.crc32(b"shuffle")], [zlib.crc32(b"shuffle of negatives")]])
-    keys = _chain(seed, epoch, step, purposes, torch.arange(count))
+    rows = torch.arange(count, device=device)
+    codes = (_code("shuffle"), _code("shuffle of negatives"))
+    keys = torch.stack([_chain(seed, epoch, step, code, last=rows) for code in codes])
     return torch.argsort(keys, dim=1, stable=True)

@@ -1,7 +1,8 @@
 """Normalisation of images by the statistics of their channels."""
 
-import torch
 from torch import Tensor
+
+from salmask.devices import constant
 
 PerChannel = tuple[float, float, float]  # red, green, blue
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -18,6 +19,5 @@ def normalise(
         mean: of each channel.
         std: of each channel.
     """
-    mean_ = torch.tensor(mean, dtype=images.dtype, device=images.device)
-    std_ = torch.tensor(std, dtype=images.dtype, device=images.device)
-    return (images - mean_[:, None, None]) / std_[:, None, None]
+    centre, scale = (constant(values, images.device)[:, None, None] for values in (mean, std))
+    return (images - centre) / scale

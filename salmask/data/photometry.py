@@ -1,21 +1,24 @@
 """Photometry of views: colour jitter, grayscale, blur and solarization of whole batches."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from salmask.devices import constant
 from salmask.filters import gaussian_blur
 from salmask.params.values import PerView
 from salmask.params.view import ViewConfig
+from salmask.pieces import choose, in_pieces
 from salmask.randomness import Draws
 
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601
+_TINY = 1e-12  # a chroma; smaller ones change no pixel
 
 
 def apply_photometry(images: Tensor, draws: Draws, view: str, config: ViewConfig) -> Tensor:
     """Applies jitter, grayscale, blur and solarization, each with its probability.
-
-    Jitter has the order brightness, contrast, saturation, hue for all images, whereas torchvision
-    draws an order per image.
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1].
@@ -26,21 +29,45 @@ def apply_photometry(images: Tensor, draws: Draws, view: str, config: ViewConfig
 
     Returns (B, 3, H, W) float32 in [0, 1].
     """
-    u = draws.uniform(f"{view}.chances", 4)
+    change = partial(change_colours, view=view, config=config)
+    return in_pieces(change, images, random_numbers(draws, view))
+
+
+def random_numbers(draws: Draws, view: str) -> Tensor:
+    """The random numbers of `change_colours`: (B, 9) float32, uniform in [0, 1)."""
+    numbers = {"chances": 4, "jitter": 4, "blur": 1}
+    return torch.cat([draws.uniform(f"{view}.{name}", n) for name, n in numbers.items()], dim=1)
+
+
+def change_colours(images: Tensor, u: Tensor, view: str, config: ViewConfig) -> Tensor:
+    """`apply_photometry` with given random numbers.
+
+    Jitter has the order brightness, contrast, saturation, hue for all images, whereas torchvision
+    draws an order per image.
+
+    Args:
+        images: (B, 3, H, W) float32 in [0, 1].
+        u: (B, 9) uniform: whether to jitter, gray, blur and solarize, four of the jitter, sigma.
+        view: name of the view.
+        config: section `view`.
+    """
     blur_p, solarize_p = _value_of(view, config.blur_p), _value_of(view, config.solarize_p)
-    if config.jitter_p > 0:
-        jittered = jitter(images, draws.uniform(f"{view}.jitter", 4), config.jitter)
-        images = _select(u[:, 0] < config.jitter_p, jittered, images)
-    if config.gray_p > 0:
-        images = _select(u[:, 1] < config.gray_p, luma(images).expand_as(images), images)
-    if blur_p > 0:
+
+    def blur(images: Tensor, u: Tensor) -> Tensor:
         low, high = config.blur_sigma
-        sigma = low + (high - low) * draws.uniform(f"{view}.blur", 1)[:, 0]
         radius = min(int(3 * high + 0.999), config.size - 1)
-        blurred = gaussian_blur(images, 2 * radius + 1, sigma)
-        images = _select(u[:, 2] < blur_p, blurred, images)
-    if solarize_p > 0:
-        images = _select(u[:, 3] < solarize_p, solarize(images), images)
+        return gaussian_blur(images, 2 * radius + 1, low + (high - low) * u[:, 8])
+
+    changes: list[tuple[float, Callable[[Tensor, Tensor], Tensor]]] = [
+        (config.jitter_p, lambda images, u: jitter(images, u[:, 4:8], config.jitter)),
+        (config.gray_p, lambda images, u: luma(images).expand_as(images)),
+        (blur_p, blur),
+        (solarize_p, lambda images, u: solarize(images)),
+    ]
+    for number, (probability, change) in enumerate(changes):
+        if probability > 0:
+            chosen = u[:, number] < probability
+            images = choose(chosen, change, lambda images, u: images, images, u)
     return images
 
 
@@ -60,20 +87,21 @@ def jitter(images: Tensor, u: Tensor, strength: tuple[float, float, float, float
 
     Returns (B, 3, H, W) in [0, 1].
     """
-    factor = [
-        (max(0.0, 1 - s) + u[:, i] * (1 + s - max(0.0, 1 - s)))[:, None, None, None]
-        for i, s in enumerate(strength[:3])
-    ]
-    images = (images * factor[0]).clamp(0, 1)
-    mean = luma(images).mean(dim=(2, 3), keepdim=True)
-    images = torch.lerp(mean.expand_as(images), images, factor[1]).clamp(0, 1)
-    images = torch.lerp(luma(images).expand_as(images), images, factor[2]).clamp(0, 1)
+    low = [max(0.0, 1 - s) for s in strength[:3]]
+    spread = [1 + s - lowest for s, lowest in zip(strength, low, strict=False)]
+    device = images.device
+    factors = constant(tuple(low), device) + constant(tuple(spread), device) * u[:, :3]
+    factors = factors[:, :, None, None, None]  # (B, 3, 1, 1, 1)
+    images = (images * factors[:, 0]).clamp_(0, 1)
+    mean = luma(images.mean(dim=(2, 3), keepdim=True))
+    images = torch.lerp(mean, images, factors[:, 1]).clamp_(0, 1)
+    images = torch.lerp(luma(images), images, factors[:, 2]).clamp_(0, 1)
     return shift_hue(images, (2 * u[:, 3] - 1) * strength[3]) if strength[3] else images
 
 
 def luma(images: Tensor) -> Tensor:
     """Brightness by ITU-R BT.601: (B, 3, H, W) -> (B, 1, H, W)."""
-    weights = torch.tensor(_LUMA, dtype=images.dtype, device=images.device)
+    weights = constant(_LUMA, images.device)
     return (images * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
@@ -85,19 +113,19 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     r, g, b = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
-    safe = torch.where(chroma > 0, chroma, 1)
-    sector = torch.where(
-        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    )
-    hue = sector + 6 * turns[:, None, None]
-    k = torch.stack([torch.remainder(n + hue, 6) for n in (5.0, 3.0, 1.0)], dim=1)
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    # The distance of the hue from red, in sixths of a turn; negative on the side of blue.
+    distance = (g + b).sub_(r).sub_(low).div_(chroma.clamp(min=_TINY)).add_(1)
+    hue = distance.copysign_(g - b).add_(6 * turns[:, None, None])
+    hue.sub_(torch.floor(hue / 6).mul_(6))  # [0, 6): red is 0, green 2, blue 4
+    # Red falls from `value` to `low` between the distances 1 and 2 from its own hue, and equally
+    # rises between 1 and 2 from cyan, at 3; likewise green and blue.
+    centres = constant((3.0, 2.0, 4.0), images.device)[:, None, None]
+    share = (hue[:, None] - centres).abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None])
+    share[:, 0].add_(low)
+    share[:, 1:].neg_().add_(value[:, None])
+    return share
 
 
 def _value_of(view: str, value: PerView) -> float:
     """The value for a view: the second of a pair is for the key, the first for all others."""
     return value[view == "key"] if isinstance(value, tuple) else value
-
-
-def _select(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(condition[:, None, None, None], yes, no)

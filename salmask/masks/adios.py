@@ -1,6 +1,7 @@
 """ADIOS (Shi et al. 2022): masks that are learned by an adversary of the encoder."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from salmask.errors import UserError
 from salmask.masks import LearnedMask, Mask
 from salmask.masks.unet import Norm, UNet
+from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Pair, Views, Wiring
 
@@ -75,7 +77,7 @@ class Masker(LearnedMask):
     def views(self, pair: Pair, draws: Draws, shuffle: Tensor) -> Views:
         """The views that the encoder trains on. The masks get no gradient."""
         with torch.no_grad():
-            return self._views(pair, draws, shuffle, self)
+            return self._views(pair, draws, shuffle, partial(in_pieces, self))
 
     def loss(
         self,

@@ -4,8 +4,10 @@ from torch import Tensor
 
 from salmask.filters import gaussian_blur, scaled, scaled_kernel
 from salmask.masks import Mask, guided
+from salmask.masks.fill import fill_patches
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
 from salmask.params.values import ShareRange
+from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 
@@ -32,9 +34,12 @@ def blur(
     """
     side = pair.query.shape[-1]
 
-    def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
+    def fill(images: Tensor, patches: Tensor) -> Tensor:
         smooth = gaussian_blur(images, scaled_kernel(kernel, side), scaled(sigma, side))
-        return guided.replace_patches(images, smooth, patches)
+        return fill_patches(images, smooth, patches)
+
+    def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
+        return in_pieces(fill, images, patches)
 
     placement = Placement(ratio, where, masked, threshold, hard_negative)
     return guided.mask_pair(pair, draws, grid, placement, paint)

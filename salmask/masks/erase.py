@@ -3,10 +3,12 @@
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from salmask.masks import Mask
 from salmask.masks.mixing import MaskPer, Shape, keep_mask, kept_share
 from salmask.params.values import ShareOrRange
+from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Mixed, Pair
 
@@ -32,13 +34,18 @@ def erase(
     """
     query = pair.query
     kept = keep_mask(draws, query, grid, ratio, shape, mask_per)
-    empty = torch.zeros_like(query)
-    if fill == "noise":
-        empty = draws.normal("erase.noise", *query.shape[1:]).to(query.dtype)
+
+    def keep(query: Tensor, key: Tensor, kept: Tensor) -> Tensor:
+        if fill == "zero":
+            return query * kept
+        noise = Draws(key).normal("erase.noise", *query.shape[1:])
+        return torch.lerp(noise, query, kept)
+
     share, own = kept_share(kept, query), torch.arange(len(query), device=query.device)
+    kept = kept.expand(len(query), -1, -1, -1)
     halves = (
-        Mixed(torch.lerp(empty, query, kept), ((own, share),)),
-        Mixed(torch.lerp(query, empty, kept), ((own, 1 - share),)),
+        Mixed(in_pieces(keep, query, draws.key, kept), ((own, share),)),
+        Mixed(in_pieces(keep, query, draws.key, 1 - kept), ((own, 1 - share),)),
     )
     return Masked(query, pair.key, mixed=halves)
 

@@ -98,11 +98,6 @@ def mask_pair(
     return Masked(masked["query"], masked["key"], tuple(negatives))
 
 
-def replace_patches(images: Tensor, filling: Tensor, patches: Tensor) -> Tensor:
-    """`filling` (B,C,H,W) in the patches (B,1,U,V) bool of the images (B,C,H,W)."""
-    return torch.where(where.to_pixels(patches, images.shape[-1]), filling, images)
-
-
 def reads_saliency(options: Mapping[str, Any]) -> bool:
     """Whether a guided mask needs activation maps: not with `where: random`."""
     return bool(options["where"] != "random")

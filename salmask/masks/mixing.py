@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salmask.masks import where
 from salmask.params.values import ShareOrRange
+from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Mixed
 
@@ -30,7 +31,13 @@ def mixture(images: Tensor, other: Tensor, kept: Tensor, switch: bool = True) ->
     """
     share = kept_share(kept, images)
     positives = [(torch.arange(len(images), device=images.device), share), (other, 1 - share)]
-    return Mixed(torch.lerp(images[other], images, kept), tuple(positives[: 1 + switch]))
+    mixed = in_pieces(
+        lambda own, rows, kept: torch.lerp(images[rows], own, kept),
+        images,
+        other,
+        kept.expand(len(images), -1, -1, -1),
+    )
+    return Mixed(mixed, tuple(positives[: 1 + switch]))
 
 
 def kept_share(kept: Tensor, images: Tensor) -> Tensor:

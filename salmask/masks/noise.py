@@ -8,6 +8,8 @@ from torch import Tensor
 
 from salmask.filters import scaled, scaled_kernel
 from salmask.masks import where
+from salmask.masks.fill import fill_patches, fill_where
+from salmask.pieces import choose, in_pieces
 from salmask.randomness import Draws
 
 
@@ -41,13 +43,23 @@ def add_noise(
         noise: standard deviation of the noise.
     """
     side = images.shape[-1]
-    kind = draws.uniform(f"{purpose}.kind", 2)[..., None, None, None]
-    shared = patches[:, :1].expand_as(patches)
-    spatial = where.to_pixels(torch.where(kind[:, 1] < channel, patches, shared), side)
+    kind = draws.uniform(f"{purpose}.kind", 2)
+    per_channel = kind[:, 1, None, None, None] < channel
+    patches = torch.where(per_channel, patches, patches[:, :1])
     position = draws.uniform(f"{purpose}.window", 2)
-    focal_mask = where.window(position, round(scaled(window, side)), side) == inside
-    filling = noise * draws.normal(f"{purpose}.noise", *images.shape[1:])
-    return torch.where(torch.where(kind[:, 0] < focal, focal_mask, spatial), filling, images)
+
+    def fill_window(images: Tensor, filling: Tensor, patches: Tensor, position: Tensor) -> Tensor:
+        masked = where.window(position, round(scaled(window, side)), side) == inside
+        return fill_where(images, filling, masked)
+
+    def fill_cells(images: Tensor, filling: Tensor, patches: Tensor, position: Tensor) -> Tensor:
+        return fill_patches(images, filling, patches)
+
+    def fill(images: Tensor, key: Tensor, is_focal: Tensor, *masks: Tensor) -> Tensor:
+        filling = Draws(key).normal(f"{purpose}.noise", *images.shape[1:]).mul_(noise)
+        return choose(is_focal, fill_window, fill_cells, images, filling, *masks)
+
+    return in_pieces(fill, images, draws.key, kind[:, 0] < focal, patches, position)
 
 
 def high_pass_filter(options: Mapping[str, Any], side: int) -> dict[str, Any] | None:

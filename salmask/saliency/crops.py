@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from salmask.devices import constant
+
 _SAMPLES = 4  # bilinear samples per side of a cell, which average its area well enough
 
 
@@ -45,7 +47,7 @@ def level_weights(levels: list[int], zoom: Tensor) -> Tensor:
     The first level is for whole images. A crop of half the side uses the level of twice the
     resolution. Between two levels, weights are linear in the logarithm of the scale.
     """
-    scale = torch.tensor(levels, dtype=torch.float32, device=zoom.device).log()
+    scale = constant(tuple(float(level) for level in levels), zoom.device).log()
     target = (scale[0] + zoom.log()).clamp(scale[0], scale[-1])
     if len(levels) == 1:
         return torch.ones((1, len(zoom)), device=zoom.device)

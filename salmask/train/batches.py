@@ -1,17 +1,19 @@
 """From crops to the batches of pretraining: photometry, crops of saliency maps, masks."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from salmask.data.loader import Crops
 from salmask.data.normalisation import normalise
-from salmask.data.photometry import apply_photometry
+from salmask.data.photometry import change_colours, random_numbers
 from salmask.data.views import BRANCHES
 from salmask.distributed import world_size
 from salmask.masks.wiring import WiredMask
 from salmask.params.run import RunConfig
+from salmask.pieces import in_pieces
 from salmask.randomness import Draws, batch_shuffle
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Pair, Views
@@ -57,8 +59,12 @@ def make_batch(
             no labels.
     """
     draws = Draws.of(seed, crops.epoch, crops.ids)
+
+    def finish(branch: str, pixels: Tensor, u: Tensor) -> Tensor:
+        return normalise(change_colours(pixels.float() / 255, u, branch, config.view))
+
     views_of = {
-        branch: normalise(apply_photometry(pixels.float() / 255, draws, branch, config.view))
+        branch: in_pieces(partial(finish, branch), pixels, random_numbers(draws, branch))
         for branch, pixels in crops.crops.items()
     }
     maps: dict[str, Tensor] = {}
@@ -69,9 +75,9 @@ def make_batch(
             maps[branch] = store.crop(crops.ids, boxes, flips, grid)
     extra = tuple(view for branch, view in views_of.items() if branch not in BRANCHES)
     pair = Pair(views_of["query"], views_of["key"], maps.get("query"), maps.get("key"), extra)
-    shuffle = batch_shuffle(seed, crops.epoch, crops.step, world_size() * len(crops.ids))
+    count = world_size() * len(crops.ids)
+    shuffle = batch_shuffle(seed, crops.epoch, crops.step, count, crops.ids.device)
     own_labels = None if labels is None else labels[crops.ids]
-    shuffle = shuffle.to(pair.query.device, non_blocking=True)
     return Batch(pair, draws, shuffle, own_labels)
 
 

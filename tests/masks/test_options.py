@@ -54,7 +54,7 @@ def test_only_the_chosen_mask_and_framework_are_imported() -> None:
     """Code digests rely on it."""
     output = subprocess.run([sys.executable, "-c", OF_BLUR], check=True, capture_output=True)
     names = {name.rpartition(".")[2] for name in output.stdout.decode().split()}
-    assert names == {"moco", "blur", "guided", "where", "options", "wiring"}
+    assert names == {"moco", "blur", "guided", "fill", "where", "options", "wiring"}
 
 
 def test_every_mask_is_tested_here() -> None:

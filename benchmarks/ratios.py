@@ -1,0 +1,46 @@
+"""Timing of alternatives against each other, in one process, and tables of the ratios."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Times = Mapping[str, list[float]]  # name -> CPU seconds of each round
+
+
+def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+    """CPU seconds of all threads of this process, for each function in each round.
+
+    Every round runs each function once, in rotating order, so that a temporary slowdown of the
+    machine affects all of them. One round more comes first, as a warm-up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in work}
+    names = list(work)
+    for number in range(rounds + 1):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.process_time()
+            work[name]()
+            if number:
+                times[name].append(time.process_time() - start)
+    return times
+
+
+def ratio(times: Times, name: str, to: str) -> float:
+    """The median over the rounds of one function's time divided by another's in the same round."""
+    return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
+
+
+def milliseconds(times: Times, name: str, images: int) -> float:
+    """The median time of a function in ms, divided by the number of images."""
+    return 1000 * statistics.median(times[name]) / images
+
+
+def report(ratios: Mapping[str, tuple[float, float]], json_file: Path | None) -> None:
+    """Prints each ratio with its goal, an upper limit, and writes them as JSON."""
+    for name, (value, goal) in ratios.items():
+        print(f"{name:32} {value:7.3f}   goal {goal:g}   {'met' if value <= goal else 'MISSED'}")
+    if json_file:
+        entries = {name: {"value": value, "goal": goal} for name, (value, goal) in ratios.items()}
+        json_file.write_text(json.dumps(entries, indent=2) + "\n")

@@ -1,0 +1,29 @@
+"""Filling of masked pixels. Shared by all masks that fill patches or windows."""
+
+import torch
+from torch import Tensor
+
+
+def fill_patches(images: Tensor, filling: Tensor, patches: Tensor) -> Tensor:
+    """The filling in masked patches, the images elsewhere: (B,C,H,W).
+
+    Args:
+        images: (B,C,H,W). The grid of the patches divides H and W.
+        filling: (B,C,H,W) or (B,C,1,1).
+        patches: (B,C,U,V) or (B,1,U,V) bool.
+    """
+    b, c, h, w = images.shape
+    u, v = patches.shape[2:]
+    blocks = (b, c, u, h // u, v, w // v)
+    filling = filling.expand_as(images).reshape(blocks)
+    patches = patches[:, :, :, None, :, None]
+    return fill_where(images.reshape(blocks), filling, patches).view(images.shape)
+
+
+def fill_where(images: Tensor, filling: Tensor, masked: Tensor) -> Tensor:
+    """The filling where `masked` (bool) is True, the images elsewhere.
+
+    On a CPU, `torch.lerp` takes a third of the time of `torch.where`, and weights of 0 and 1 give
+    the same values.
+    """
+    return torch.lerp(images, filling, masked.to(images.dtype))
