@@ -54,13 +54,15 @@ def choose(
     """
     if condition.device.type != "cpu":
         return torch.where(condition[:, None, None, None], yes(*batch), no(*batch))
+    chosen = condition.tolist()
+    if all(chosen):
+        return yes(*batch)
+    if not any(chosen):
+        return no(*batch)
     parts = []
-    for chosen, function in ((condition, yes), (~condition, no)):
-        rows = chosen.nonzero()[:, 0]
-        if len(rows) == len(condition):
-            return function(*batch)
-        if len(rows):
-            parts.append((rows, function(*(tensor.index_select(0, rows) for tensor in batch))))
+    for function, which in ((yes, condition), (no, ~condition)):
+        rows = which.nonzero()[:, 0]
+        parts.append((rows, function(*(tensor.index_select(0, rows) for tensor in batch))))
     result = parts[0][1].new_empty((len(condition), *parts[0][1].shape[1:]))
     for rows, part in parts:
         result.index_copy_(0, rows, part)

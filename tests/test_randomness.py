@@ -26,14 +26,6 @@ def test_mix_is_lowbias32(words):
     assert mixed.tolist() == [lowbias32(w) for w in words]
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
-def test_the_int32_hash_gives_the_same_bits(words):
-    wide = torch.tensor(words)
-    narrow = randomness._mix32(randomness._as_int32(wide))
-    assert narrow.dtype == torch.int32
-    assert torch.equal(narrow.long() & 0xFFFFFFFF, randomness.mix(wide))
-
-
 @given(IDS, st.randoms(), st.sampled_from(["uniform", "normal"]))
 def test_a_sample_draws_the_same_alone_and_in_any_batch(ids, shuffler, kind):
     together = getattr(Draws.of(3, 5, torch.tensor(ids)), kind)("purpose", 2, 3)
@@ -115,6 +107,13 @@ def test_numbers_of_one_draw_are_uncorrelated(kind, lag):
     drawn = getattr(Draws.of(0, 0, torch.arange(2000)), kind)("a", 50)
     pairs = 2000 * (50 - lag)
     assert abs(_correlation(drawn[:, lag:], drawn[:, :-lag])) < 4 / math.sqrt(pairs)
+
+
+def test_views_of_any_size_have_normals():
+    drawn = Draws.of(0, 0, torch.arange(3)).normal("a", 3, 700, 700)
+    assert drawn.shape == (3, 3, 700, 700)
+    assert abs(_correlation(drawn[0], drawn[1])) < 0.01
+    assert drawn.std().item() == pytest.approx(1, abs=0.01)
 
 
 @given(IDS, st.integers(0, 1000), st.integers(0, 1000))

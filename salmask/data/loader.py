@@ -154,13 +154,12 @@ class _StreamedViews(Dataset[Crops]):
         branches, size = self.branches, self.config.size
         sizes = self.manifest.sizes[ids]
         boxes, flips = view_geometry(sizes, self.config, self.seed, epoch, ids, branches)
-        views: list[list[Tensor]] = []
+        shortest = torch.stack([boxes[b][:, 2:].amin(dim=1) for b in branches]).amin(dim=0).tolist()
+        crops = {b: torch.empty(len(ids), 3, size, size, dtype=torch.uint8) for b in branches}
         for i, row in enumerate(ids.tolist()):
-            smallest = min(float(boxes[branch][i, 2:].min()) for branch in branches)
-            image = read_image(self.manifest, row, int(size / smallest))
-            views.append([resample(image, (size, size), boxes[branch][i]) for branch in branches])
-        crops = {b: torch.stack([view[j] for view in views]) for j, b in enumerate(branches)}
-        crops = {b: flip_images(crops[b], flips[b]) for b in branches}
+            image = read_image(self.manifest, row, int(size / shortest[i]))
+            for b in branches:
+                crops[b][i] = resample(image, (size, size), boxes[b][i], bool(flips[b][i]))
         return Crops(epoch, step, ids, crops, boxes, flips)
 
 

@@ -20,4 +20,4 @@ def normalise(
         std: of each channel.
     """
     centre, scale = (constant(values, images.device)[:, None, None] for values in (mean, std))
-    return (images - centre) / scale
+    return (images - centre).div_(scale)

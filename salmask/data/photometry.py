@@ -94,8 +94,8 @@ def jitter(images: Tensor, u: Tensor, strength: tuple[float, float, float, float
     factors = factors[:, :, None, None, None]  # (B, 3, 1, 1, 1)
     images = (images * factors[:, 0]).clamp_(0, 1)
     mean = luma(images.mean(dim=(2, 3), keepdim=True))
-    images = torch.lerp(mean, images, factors[:, 1]).clamp_(0, 1)
-    images = torch.lerp(luma(images), images, factors[:, 2]).clamp_(0, 1)
+    images.mul_(factors[:, 1]).add_((1 - factors[:, 1]) * mean).clamp_(0, 1)
+    images.lerp_(luma(images), 1 - factors[:, 2]).clamp_(0, 1)
     return shift_hue(images, (2 * u[:, 3] - 1) * strength[3]) if strength[3] else images
 
 
@@ -112,18 +112,18 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     """
     r, g, b = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
-    chroma = value - low
-    # The distance of the hue from red, in sixths of a turn; negative on the side of blue.
-    distance = (g + b).sub_(r).sub_(low).div_(chroma.clamp(min=_TINY)).add_(1)
-    hue = distance.copysign_(g - b).add_(6 * turns[:, None, None])
-    hue.sub_(torch.floor(hue / 6).mul_(6))  # [0, 6): red is 0, green 2, blue 4
-    # Red falls from `value` to `low` between the distances 1 and 2 from its own hue, and equally
-    # rises between 1 and 2 from cyan, at 3; likewise green and blue.
-    centres = constant((3.0, 2.0, 4.0), images.device)[:, None, None]
-    share = (hue[:, None] - centres).abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None])
-    share[:, 0].add_(low)
-    share[:, 1:].neg_().add_(value[:, None])
-    return share
+    sixfold = (value - low).mul_(6)
+    # The distance of the hue from red in turns, 1/2 at cyan; negative on the side of blue.
+    hue = (g + b).sub_(r).sub_(low).div_(sixfold.clamp(min=_TINY)).add_(1 / 6)
+    hue.copysign_(g - b).add_(turns[:, None, None])
+    hue.sub_(torch.floor(hue))  # [0, 1): red is 0, green 1/3, blue 2/3
+    # Red falls from `value` to `low` between 1/6 and 1/3 turns from its own hue, so it rises
+    # between 1/6 and 1/3 turns from cyan. Green and blue fall likewise from their own hues.
+    centres = constant((1 / 2, 1 / 3, 2 / 3), images.device)[:, None, None]
+    result = (hue[:, None] - centres).abs_().sub_(1 / 6).clamp_(0, 1 / 6).mul_(sixfold[:, None])
+    result[:, 0].add_(low)
+    result[:, 1:].neg_().add_(value[:, None])
+    return result
 
 
 def _value_of(view: str, value: PerView) -> float:

@@ -6,13 +6,16 @@ from PIL import Image
 from torch import Tensor
 
 
-def resample(image: Image.Image, size: tuple[int, int], box: Tensor | None = None) -> Tensor:
+def resample(
+    image: Image.Image, size: tuple[int, int], box: Tensor | None = None, flip: bool = False
+) -> Tensor:
     """Crops and resizes an image, bilinearly with antialiasing.
 
     Args:
         image: RGB.
         size: (height, width) of the result in px.
         box: (4,) y, x, height and width in [0, 1], not rounded to pixels; None for the whole image.
+        flip: whether the result is flipped horizontally.
 
     Returns (3, height, width) uint8.
     """
@@ -23,6 +26,8 @@ def resample(image: Image.Image, size: tuple[int, int], box: Tensor | None = Non
         bottom = min((y + h) * image.height, image.height)
         area = (x * image.width, y * image.height, right, bottom)
     resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=area)
+    if flip:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 

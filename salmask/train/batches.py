@@ -61,7 +61,7 @@ def make_batch(
     draws = Draws.of(seed, crops.epoch, crops.ids)
 
     def finish(branch: str, pixels: Tensor, u: Tensor) -> Tensor:
-        return normalise(change_colours(pixels.float() / 255, u, branch, config.view))
+        return normalise(change_colours(pixels.float().div_(255), u, branch, config.view))
 
     views_of = {
         branch: in_pieces(partial(finish, branch), pixels, random_numbers(draws, branch))

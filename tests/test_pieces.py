@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import Tensor
+
+from salmask import pieces
+from salmask.pieces import choose, in_pieces
+
+
+@pytest.mark.parametrize("values", [1, 12, 30, 31, 1 << 20])
+def test_any_size_of_pieces_gives_the_same_rows(monkeypatch, generator, values):
+    monkeypatch.setattr(pieces, "PIECE", values)
+    images = torch.rand(7, 3, 2, 2, generator=generator)
+    weights, sizes = torch.rand(7, generator=generator), []
+
+    def function(images: Tensor, weights: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return (images * weights[:, None, None, None]).sum(dim=1)
+
+    result = in_pieces(function, images, weights)
+    assert torch.equal(result, (images * weights[:, None, None, None]).sum(dim=1))
+    assert sizes == [min(max(1, values // 12), 7 - n) for n in range(0, 7, max(1, values // 12))]
+
+
+@pytest.mark.parametrize("condition", [[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+def test_each_image_is_computed_by_its_own_function_only(generator, condition):
+    images, numbers = torch.rand(4, 3, 2, 2, generator=generator), torch.arange(4)
+    computed: dict[str, list[int]] = {"yes": [], "no": []}
+
+    def yes(images: Tensor, numbers: Tensor) -> Tensor:
+        computed["yes"] += numbers.tolist()
+        return images + 1
+
+    def no(images: Tensor, numbers: Tensor) -> Tensor:
+        computed["no"] += numbers.tolist()
+        return -images
+
+    chosen = torch.tensor(condition).bool()
+    result = choose(chosen, yes, no, images, numbers)
+    assert torch.equal(result, torch.where(chosen[:, None, None, None], images + 1, -images))
+    assert computed["yes"] == numbers[chosen].tolist()
+    assert computed["no"] == numbers[~chosen].tolist()
