@@ -27,6 +27,7 @@ WITHOUT_EFFECT = frozenset(
         "salmask.evaluate.probe",
         "salmask.job",
         "salmask.lineage",
+        "salmask.memory",
         "salmask.params.probe",
         "salmask.progress",
         "salmask.provenance",

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from salmask.errors import UserError
 from salmask.files import file_digest, write_json
 from salmask.job import Job
+from salmask.memory import keep_large_blocks
 from salmask.provenance import FILE_NAME, Recipe, record
 from slurm.job_spec import JobSpec
 
@@ -56,9 +57,13 @@ def run_label(recipe: Recipe) -> str:
 
 
 def make_job(spec: JobSpec, device: "torch.device") -> Job:
-    """The Job that the work receives as its first argument. Sets the number of torch's threads."""
+    """The Job that the work receives as its first argument.
+
+    Also prepares this process for it: the number of torch's threads, and memory for large tensors.
+    """
     import torch
 
+    keep_large_blocks()
     torch.set_num_threads(spec.profile.cores())
     return Job(
         fingerprint=spec.recipe.fingerprint,
