@@ -1,91 +1,102 @@
-"""Time to mask the views of a batch, as a share of one forward and backward pass of the encoder.
+"""CPU time to mask the views of a batch, relative to copying them, and to loops over images.
 
-    python -m benchmarks.masks --arch resnet50 --size 224 --grid 7 --batch 32
+    python -m benchmarks.masks --size 224 --grid 7 --batch 64
 
-Pixels and maps are random, in float32. Decoding, photometry, the networks of the framework, and the
-training step of a learned mask are not measured. Masks and encoder take turns, so that a temporary
-slowdown of the machine affects all of them.
+The loops in `masks_by_loops.py` are written from the papers, image by image. Both start from the
+same normalised views and activation maps. To copy the query and the key is the least that a masked
+query and a hard negative can cost.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from itertools import count
+from pathlib import Path
 
 import click
 import torch
-from torch import nn
 
-from benchmarks.step import mask_for, random_crops
-from salmask.devices import pick_device, place
-from salmask.encoders.backbones import build_encoder
+from benchmarks.masks_by_loops import Loops
+from benchmarks.ratios import interleaved, milliseconds, ratio, report
 from salmask.masks import MASKS
-from salmask.params.encoder import EncoderConfig
-from salmask.params.run import RunConfig
-from salmask.params.train import TrainConfig
+from salmask.masks.wiring import WiredMask, wire_mask
+from salmask.memory import keep_large_blocks
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
-from salmask.saliency.store import SaliencyStore
-from salmask.shapes import Wiring
-from salmask.train.batches import Batch, make_batch
+from salmask.randomness import Draws
+from salmask.shapes import Pair, Wiring
 
 MOCO = Wiring("moco", "moco v2", hard_negatives=True)
+TO_COPY = {
+    "high_pass": 6.0, "mscn": 12.0, "blur": 3.0, "mean": 1.5, "mixmask": 2.0, "unmix": 2.0,
+    "erase": 2.0,
+}  # fmt: skip
+TO_LOOP = dict.fromkeys(TO_COPY, 0.3) | {"adios": 1.0}  # of adios, both run one network
+ADIOS_TO_COPY = 2.0  # beyond its network
 
 
-def batch_for(run: RunConfig, extra_views: int, device: torch.device) -> Batch:
-    """A batch of random pixels with activation maps."""
-    maps = {224: torch.rand(run.train.batch, 7, 7, device=device)}
-    crops = random_crops(run.train.batch, run.view.size, device, extra_views)
-    return make_batch(crops, run, 0, SaliencyStore({}, maps))
+def random_pair(batch: int, side: int, grid: int) -> Pair:
+    """Random views, four of each image, and activation maps."""
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(batch, 3, side, side, generator=generator) for _ in range(4)]
+    maps = [torch.rand(batch, grid, grid, generator=generator) for _ in range(2)]
+    return Pair(views[0], views[1], maps[0], maps[1], tuple(views[2:]))
 
 
-def one_pass(encoder: nn.Module, batch: Batch) -> None:
-    encoder.zero_grad(set_to_none=True)
-    encoder(batch.pair.query).sum().backward()
+def masking(mask: WiredMask, pair: Pair) -> Callable[[], object]:
+    """A function that masks the pair with other random numbers every time."""
+    rows = len(pair.query)
+    shuffle, epochs = torch.arange(rows).expand(2, -1), count()
+    given = Pair(
+        pair.query, pair.key, pair.query_activation, pair.key_activation,
+        pair.extra[: mask.extra_views],
+    )  # fmt: skip
 
+    @torch.no_grad()
+    def once() -> object:
+        return mask.views(given, Draws.of(0, next(epochs), torch.arange(rows)), shuffle)
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return once
 
 
 @click.command()
-@click.option("--arch", default="resnet18")
-@click.option("--stem", default="small2")
-@click.option("--size", default=64)
-@click.option("--grid", default=8)
-@click.option("--batch", default=128)
+@click.option("--size", default=224, help="Side of the views in px.")
+@click.option("--grid", default=7)
+@click.option("--batch", default=64)
 @click.option("--rounds", default=7, help="Number of timed rounds, after one for warm-up.")
-def main(arch: str, stem: str, size: int, grid: int, batch: int, rounds: int) -> None:
-    """Prints milliseconds per batch, and the share of an encoder pass."""
-    device = pick_device()
-    run = RunConfig(
-        name="benchmark",
-        encoder=EncoderConfig(arch=arch, stem=stem),  # type: ignore[arg-type]
-        view=ViewConfig(size=size, grid=grid),
-        mask=Choice("none", {}),
-        framework=Choice("moco", {}),
-        train=TrainConfig(batch=batch),
-    )
-    encoder = place(build_encoder(run.encoder), device)
-    work: dict[str, Callable[[], object]] = {}
-    for name in MASKS:
-        mask = mask_for(name, MOCO, run.view)
+@click.option("--mask", "names", multiple=True, default=list(TO_LOOP), help="Only these masks.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+def main(
+    size: int, grid: int, batch: int, rounds: int, names: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Prints ms per image of CPU time, and the ratios with their goals."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)  # the loops draw from torch's generator
+    keep_large_blocks()
+    pair = random_pair(batch, size, grid)
+    work: dict[str, Callable[[], object]] = {"copy": lambda: (pair.query.clone(), pair.key.clone())}
+    loops = Loops(pair, grid)
+    for name in names:
+        assert name in MASKS
+        mask = wire_mask(Choice(name, {}), MOCO, ViewConfig(size=size, grid=grid))
+        work[name] = masking(mask, pair)
         if mask.masker:
-            place(mask.masker, device)
-        work[name] = partial(batch_for(run, mask.extra_views, device).views, mask)
-    work["encoder"] = partial(one_pass, encoder, batch_for(run, 0, device))
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds + 1):
-        for name, once in work.items():
-            times[name].append(seconds(once, device))
-    medians = {name: median(spent[1:]) for name, spent in times.items()}
-    print(f"{arch}, stem {stem}, {size} px, batch {batch}, float32, {device.type}")
-    for name, spent in medians.items():
-        print(f"{name:12} {1000 * spent:8.1f} ms   {spent / medians['encoder']:6.3f} of a pass")
+            masker = mask.masker.requires_grad_(False)
+            work["network"] = partial(masker, pair.query)
+            loops.masker = masker
+        work[f"{name} loop"] = getattr(loops, name)
+    times = interleaved(work, rounds)
+    print(f"{batch} images, {size} px, grid {grid}, CPU time of one thread")
+    for name in work:
+        print(f"{name:32} {milliseconds(times, name, batch):7.2f} ms per image")
+    ratios = {}
+    for name in names:
+        if name in TO_COPY:
+            ratios[f"{name} / copy"] = (ratio(times, name, "copy"), TO_COPY[name])
+        else:
+            network = ratio(times, "network", "copy")
+            ratios[f"{name} / copy"] = (ratio(times, name, "copy"), network + ADIOS_TO_COPY)
+        ratios[f"{name} / loop"] = (ratio(times, name, f"{name} loop"), TO_LOOP[name])
+    report(ratios, json_file)
 
 
 if __name__ == "__main__":

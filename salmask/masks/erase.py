@@ -35,18 +35,16 @@ def erase(
     query = pair.query
     kept = keep_mask(draws, query, grid, ratio, shape, mask_per)
 
-    def keep(query: Tensor, key: Tensor, kept: Tensor) -> Tensor:
+    def noise_around(query: Tensor, key: Tensor, kept: Tensor) -> Tensor:
+        return Draws(key).normal("erase.noise", *query.shape[1:]).lerp_(query, kept)
+
+    def part(kept: Tensor) -> Tensor:
         if fill == "zero":
             return query * kept
-        noise = Draws(key).normal("erase.noise", *query.shape[1:])
-        return torch.lerp(noise, query, kept)
+        return in_pieces(noise_around, query, draws.key, kept.expand(len(query), -1, -1, -1))
 
     share, own = kept_share(kept, query), torch.arange(len(query), device=query.device)
-    kept = kept.expand(len(query), -1, -1, -1)
-    halves = (
-        Mixed(in_pieces(keep, query, draws.key, kept), ((own, share),)),
-        Mixed(in_pieces(keep, query, draws.key, 1 - kept), ((own, 1 - share),)),
-    )
+    halves = (Mixed(part(kept), ((own, share),)), Mixed(part(1 - kept), ((own, 1 - share),)))
     return Masked(query, pair.key, mixed=halves)
 
 

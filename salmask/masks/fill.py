@@ -14,10 +14,10 @@ def fill_patches(images: Tensor, filling: Tensor, patches: Tensor) -> Tensor:
     """
     b, c, h, w = images.shape
     u, v = patches.shape[2:]
-    blocks = (b, c, u, h // u, v, w // v)
-    filling = filling.expand_as(images).reshape(blocks)
-    patches = patches[:, :, :, None, :, None]
-    return fill_where(images.reshape(blocks), filling, patches).view(images.shape)
+    bands = (b, c, u, h // u, w)  # one for each row of patches
+    masked = patches[..., None].expand(-1, -1, -1, -1, w // v).flatten(3)  # (B,C,U,W)
+    filling = filling.expand_as(images).reshape(bands)
+    return fill_where(images.reshape(bands), filling, masked[:, :, :, None]).view(images.shape)
 
 
 def fill_where(images: Tensor, filling: Tensor, masked: Tensor) -> Tensor:

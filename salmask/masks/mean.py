@@ -6,7 +6,6 @@ from salmask.masks import Mask, guided
 from salmask.masks.fill import fill_patches
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
 from salmask.params.values import ShareRange
-from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 
@@ -28,11 +27,8 @@ def mean(
         ratio, hard_negative, where, masked, threshold: see `guided.Placement`.
     """
 
-    def fill(images: Tensor, patches: Tensor) -> Tensor:
-        return fill_patches(images, mean_color(images), patches)
-
     def paint(images: Tensor, patches: Tensor, purpose: str) -> Tensor:
-        return in_pieces(fill, images, patches)
+        return fill_patches(images, mean_color(images), patches)
 
     placement = Placement(ratio, where, masked, threshold, hard_negative)
     return guided.mask_pair(pair, draws, grid, placement, paint)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from salmask.masks import where
 from salmask.params.values import ShareOrRange
-from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Mixed
 
@@ -31,12 +30,7 @@ def mixture(images: Tensor, other: Tensor, kept: Tensor, switch: bool = True) ->
     """
     share = kept_share(kept, images)
     positives = [(torch.arange(len(images), device=images.device), share), (other, 1 - share)]
-    mixed = in_pieces(
-        lambda own, rows, kept: torch.lerp(images[rows], own, kept),
-        images,
-        other,
-        kept.expand(len(images), -1, -1, -1),
-    )
+    mixed = images.index_select(0, other).lerp_(images, kept)
     return Mixed(mixed, tuple(positives[: 1 + switch]))
 
 

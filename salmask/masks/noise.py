@@ -47,19 +47,20 @@ def add_noise(
     per_channel = kind[:, 1, None, None, None] < channel
     patches = torch.where(per_channel, patches, patches[:, :1])
     position = draws.uniform(f"{purpose}.window", 2)
+    windows = where.window(position, round(scaled(window, side)), side) == inside
+    filling = draws.normal(f"{purpose}.noise", *images.shape[1:]).mul_(noise)
 
-    def fill_window(images: Tensor, filling: Tensor, patches: Tensor, position: Tensor) -> Tensor:
-        masked = where.window(position, round(scaled(window, side)), side) == inside
-        return fill_where(images, filling, masked)
+    def fill(images: Tensor, filling: Tensor, is_focal: Tensor, *masks: Tensor) -> Tensor:
+        return choose(
+            is_focal,
+            lambda images, filling, windows, patches: fill_where(images, filling, windows),
+            lambda images, filling, windows, patches: fill_patches(images, filling, patches),
+            images,
+            filling,
+            *masks,
+        )
 
-    def fill_cells(images: Tensor, filling: Tensor, patches: Tensor, position: Tensor) -> Tensor:
-        return fill_patches(images, filling, patches)
-
-    def fill(images: Tensor, key: Tensor, is_focal: Tensor, *masks: Tensor) -> Tensor:
-        filling = Draws(key).normal(f"{purpose}.noise", *images.shape[1:]).mul_(noise)
-        return choose(is_focal, fill_window, fill_cells, images, filling, *masks)
-
-    return in_pieces(fill, images, draws.key, kind[:, 0] < focal, patches, position)
+    return in_pieces(fill, images, filling, kind[:, 0] < focal, windows, patches)
 
 
 def high_pass_filter(options: Mapping[str, Any], side: int) -> dict[str, Any] | None:
