@@ -36,34 +36,27 @@ def in_pieces(function: Callable[..., Tensor], images: Tensor, *others: Tensor) 
     return result
 
 
-def choose(
-    condition: Tensor,
-    yes: Callable[..., Tensor],
-    no: Callable[..., Tensor],
-    *batch: Tensor,
+def change_chosen(
+    images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *batch: Tensor
 ) -> Tensor:
-    """`yes(*batch)` for the images where the condition is True, `no(*batch)` for the others.
+    """`change(*batch)` for the chosen images, and the others as they are: (B,C,H,W).
 
-    A CPU computes each function for its own images only. Other devices compute both for all
-    images: to select images, the host would have to wait for the condition.
+    A CPU computes the change for chosen images only. Other devices compute it for all: to select
+    images, the host would have to wait for the device.
 
     Args:
-        condition: (B,) bool.
-        yes, no: functions of tensors, to (B,C,H,W), as for `in_pieces`.
+        images: (B,C,H,W).
+        chosen: (B,) bool.
+        change: of tensors, to (B,C,H,W), as for `in_pieces`.
         batch: (B, ...) each.
     """
-    if condition.device.type != "cpu":
-        return torch.where(condition[:, None, None, None], yes(*batch), no(*batch))
-    chosen = condition.tolist()
-    if all(chosen):
-        return yes(*batch)
-    if not any(chosen):
-        return no(*batch)
-    parts = []
-    for function, which in ((yes, condition), (no, ~condition)):
-        rows = which.nonzero()[:, 0]
-        parts.append((rows, function(*(tensor.index_select(0, rows) for tensor in batch))))
-    result = parts[0][1].new_empty((len(condition), *parts[0][1].shape[1:]))
-    for rows, part in parts:
-        result.index_copy_(0, rows, part)
-    return result
+    if images.device.type != "cpu":
+        return torch.where(chosen[:, None, None, None], change(*batch), images)
+    flags = chosen.tolist()
+    if all(flags):
+        return change(*batch)
+    if not any(flags):
+        return images
+    rows = chosen.nonzero()[:, 0]
+    changed = change(*(tensor.index_select(0, rows) for tensor in batch))
+    return images.index_copy(0, rows, changed)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from salmask import pieces
-from salmask.pieces import choose, in_pieces
+from salmask.pieces import change_chosen, in_pieces
 
 
 @pytest.mark.parametrize("values", [1, 12, 30, 31, 1 << 20])
@@ -21,21 +21,17 @@ def test_any_size_of_pieces_gives_the_same_rows(monkeypatch, generator, values):
     assert sizes == [min(max(1, values // 12), 7 - n) for n in range(0, 7, max(1, values // 12))]
 
 
-@pytest.mark.parametrize("condition", [[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
-def test_each_image_is_computed_by_its_own_function_only(generator, condition):
+@pytest.mark.parametrize("flags", [[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+def test_only_chosen_images_are_computed(generator, flags):
     images, numbers = torch.rand(4, 3, 2, 2, generator=generator), torch.arange(4)
-    computed: dict[str, list[int]] = {"yes": [], "no": []}
+    chosen, computed = torch.tensor(flags).bool(), []
 
-    def yes(images: Tensor, numbers: Tensor) -> Tensor:
-        computed["yes"] += numbers.tolist()
+    def change(images: Tensor, numbers: Tensor) -> Tensor:
+        computed.extend(numbers.tolist())
         return images + 1
 
-    def no(images: Tensor, numbers: Tensor) -> Tensor:
-        computed["no"] += numbers.tolist()
-        return -images
-
-    chosen = torch.tensor(condition).bool()
-    result = choose(chosen, yes, no, images, numbers)
-    assert torch.equal(result, torch.where(chosen[:, None, None, None], images + 1, -images))
-    assert computed["yes"] == numbers[chosen].tolist()
-    assert computed["no"] == numbers[~chosen].tolist()
+    before = images.clone()
+    result = change_chosen(images, chosen, change, images, numbers)
+    assert torch.equal(result, torch.where(chosen[:, None, None, None], before + 1, before))
+    assert torch.equal(images, before)
+    assert computed == numbers[chosen].tolist()

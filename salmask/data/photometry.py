@@ -10,7 +10,7 @@ from salmask.devices import constant
 from salmask.filters import gaussian_blur
 from salmask.params.values import PerView
 from salmask.params.view import ViewConfig
-from salmask.pieces import choose, in_pieces
+from salmask.pieces import change_chosen, in_pieces
 from salmask.randomness import Draws
 
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601
@@ -67,7 +67,7 @@ def change_colours(images: Tensor, u: Tensor, view: str, config: ViewConfig) -> 
     for number, (probability, change) in enumerate(changes):
         if probability > 0:
             chosen = u[:, number] < probability
-            images = choose(chosen, change, lambda images, u: images, images, u)
+            images = change_chosen(images, chosen, change, images, u)
     return images
 
 

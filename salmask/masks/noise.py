@@ -9,7 +9,7 @@ from torch import Tensor
 from salmask.filters import scaled, scaled_kernel
 from salmask.masks import where
 from salmask.masks.fill import fill_patches, fill_where
-from salmask.pieces import choose, in_pieces
+from salmask.pieces import change_chosen
 from salmask.randomness import Draws
 
 
@@ -46,21 +46,15 @@ def add_noise(
     kind = draws.uniform(f"{purpose}.kind", 2)
     per_channel = kind[:, 1, None, None, None] < channel
     patches = torch.where(per_channel, patches, patches[:, :1])
-    position = draws.uniform(f"{purpose}.window", 2)
-    windows = where.window(position, round(scaled(window, side)), side) == inside
     filling = draws.normal(f"{purpose}.noise", *images.shape[1:]).mul_(noise)
+    spatial = fill_patches(images, filling, patches)
 
-    def fill(images: Tensor, filling: Tensor, is_focal: Tensor, *masks: Tensor) -> Tensor:
-        return choose(
-            is_focal,
-            lambda images, filling, windows, patches: fill_where(images, filling, windows),
-            lambda images, filling, windows, patches: fill_patches(images, filling, patches),
-            images,
-            filling,
-            *masks,
-        )
+    def fill_window(images: Tensor, filling: Tensor, position: Tensor) -> Tensor:
+        shown = where.window(position, round(scaled(window, side)), side)
+        return fill_where(images, filling, shown) if inside else fill_where(filling, images, shown)
 
-    return in_pieces(fill, images, filling, kind[:, 0] < focal, windows, patches)
+    position = draws.uniform(f"{purpose}.window", 2)
+    return change_chosen(spatial, kind[:, 0] < focal, fill_window, images, filling, position)
 
 
 def high_pass_filter(options: Mapping[str, Any], side: int) -> dict[str, Any] | None:
