@@ -1,6 +1,8 @@
 """Timing of alternatives against each other, in one process, and tables of the ratios."""
 
+import ctypes
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,22 +11,39 @@ from pathlib import Path
 Times = Mapping[str, list[float]]  # name -> CPU seconds of each round
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+def interleaved(
+    work: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> Times:
     """CPU seconds of all threads of this process, for each function in each round.
 
     Every round runs each function once, in rotating order, so that a temporary slowdown of the
     machine affects all of them. One round more comes first, as a warm-up.
+
+    Args:
+        work: the functions by name.
+        rounds: number of timed rounds.
+        before: what runs before each function, without being timed.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
     for number in range(rounds + 1):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            if before:
+                before[name]()
             start = time.process_time()
             work[name]()
             if number:
                 times[name].append(time.process_time() - start)
     return times
+
+
+def release_memory() -> None:
+    """Makes the next large tensors get new memory, as in a process that keeps no large blocks."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def ratio(times: Times, name: str, to: str) -> float:
