@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PIECE = 1 << 18  # values of a piece: 1 MiB of float32, of which several fit into a core's cache
+# Values of a piece: 2 MiB of float32. Fewer would fit better into the cache, but then the cost of each
+# call counts: three images of 224 px, or 42 of 64 px, were the fastest.
+PIECE = 1 << 19
 
 
 def in_pieces(function: Callable[..., Tensor], images: Tensor, *others: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ class Draws:
         bits = mix(mix((self._stream(purpose)[:, None] + counter) & _WORD))
         return ((bits >> 8).to(torch.float32) * 2.0**-24).reshape(-1, *shape)
 
-    def normal(self, purpose: str, *shape: int) -> Tensor:
-        """(B, *shape) float32, standard normal: a random section of one fixed list of numbers.
+    def normal(self, purpose: str, *shape: int, std: float = 1.0) -> Tensor:
+        """(B, *shape) float32, normal with mean 0: a random section of one fixed list of numbers.
 
         The list has at least 2^20 numbers, and at least twice as many as the section. Sections of
         different images may overlap, and the tails end at 4.8 standard deviations. Use it for
@@ -79,7 +79,7 @@ class Draws:
         """
         count = math.prod(shape)
         length = 1 << max(20, count.bit_length() + 1)
-        sections = _normals(length, self.key.device).unfold(0, count, 1)
+        sections = (std * _normals(length, self.key.device)).unfold(0, count, 1)
         start = self._stream(purpose) % len(sections)
         return sections.index_select(0, start).view(-1, *shape)
 

@@ -3,17 +3,21 @@
 import torch
 from torch import Tensor
 
+from salmask.masks.where import to_pixels
+
 
 def fill_patches(images: Tensor, filling: Tensor, patches: Tensor) -> Tensor:
     """The filling in masked patches, the images elsewhere: (B,C,H,W).
 
     Args:
-        images: (B,C,H,W). The grid of the patches divides H and W.
+        images: (B,C,H,W). Square, unless the grid divides H and W.
         filling: (B,C,H,W) or (B,C,1,1).
         patches: (B,C,U,V) or (B,1,U,V) bool.
     """
     b, c, h, w = images.shape
     u, v = patches.shape[2:]
+    if h % u or w % v:
+        return fill_where(images, filling, to_pixels(patches, w))
     bands = (b, c, u, h // u, w)  # one for each row of patches
     masked = patches[..., None].expand(-1, -1, -1, -1, w // v).flatten(3)  # (B,C,U,W)
     filling = filling.expand_as(images).reshape(bands)

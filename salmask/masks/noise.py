@@ -46,7 +46,7 @@ def add_noise(
     kind = draws.uniform(f"{purpose}.kind", 2)
     per_channel = kind[:, 1, None, None, None] < channel
     patches = torch.where(per_channel, patches, patches[:, :1])
-    filling = draws.normal(f"{purpose}.noise", *images.shape[1:]).mul_(noise)
+    filling = draws.normal(f"{purpose}.noise", *images.shape[1:], std=noise)
     spatial = fill_patches(images, filling, patches)
 
     def fill_window(images: Tensor, filling: Tensor, position: Tensor) -> Tensor:
