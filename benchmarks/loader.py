@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from benchmarks.ratios import interleaved, milliseconds, ratio, report
+from salmask.data.columns import Digests, Texts
 from salmask.data.loader import Schedule, training_views
 from salmask.data.manifest import Manifest
 from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
@@ -93,17 +94,19 @@ def manifest_of(files: list[Path]) -> Manifest:
     for file in files:
         with Image.open(file) as image:
             sizes.append((image.height, image.width))
-    count = len(files)
+    count, paths = len(files), [str(file.resolve())[1:].encode() for file in files]
     return Manifest(
         name="benchmark",
         root=Path("/"),
         classes=(),
         digest="",
-        paths=np.array([str(file.resolve())[1:] for file in files], dtype=object),
+        paths=Texts(
+            np.frombuffer(b"".join(paths), dtype=np.uint8), np.cumsum([len(p) for p in paths])
+        ),
         splits=np.array(["train"] * count, dtype=object),
         labels=torch.full((count,), -1),
         sizes=torch.tensor(sizes),
-        sha256=np.array([""] * count, dtype=object),
+        sha256=Digests(np.zeros((count, 32), dtype=np.uint8)),
     )
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Values of a piece: 2 MiB of float32. Smaller pieces fit better into the cache, but then the cost of
-# each call counts. Three images of 224 px, or 42 of 64 px, were the fastest.
+# Values of a piece: 2 MiB of float32. Smaller pieces fit better into the cache, but then the cost
+# of each call counts. Three images of 224 px, or 42 of 64 px, were the fastest.
 PIECE = 1 << 19
 
 
