@@ -31,12 +31,13 @@ from salmask.errors import UserError
 from salmask.files import value_digest, write_json
 from salmask.saliency.correction import MARGIN, Correction
 from salmask.saliency.crops import blend, resample, zoom_of
-from salmask.saliency.store_rows import SCHEMA, Maps, StorePlan
+from salmask.saliency.store_rows import SCHEMA, Maps, StorePlan, known_rows
 
 if TYPE_CHECKING:
     import zarr
 
 _INFINITY = 0x7C00  # the bits of infinity in float16
+_CHUNKS_AT_ONCE = 4  # that are read and decoded; more need more memory
 _CHECKED_ROWS = 4096  # rows that are checked at once, to limit memory
 
 
@@ -161,23 +162,47 @@ def read_rows(path: Path) -> Maps:
     damaged or of another schema.
     """
     attributes = _attributes(path)
+    sha256 = _read_sha256(path, attributes)
+    known = known_rows(sha256)
+    levels = {level: _read_level(path, attributes, level, known) for level in _grids(attributes)}
+    activation = {level: maps for level, (maps, _) in levels.items()}
+    return Maps(activation, {level: mean for level, (_, mean) in levels.items()}, sha256)
+
+
+def _grids(attributes: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    return {int(level): tuple(grid) for level, grid in attributes["grids"].items()}
+
+
+def _read_sha256(path: Path, attributes: Mapping[str, Any]) -> Tensor:
+    with _damage_as_user_error(path):
+        return _read(path / "sha256", (attributes["rows"], 32))
+
+
+def _read_level(
+    path: Path, attributes: Mapping[str, Any], level: int, known: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The maps (N,U,V) float16 and means (N,) float32 of a level. Zarr decodes several chunks at
+    the same time.
+
+    Args:
+        path: of the store.
+        attributes: of the store.
+        level: in px.
+        known: (N,) bool, the rows whose image could be read.
+
+    Raises:
+        UserError: when rows are missing, or maps of images without digest are not zero.
+    """
     count = attributes["rows"]
     with _damage_as_user_error(path):
-        grids = {int(level): tuple(grid) for level, grid in attributes["grids"].items()}
-        rows = Maps(
-            {n: _read(path / f"activation/{n}", (count, *grid)) for n, grid in grids.items()},
-            {n: _read(path / f"mean/{n}", (count,)) for n in grids},
-            _read(path / "sha256", (count, 32)),
-        )
-    known = rows.known
-    for level, maps in rows.activation.items():
-        mean = rows.mean[level]
-        if _has_nan(maps) or mean.isnan().any():
-            holes = int((maps.isnan().any(dim=2).any(dim=1) | mean.isnan()).sum())
-            raise UserError(f"{path}: {holes} rows of level {level} are missing: {_repair(path)}")
-        if (~known & (mean != 0)).any():
-            raise UserError(f"{path} is damaged (digests are missing): {_repair(path)}")
-    return rows
+        maps = _read(path / f"activation/{level}", (count, *_grids(attributes)[level]))
+        mean = _read(path / f"mean/{level}", (count,))
+    if _has_nan(maps) or mean.isnan().any():
+        holes = int((maps.isnan().any(dim=2).any(dim=1) | mean.isnan()).sum())
+        raise UserError(f"{path}: {holes} rows of level {level} are missing: {_repair(path)}")
+    if (~known & (mean != 0)).any():
+        raise UserError(f"{path} is damaged (digests are missing): {_repair(path)}")
+    return maps, mean
 
 
 def _has_nan(maps: Tensor) -> bool:
@@ -226,7 +251,8 @@ def _attributes(path: Path) -> dict[str, Any]:
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
     import zarr
 
-    values = np.asarray(zarr.open_array(path, mode="r")[:])
+    with zarr.config.set({"async.concurrency": _CHUNKS_AT_ONCE}):
+        values = np.asarray(zarr.open_array(path, mode="r")[:])
     if values.shape != shape:
         raise ValueError(f"{path.name} is of shape {values.shape}, not {shape}")
     return torch.from_numpy(values)
@@ -282,9 +308,11 @@ class SaliencyStore:
                 f"{path} was made by another localizer ({_named(attributes['localizer'])}, yours "
                 f"is {_named(localizer)}): {_repair(path)}"
             )
-        rows = read_rows(path)
         place = device or torch.device("cpu")
-        maps = {level: stored.to(place) for level, stored in rows.activation.items()}
+        known = known_rows(_read_sha256(path, attributes))  # the digests themselves are not kept
+        maps = {}
+        for level in _grids(attributes):
+            maps[level] = _read_level(path, attributes, level, known)[0].to(place)
         if not attributes["correction"]:
             return cls(attributes, maps)
         return cls(attributes, maps, _read_correction(path, len(maps)).to(place))

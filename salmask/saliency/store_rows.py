@@ -69,7 +69,7 @@ class Maps:
     @property
     def known(self) -> Tensor:
         """Whether the image of each row could be read: (n,) bool."""
-        return _known(self.sha256)
+        return known_rows(self.sha256)
 
     def pick(self, index: Tensor) -> "Maps":
         """Selected rows: index (k,) int64, or mask (n,) bool."""
@@ -87,12 +87,13 @@ def scaled(raw: Mapping[int, Tensor], sha256: Tensor) -> Maps:
         raw: level in px -> activation maps (n,U,V).
         sha256: (n,32) uint8. Rows of zeros (no image) get maps of zeros.
     """
-    known = _known(sha256)[:, None, None]
+    known = known_rows(sha256)[:, None, None]
     raw = {level: torch.where(known, maps.float(), 0) for level, maps in raw.items()}
     mean = {level: maps.abs().mean(dim=(1, 2)) for level, maps in raw.items()}
     scale = {level: torch.where(m > 0, m, 1)[:, None, None] for level, m in mean.items()}
     return Maps({level: (raw[level] / scale[level]).half() for level in raw}, mean, sha256)
 
 
-def _known(sha256: Tensor) -> Tensor:
+def known_rows(sha256: Tensor) -> Tensor:
+    """The rows whose image could be read: (n,32) uint8 -> (n,) bool."""
     return (sha256.contiguous().view(torch.int64) != 0).any(dim=1)  # eight bytes at once
