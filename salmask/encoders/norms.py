@@ -3,12 +3,16 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask.distributed import all_reduce_mean, gather, world_size
+
+_SMALL_GROUP = 1 << 22  # elements; below, a GPU takes longer to launch kernels than to copy groups
 
 
 class GroupedBatchNorm(_BatchNorm):
@@ -37,41 +41,130 @@ class GroupedBatchNorm(_BatchNorm):
             return super().forward(x)
         if len(x) % self.group:
             raise ValueError(f"a batch of {len(x)} cannot be split into groups of {self.group}")
-        # faster than one call with groups as channels, which copies twice
-        parts = [self._normalised(part) for part in x.split(self.group)]
+        out, stats = self._in_groups(x)
         if self.track_running_stats:
-            self._update([stats for _, stats in parts])
-        return torch.cat([out for out, _ in parts])
+            self._update(stats)
+        return out
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accepts any number of dimensions: the class replaces BatchNorm1d and BatchNorm2d."""
 
-    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One group, and its mean and unbiased variance (2,C)."""
-        wide = torch.promote_types(
-            x.dtype, torch.float32
-        )  # statistics of half precision are float32
-        stats = torch.zeros(2, x.shape[1], dtype=wide, device=x.device)
-        out = F.batch_norm(x, stats[0], stats[1], self.weight, self.bias, True, 1.0, self.eps)
+    def _in_groups(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (B,C,...), and means and unbiased variances of the groups (2,G,C)."""
+        if torch.compiler.is_compiling():  # the compiler fuses the loop
+            return normalise_by_loop(x, self.group, self.weight, self.bias, self.eps)
+        if x.is_cuda and x[: self.group].numel() < _SMALL_GROUP:
+            return normalise_in_one_call(x, self.group, self.weight, self.bias, self.eps)
+        out, stats = _Grouped.apply(x, self.weight, self.bias, self.group, self.eps)
         return out, stats
 
     def _synchronised(self, x: Tensor) -> Tensor:
         """Normalises the batch of this process with the statistics of all processes."""
         out: Tensor
-        out, stats = _Synchronised.apply(x, self.weight, self.bias, self.eps)
+        if not x.is_cuda:
+            out, stats = _Synchronised.apply(x, self.weight, self.bias, self.eps)
+        else:  # momentum 1 replaces the statistics, so that these are those of the batch
+            stats = torch.zeros(2, x.shape[1], device=x.device)
+            out = SyncBatchNorm.apply(
+                x, self.weight, self.bias, *stats, self.eps, 1.0, dist.group.WORLD, world_size()
+            )
         if self.track_running_stats:
-            self._update([stats])
+            self._update(stats[:, None])
         return out
 
     @torch.no_grad()
-    def _update(self, stats: list[Tensor]) -> None:
+    def _update(self, stats: Tensor) -> None:
+        """stats: means and unbiased variances of the groups (2,G,C)."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
-        mean, variance = torch.stack(stats).mean(dim=0)
+        mean, variance = stats.mean(dim=1)
         self.num_batches_tracked.add_(1)
         rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, rate)
         self.running_var.lerp_(variance, rate)
+
+
+def normalise_by_loop(
+    x: Tensor, group: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each group of samples: the slow reference of `GroupedBatchNorm`.
+
+    Args:
+        x: (B,C,...).
+        group: samples per group; divides B.
+        weight: (C,), or None.
+        bias: (C,), or None.
+        eps: see `nn.BatchNorm2d`.
+
+    Returns the output (B,C,...), and means and unbiased variances of the groups (2,G,C), which are
+    at least float32.
+    """
+    parts, stats = [], []
+    for part in x.split(group):
+        own = x.new_zeros(2, x.shape[1], dtype=_wide(x))
+        parts.append(F.batch_norm(part, own[0], own[1], weight, bias, True, 1.0, eps))
+        stats.append(own)
+    return torch.cat(parts), torch.stack(stats, dim=1)
+
+
+def normalise_in_one_call(
+    x: Tensor, group: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As `normalise_by_loop`, with the groups as further channels: few kernels, but two copies."""
+    count, channels = len(x) // group, x.shape[1]
+    stats = x.new_zeros(2, count * channels, dtype=_wide(x))
+    wide = x.unflatten(0, (count, group)).movedim(0, 1)  # (group,G,C,...)
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    wide = wide.flatten(1, 2).contiguous(memory_format=layout)
+    repeated = [None if p is None else p.repeat(count) for p in (weight, bias)]
+    out = F.batch_norm(wide, stats[0], stats[1], *repeated, True, 1.0, eps)
+    out = out.unflatten(1, (count, channels)).movedim(1, 0).flatten(0, 1)
+    return out.contiguous(memory_format=layout), stats.view(2, count, channels)
+
+
+class _Grouped(torch.autograd.Function):
+    """As `normalise_by_loop`, but each group is written to its place in the output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, group: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        out = torch.empty_like(x)
+        # mean and unbiased variance; mean and reciprocal of the standard deviation
+        stats, saved = x.new_zeros(2, 2, len(x) // group, x.shape[1], dtype=_wide(x))
+        for i, (part, place) in enumerate(zip(x.split(group), out.split(group), strict=True)):
+            torch.ops.aten.native_batch_norm.out(
+                part, weight, bias, stats[0, i], stats[1, i], True, 1.0, eps,
+                out=place, save_mean=saved[0, i], save_invstd=saved[1, i],
+            )  # fmt: skip
+        ctx.mark_non_differentiable(stats)
+        ctx.save_for_backward(x, weight, saved)
+        ctx.group, ctx.eps = group, eps
+        return out, stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, saved = ctx.saved_tensors
+        own, parameters = torch.empty_like(x), torch.zeros_like(saved)
+        wanted = [ctx.needs_input_grad[0], weight is not None, weight is not None]
+        parts = zip(x.split(ctx.group), gradients[0].split(ctx.group), strict=True)
+        for i, (part, gradient) in enumerate(parts):
+            of_input, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, part, weight, None, None, saved[0, i], saved[1, i], True, ctx.eps, wanted
+            )
+            if wanted[0]:
+                own[i * ctx.group : (i + 1) * ctx.group] = of_input
+            if wanted[1]:
+                parameters[0, i], parameters[1, i] = of_weight, of_bias
+        of_weight, of_bias = parameters.sum(dim=1) if wanted[1] else (None, None)
+        return own if wanted[0] else None, of_weight, of_bias, None, None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of statistics: float32 for half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class _Synchronised(torch.autograd.Function):
@@ -129,6 +222,17 @@ def own_norms(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if type(layer) is GroupedBatchNorm:
             layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return module
+
+
+def without_statistics(module: nn.Module) -> nn.Module:
+    """Stops the batch norms of a module from updating their running statistics.
+
+    For modules that are only used in training mode. Changes the module in place and returns it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.track_running_stats = False
     return module
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.encoders.heads import mlp
+from salmask.encoders.norms import without_statistics
 from salmask.frameworks import BaseFramework
 from salmask.losses import cosine, lambda_mix, spread
 from salmask.params.encoder import EncoderConfig
@@ -43,8 +44,10 @@ class Framework(BaseFramework):
         self.encoder = build_encoder(encoder, bn_group)
         features = feature_dim(encoder)
         self.projector = mlp([features, hidden, dim], norm=True, bn_group=bn_group)
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.target_encoder, self.target_projector = (
+            without_statistics(copy.deepcopy(part)).requires_grad_(False)
+            for part in (self.encoder, self.projector)
+        )
         self.predictor = mlp([dim, hidden, dim], norm=True, bn_group=bn_group)
 
     @classmethod

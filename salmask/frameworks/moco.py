@@ -11,6 +11,7 @@ from torch import Tensor
 from salmask.distributed import gather, local_rows, world_size
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.encoders.heads import mlp
+from salmask.encoders.norms import without_statistics
 from salmask.errors import UserError
 from salmask.frameworks import BaseFramework
 from salmask.losses import first_wins, info_nce_logits, lambda_mix
@@ -66,7 +67,7 @@ class Framework(BaseFramework):
         features = feature_dim(encoder)
         middle = [hidden or features] if head == "mlp" else []
         self.projector = mlp([features, *middle, dim], norm=False)
-        self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.key_encoder = without_statistics(copy.deepcopy(self.encoder)).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue), dim=0))
         self.cursor = 0
@@ -197,7 +198,11 @@ class Framework(BaseFramework):
         """
         if not self.bn_group and world_size() > 1:  # one group: shuffling would change nothing
             return self._key(images)
-        embedded = self._key(gather(images)[local_rows(order)])
+        device = images.device.type
+        if world_size() > 1 and torch.is_autocast_enabled(device):  # the encoder would cast anyway
+            images = images.to(torch.get_autocast_dtype(device))
+        shuffled = gather(images)[local_rows(order)]
+        embedded = self._key(shuffled.contiguous(memory_format=torch.channels_last))
         return local_rows(gather(embedded)[torch.argsort(order)])
 
     @torch.no_grad()

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from salmask.encoders.norms import GroupedBatchNorm, group_norms
+from salmask.encoders import norms
+from salmask.encoders.norms import GroupedBatchNorm, group_norms, without_statistics
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -152,3 +153,63 @@ def test_a_lone_norm_becomes_grouped(kind, shape):
     assert isinstance(grouped, GroupedBatchNorm)
     x = torch.randn(shape)
     assert torch.equal(grouped(x)[:2], kind(3)(x[:2]))
+
+
+def _inputs(shape, dtype, layout, affine):
+    """x, weight, bias: leaves that require gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(shape, generator=generator) * 3 + 5).to(dtype)
+    x = x.contiguous(memory_format=layout) if x.dim() == 4 else x
+    own = [torch.randn(shape[1], generator=generator) for _ in range(2)] if affine else [None, None]
+    return [t if t is None else t.requires_grad_() for t in (x, *own)]
+
+
+@pytest.mark.parametrize("fast", ["in_one_call", "grouped"])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((8, 16, 6, 5), torch.channels_last),
+        ((8, 16, 6, 5), torch.contiguous_format),
+        ((8, 16), None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fast_paths_equal_the_loop(fast, affine, shape, layout, dtype):
+    paths = {"in_one_call": norms.normalise_in_one_call, "grouped": _grouped}
+    outcomes = []
+    for path in (norms.normalise_by_loop, paths[fast]):
+        leaves = _inputs(shape, dtype, layout, affine)
+        out, stats = path(leaves[0], 2, *leaves[1:], 1e-5)
+        assert out.dtype == dtype and stats.dtype == torch.float32 and stats.shape == (2, 4, 16)
+        assert out.stride() == leaves[0].stride()
+        weights = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        (out * weights).sum().backward()
+        outcomes.append([out, stats, *(leaf.grad for leaf in leaves if leaf is not None)])
+    rounding = 2e-2 if dtype == torch.bfloat16 else 1e-6
+    for ours, theirs in zip(*outcomes, strict=True):
+        scale = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours, theirs, atol=rounding * scale, rtol=rounding)
+
+
+def _grouped(x, group, weight, bias, eps):
+    return norms._Grouped.apply(x, weight, bias, group, eps)
+
+
+def test_a_gradient_passes_norms_whose_parameters_are_frozen():
+    norm = GroupedBatchNorm(3, 2)
+    x, other = (torch.randn(4, 3, 2, 2).requires_grad_() for _ in range(2))
+    other.data.copy_(x.data)
+    (norm(x) ** 3).sum().backward()
+    norm.requires_grad_(False)
+    (norm(other) ** 3).sum().backward()
+    assert torch.equal(x.grad, other.grad)
+
+
+def test_a_network_without_statistics_keeps_them():
+    network = without_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), GroupedBatchNorm(4, 2)))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    out = network(torch.randn(4, 3, 5, 5))
+    torch.testing.assert_close(out[:2].mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    after = network.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -231,3 +232,23 @@ def test_lars_of_a_run_by_hand():
     built.step()
     # g = 1.5 + 0.5 = 2 four times: |g| = 4; |p| = 2; trust = 0.001 * 2 / 4; p = 1 - 0.5 * 0.001
     torch.testing.assert_close(model.learning.data, torch.full((2, 2), 0.9995), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_fused_optimizers_compute_what_torchs_loops_compute(name):
+    torch.manual_seed(0)
+    fused = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4))
+    looped = copy.deepcopy(fused)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    options = {"lr": 0.01, "weight_decay": 1e-4} | ({"momentum": 0.9} if name == "sgd" else {})
+    ours = build_optimizer(fused, TrainConfig(optimizer=name, lr=0.01))
+    theirs = kind(looped.parameters(), foreach=False, **options)
+    for _ in range(4):
+        x = torch.randn(2, 3, 4, 4)
+        for model, optimizer in ((fused, ours), (looped, theirs)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    closeness = {"atol": 0, "rtol": 0} if name == "sgd" else {"atol": 1e-6, "rtol": 1e-5}
+    for a, b in zip(fused.parameters(), looped.parameters(), strict=True):
+        torch.testing.assert_close(a, b, **closeness)
