@@ -23,6 +23,7 @@ WITHOUT_EFFECT = frozenset(
         "salmask.by_name",
         "salmask.code_digests",
         "salmask.collapse",
+        "salmask.data.memory",
         "salmask.errors",
         "salmask.evaluate.probe",
         "salmask.job",
@@ -31,6 +32,7 @@ WITHOUT_EFFECT = frozenset(
         "salmask.params.probe",
         "salmask.progress",
         "salmask.provenance",
+        "salmask.train.speed",
         "stages.errors",
     }
 )

@@ -1,11 +1,12 @@
 """Batches of views on the device, in an order that depends on (seed, epoch) only.
 
-`stream` decodes and crops images in worker processes. `resident` keeps all images on the device and
-crops them there. Both use the same boxes, but interpolate differently, so that the choice is part
-of the recipe.
+`stream` decodes and crops images in worker processes. `auto` gives the same bytes, but decodes each
+image once if all of them fit into memory. `resident` keeps all images on the device and crops them
+there. It uses the same boxes, but interpolates differently, so that this choice is part of the
+recipe.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from salmask.data.decoded import DecodedImages, rows_to_keep
 from salmask.data.manifest import Manifest, is_replacement, read_image
+from salmask.data.memory import free_shared_memory
 from salmask.data.resample import centre_crop, resample
 from salmask.data.resident import ResidentImages
 from salmask.data.views import BRANCHES, flip_images, view_geometry
 from salmask.data.worker_signals import ignore_stop_signals
-from salmask.distributed import local_rows
+from salmask.distributed import local_rows, world_size
 from salmask.params.view import ViewConfig
 from salmask.randomness import epoch_order
 
@@ -51,6 +54,14 @@ class Crops:
     def pin_memory(self) -> "Crops":
         """A copy in page-locked memory; the DataLoader calls this."""
         return self._map(Tensor.pin_memory)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of all tensors until `stream` has used them."""
+        for tensor in (
+            self.ids,
+            *(t for d in (self.crops, self.boxes, self.flips) for t in d.values()),
+        ):
+            tensor.record_stream(stream)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Crops":
         crops, boxes, flips = (
@@ -110,9 +121,9 @@ def training_views(
         manifest: the manifest.
         config: section `view`.
         schedule: the images of each step.
-        images: `stream` or `resident`.
+        images: `auto`, `stream` or `resident`.
         device: of the batches.
-        workers: processes that decode images for `stream`.
+        workers: processes that decode images, except for `resident`.
         start: (epoch, step) of the first batch.
         branches: names of the views.
     """
@@ -123,21 +134,58 @@ def training_views(
             boxes, flips = view_geometry(sizes, config, schedule.seed, epoch, ids, branches)
             views = Crops(epoch, step, ids, {}, boxes, flips).to(device)
             for b in branches:
-                crops = resident.crop(views.ids, views.boxes[b], config.size)
+                crops = resident.crop(ids, views.boxes[b], config.size)
                 views.crops[b] = flip_images(crops, views.flips[b])
             yield views
         return
+    keeps = images == "auto"
+    kept = rows_to_keep(manifest, schedule.ids, config.size) if keeps else schedule.ids[:0]
+    decoded = DecodedImages(manifest, kept)
+    share = schedule.batch if schedule.whole else schedule.batch // world_size()
     loader = DataLoader(
-        _StreamedViews(manifest, config, schedule.seed, branches),
+        _StreamedViews(manifest, decoded, config, schedule.seed, branches),
         sampler=schedule.batches(*start),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=ignore_stop_signals,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetched(3 * config.size**2 * share * len(branches), workers),
     )
-    for views in loader:
-        yield views.to(device)
+    yield from on_device(loader, device)
+
+
+def prefetched(batch_bytes: int, workers: int) -> int | None:
+    """The number of batches that each worker prepares in advance: 4, or as many as fit into half of
+    the free shared memory, which worker processes hand batches over in. At least 1."""
+    if not workers:
+        return None
+    return max(1, min(4, free_shared_memory() // (2 * workers * batch_bytes)))
+
+
+def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
+    """Copies batches to a device. With CUDA, the copy of the next batch runs beside the
+    computation with the current one, on a stream of its own."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    stream, iterator = torch.cuda.Stream(device), iter(batches)
+
+    def copy() -> Crops | None:
+        batch = next(iterator, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(stream):
+            return batch.to(device)
+
+    following = copy()
+    while following is not None:
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        batch = following
+        batch.record_stream(current)
+        following = copy()  # before the computation, which the host launches after this yield
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -145,6 +193,7 @@ class _StreamedViews(Dataset[Crops]):
     """Decodes, crops and flips one batch per item, in a worker process."""
 
     manifest: Manifest
+    decoded: DecodedImages
     config: ViewConfig
     seed: int
     branches: tuple[str, ...]
@@ -157,7 +206,7 @@ class _StreamedViews(Dataset[Crops]):
         shortest = torch.stack([boxes[b][:, 2:].amin(dim=1) for b in branches]).amin(dim=0).tolist()
         crops = {b: torch.empty(len(ids), 3, size, size, dtype=torch.uint8) for b in branches}
         for i, row in enumerate(ids.tolist()):
-            image = read_image(self.manifest, row, int(size / shortest[i]))
+            image = self.decoded.read(row, int(size / shortest[i]))
             for b in branches:
                 crops[b][i] = resample(image, (size, size), boxes[b][i], bool(flips[b][i]))
         return Crops(epoch, step, ids, crops, boxes, flips)

@@ -117,8 +117,8 @@ def normalise_in_one_call(
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     wide = wide.flatten(1, 2).contiguous(memory_format=layout)
-    repeated = [None if p is None else p.repeat(count) for p in (weight, bias)]
-    out = F.batch_norm(wide, stats[0], stats[1], *repeated, True, 1.0, eps)
+    weights, biases = (None if p is None else p.repeat(count) for p in (weight, bias))
+    out = F.batch_norm(wide, stats[0], stats[1], weights, biases, True, 1.0, eps)
     out = out.unflatten(1, (count, channels)).movedim(1, 0).flatten(0, 1)
     return out.contiguous(memory_format=layout), stats.view(2, count, channels)
 

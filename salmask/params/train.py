@@ -31,7 +31,8 @@ class TrainConfig:
             C++ compiler. Results differ from those without it by rounding.
         deterministic: whether to use PyTorch's deterministic algorithms only, so that a GPU
             computes the same bytes again.
-        images: `stream` decodes images from disk every epoch; `resident` keeps them on the device.
+        images: `auto` keeps decoded images in memory if they fit, and gives the same views as
+            `stream`, which decodes them every epoch; `resident` keeps them on the device.
     """
 
     epochs: NonNegativeInt = 200
@@ -47,7 +48,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     deterministic: bool = False
-    images: Literal["stream", "resident"] = "stream"
+    images: Literal["auto", "stream", "resident"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.epochs:

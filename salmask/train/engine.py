@@ -26,6 +26,7 @@ from salmask.job import Job
 from salmask.progress import progress
 from salmask.train import checkpoint
 from salmask.train.readings import Reading
+from salmask.train.speed import Speed
 
 T = TypeVar("T")
 History = list[dict[str, Any]]
@@ -59,6 +60,7 @@ class Loop(Generic[T]):
         unit: the name of a step in messages.
         advice: what to do when the loss is not finite.
         may_diverge: whether training continues when the loss is not finite.
+        images: images per step, for the measured speed; 0 if it varies.
     """
 
     title: str
@@ -72,6 +74,7 @@ class Loop(Generic[T]):
     unit: str = "step"
     advice: str = "try a lower learning rate"
     may_diverge: bool = False
+    images: int = 0
 
 
 def train(loop: Loop[T], job: Job, folder: Path) -> History:
@@ -82,7 +85,8 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
 
     The metrics of a step are read after the launch of the next one, so that the device does not
     idle. With several processes, the same message tells all of them about a stop signal; they stop
-    one step later than a single process does.
+    one step later than a single process does. `speed.csv` in `folder` records the speed of each
+    epoch; see `salmask.train.speed`.
 
     Returns:
         One row per epoch: `epoch` (from 1), `lr` at its last step, and the mean of each metric.
@@ -141,13 +145,14 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
     batches = loop.batches(step)
     first = [next(batches)]  # may take minutes, in which a signal stops the process at once
     saved_at = time.monotonic()
+    speed = Speed(folder / "speed.csv", loop.images)
     with (
         StopSignal() as stop,
         checkpoint.Writer(folder) as writer,
         progress(loop.title, loop.steps, f"{loop.unit}s", done=step) as bar,
     ):
         try:
-            for batch in itertools.chain(first, batches):
+            for batch in speed.waiting_for(itertools.chain(first, batches)):
                 metrics = loop.step(batch, step)
                 step += 1
                 due = checkpoint.is_due(saved_at, job.checkpoint_minutes)
@@ -160,7 +165,7 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
                 while unread and (len(unread) > 1 or epoch_ends or step == loop.steps or agreed):
                     agreed = max(agreed, read())
                 shown = f"loss {loss:.3f}" if math.isfinite(loss) else ""
-                bar.advance(1, ", ".join(filter(None, [shown, note])))
+                bar.advance(1, ", ".join(filter(None, [shown, speed.text(), note])))
                 writer.raise_error()
                 if epoch_ends:
                     means = {name: total / per_epoch for name, total in sums.items()}
@@ -179,6 +184,8 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
                         signal_number,
                     )
                 if epoch_ends:
+                    if rank() == 0:
+                        speed.end_epoch(step // per_epoch)
                     note = loop.between_epochs(history)
         except DataGoneError:
             save()

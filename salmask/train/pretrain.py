@@ -121,6 +121,7 @@ def pretrain(
         rate=learner.rate,
         between_epochs=between_epochs,
         advice="try a smaller `train.lr` or a longer `train.warmup_epochs`",
+        images=config.train.batch,
     )
     with deterministic(config.train.deterministic):
         history = engine.train(loop, job, job.work)

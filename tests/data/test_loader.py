@@ -9,6 +9,8 @@ from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import functional as reference
 
+from salmask.data import decoded, loader
+from salmask.data.decoded import rows_to_keep
 from salmask.data.loader import Schedule, evaluation_images, training_views
 from salmask.params.view import ViewConfig
 
@@ -127,6 +129,41 @@ def test_training_resumes_at_any_step(ramps, images, start):
 def test_worker_processes_change_nothing(ramps):
     without, with_workers = (batches(ramps, "stream", workers=n, epochs=1) for n in (0, 2))
     assert all(same(a, b) for a, b in zip(without, with_workers, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_in_memory_give_the_same_bytes(ramps, workers, monkeypatch):
+    """Kept, streamed, and a mixture: images of 64 px and of 90 px at a view of 40 px."""
+    config = ViewConfig(size=40, grid=4, crop=(0.3, 0.9))
+    assert rows_to_keep(ramps, ramps.ids("train"), 40).tolist() == [0, 2, 3, 4]
+    streamed, kept = (
+        batches(ramps, i, workers=workers, epochs=3, config=config) for i in ("stream", "auto")
+    )
+    assert all(same(a, b) for a, b in zip(streamed, kept, strict=True))
+    monkeypatch.setattr(decoded, "free_memory", lambda device: 1000)
+    assert rows_to_keep(ramps, ramps.ids("train"), 40).tolist() == []
+    tight = batches(ramps, "auto", workers=workers, epochs=3, config=config)
+    assert all(same(a, b) for a, b in zip(streamed, tight, strict=True))
+
+
+def test_an_image_in_memory_is_decoded_once(ramps, monkeypatch):
+    decoded_rows = []
+    read = decoded.read_image
+    monkeypatch.setattr(
+        decoded, "read_image", lambda m, row, *more: decoded_rows.append(row) or read(m, row, *more)
+    )
+    images = decoded.DecodedImages(ramps, torch.tensor([0, 2]))
+    for row in (0, 1, 2, 0, 1, 2):
+        assert np.array_equal(images.read(row, 8), read(ramps, row, 8))
+    assert decoded_rows == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("free", "workers", "count"), [(10**9, 2, 4), (2000, 2, 1), (12_000, 2, 3), (0, 0, None)]
+)
+def test_prefetched_batches_fit_into_shared_memory(free, workers, count, monkeypatch):
+    monkeypatch.setattr(loader, "free_shared_memory", lambda: free)
+    assert loader.prefetched(1000, workers) == count
 
 
 def test_every_tensor_of_a_batch_is_pinned(ramps, monkeypatch):

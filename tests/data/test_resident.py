@@ -1,9 +1,12 @@
 """Images on the device, and their crops."""
 
 import numpy as np
+import pytest
 import torch
 
+from salmask.data import resident as resident_module
 from salmask.data.resident import ResidentImages
+from salmask.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -38,3 +41,24 @@ def test_a_small_image_beside_a_large_one_keeps_its_border(make_manifest):
         torch.tensor([0]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 20
     )
     torch.testing.assert_close(crops, torch.full((1, 3, 20, 20), 255.0))
+
+
+def test_images_of_all_sizes_are_cropped_as_each_alone(make_manifest, monkeypatch):
+    rng = np.random.default_rng(0)
+    sizes = [(9, 30), (40, 12), (12, 12), (30, 9)]
+    pixels = [rng.integers(0, 256, (*s, 3), dtype=np.uint8) for s in sizes]
+    resident = _resident(make_manifest, pixels)
+    assert resident.pixels.numel() == 3 * sum(h * w for h, w in sizes)
+    box = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) * 0.5
+    alone = [resident.crop(torch.tensor([i]), box[i : i + 1], 8) for i in range(4)]
+    together = resident.crop(torch.arange(4), box, 8)
+    assert torch.equal(together, torch.cat(alone))
+    monkeypatch.setattr(resident_module, "_CANVAS", 40 * 40 + 1)
+    assert torch.equal(resident.crop(torch.arange(4), box, 8), together)
+
+
+def test_images_that_do_not_fit_are_refused_before_any_is_read(make_manifest, monkeypatch):
+    monkeypatch.setattr(resident_module, "free_memory", lambda device: 100)
+    monkeypatch.setattr(resident_module, "read_image", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match=r"need 0\.0 GB, but cpu has .* free; set `images: auto`"):
+        _resident(make_manifest, [np.zeros((10, 10, 3), np.uint8)])

@@ -101,6 +101,7 @@ def test_a_killed_run_neither_loses_nor_doubles_rows(
     settings = ProbeConfig(every=1, images=10)
     calm = train(tmp_path, "calm", job, settings)
     save, measure, saved = checkpoint.save, probe.measure, 0
+    write = checkpoint.Writer.write
 
     def dying_save(folder: Path, number: int, state: dict[str, Any]) -> Path:
         nonlocal saved
@@ -109,6 +110,10 @@ def test_a_killed_run_neither_loses_nor_doubles_rows(
             raise Killed
         return path
 
+    def waiting_write(writer: checkpoint.Writer, *arguments: Any) -> None:
+        write(writer, *arguments)
+        writer.wait()  # so that `saved` does not depend on the speed of the thread
+
     def dying_measure(*arguments: Any) -> dict[str, float]:
         if measuring and saved >= step:
             raise Killed
@@ -116,6 +121,7 @@ def test_a_killed_run_neither_loses_nor_doubles_rows(
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(checkpoint, "save", dying_save)
+        patched.setattr(checkpoint.Writer, "write", waiting_write)
         patched.setattr(probe, "measure", dying_measure)
         train(tmp_path, "killed", job, settings)
     killed = train(tmp_path, "killed", job, settings)
