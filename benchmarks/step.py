@@ -1,25 +1,32 @@
-"""Speed of a pretraining step with each mask, relative to the step without a mask.
+"""Time of a pretraining step over the time of its bare passes, in one process.
 
-    python -m benchmarks.step --arch resnet18 --stem small2 --size 64 --grid 8 --batch 128
-    python -m benchmarks.step --framework byol
+    python -m benchmarks.step --masks none,blur,high_pass --precision float32
+    python -m benchmarks.step --framework byol --masks none --compile
+    python -m benchmarks.step --waits
 
-Pixels and maps are random. Everything on the device is measured: photometry, saliency crop, masks,
-forward passes, backward pass, optimizer. The masks take turns, so that a temporary slowdown of the
-machine affects all of them. Only the ratios are comparable between machines.
+The bare passes are the least that a step must compute: forward and backward of a plain network on
+the query, forwards on the key and, where the mask makes one, on the hard negative. `--waits` counts
+the operators of a step instead, and the operations for which the host would wait for a GPU, on the
+simulated device of the tests, which needs a clone of the repository. Pixels and maps are random.
+The candidates take turns, and times are CPU time, so that other programs on the machine change
+little.
 """
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import click
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from salmask import frameworks
 from salmask.data.loader import Crops
 from salmask.data.views import branch_names
 from salmask.devices import autocast, pick_device, place
-from salmask.errors import UserError
+from salmask.encoders.backbones import build_encoder
 from salmask.masks import MASKS
 from salmask.masks.options import options_of
 from salmask.masks.wiring import WiredMask, wire_mask
@@ -30,9 +37,8 @@ from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Wiring
-from salmask.train.adversary import Adversary
 from salmask.train.batches import make_batch
-from salmask.train.optim import build_optimizer
+from salmask.train.pretrain import Learner
 
 
 def random_crops(batch: int, size: int, device: torch.device, extra_views: int = 0) -> Crops:
@@ -56,86 +62,158 @@ def mask_for(name: str, wiring: Wiring, view: ViewConfig) -> WiredMask:
     return wire_mask(Choice(name, options), wiring, view)
 
 
-class Candidate:
-    """The model for one mask, and its step times."""
+def step_of(run: RunConfig, device: torch.device) -> tuple[Callable[[], None], int]:
+    """A training step without data loading, and the number of hard negatives of a query."""
+    learner, batch = Learner(run, 0, 100, device), run.train.batch
+    crops = random_crops(batch, run.view.size, device, learner.mask.extra_views)
+    store = None
+    if learner.mask.reads_saliency:
+        store = SaliencyStore({}, {224: torch.rand(batch, 7, 7).to(device)})
+    labels = (torch.arange(batch) % 2).to(device) if learner.wiring.classes else None
 
-    def __init__(self, mask: str, run: RunConfig, device: torch.device) -> None:
-        self.device, self.run = device, run
-        model = frameworks.build(run.framework, run.encoder, run.train.batch)
-        self.model = place(model, self.device)
-        self.mask = mask_for(mask, self.model.wiring, run.view)
-        masker = self.mask.masker
-        self.adversary = Adversary(place(masker, device)) if masker else None
-        self.crops = random_crops(run.train.batch, run.view.size, device, self.mask.extra_views)
-        maps = {224: torch.rand(run.train.batch, 7, 7, device=device)}
-        self.store = SaliencyStore({}, maps) if self.mask.reads_saliency else None
-        self.optimizer = build_optimizer(self.model, run.train)
-        self.seconds: list[float] = []
+    def step() -> None:
+        learner.step(make_batch(crops, run, 0, store, labels), 3)["loss"].item()
 
-    def step(self) -> None:
-        start = time.perf_counter()
-        batch = make_batch(self.crops, self.run, 0, self.store)
-        views = batch.views(self.mask)
-        with autocast(self.device, self.run.train.precision):
-            loss = self.model(views, 0.0)["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
+    views = make_batch(crops, run, 0, store, labels).views(learner.mask)
+    return step, sum(len(negatives) for negatives in views.negatives.values())
+
+
+def bare_passes(
+    run: RunConfig, device: torch.device, negatives: int, bn_group: int = 0
+) -> Callable[[], None]:
+    """Forward and backward of one encoder on the query, forwards on key and hard negatives."""
+    network = place(build_encoder(run.encoder, bn_group), device).train()
+    shape = (run.train.batch, 3, run.view.size, run.view.size)
+    views = [torch.randn(shape).to(device, memory_format=torch.channels_last) for _ in range(2)]
+
+    def passes() -> None:
+        with autocast(device, run.train.precision):
+            loss = network(views[0]).float().square().mean()
+            with torch.no_grad():
+                for _ in range(1 + negatives):
+                    network(views[1])
+        network.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
-        if self.adversary:
-            precision = autocast(self.device, self.run.train.precision)
-            self.adversary.step(self.model, batch, 1.0, precision)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - start)
+        loss.item()
+
+    return passes
+
+
+def timed(work: dict[str, Callable[[], None]], rounds: int, wall: bool) -> dict[str, list[float]]:
+    """Seconds of each piece of work in each round, after one round for warm-up."""
+    clock = time.perf_counter if wall else time.process_time
+    names, seconds = list(work), {name: list[float]() for name in work}
+    for number in range(rounds + 1):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = clock()
+            work[name]()
+            if number:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def count_waits(runs: dict[str, RunConfig]) -> None:
+    """Prints the number of operators of a step, and what the host waits for."""
+    from tests.helpers import pretended
+
+    class Counting(TorchDispatchMode):
+        """Counts operators."""
+
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    for mask, run in runs.items():
+        step, _ = step_of(run, torch.device("cpu"))
+        step()
+        with Counting() as counting:
+            step()
+        print(f"{mask:12} {counting.calls} operators, with views")
+    with pretended.pretence():
+        for mask, run in runs.items():
+            step, _ = step_of(run, torch.device(pretended.NAME))
+            step()
+            pretended.WAITS.clear()
+            step()
+            waits = Counter(pretended.WAITS)
+            print(f"{mask:12} {sum(waits.values())} waits")
+            for what, count in waits.most_common():
+                print(f"{'':12} {count:3} x {what}")
 
 
 @click.command()
 @click.option("--framework", default="moco", type=click.Choice(list(frameworks.FRAMEWORKS)))
+@click.option("--masks", default="none,blur,high_pass", help="Names, separated by commas.")
 @click.option("--arch", default="resnet18")
 @click.option("--stem", default="small2")
 @click.option("--size", default=64)
 @click.option("--grid", default=8)
 @click.option("--batch", default=128)
-@click.option(
-    "--steps", default=5, help="Number of timed steps of each mask, after one for warm-up."
-)
-@click.option("--precision", default="bfloat16")
+@click.option("--bn-group", default=32)
+@click.option("--queue", default=65536, help="For moco.")
+@click.option("--precision", default="float32")
+@click.option("--compile", "compiled", is_flag=True, help="Also time steps with train.compile.")
+@click.option("--rounds", default=5, help="Number of timed rounds, after one for warm-up.")
+@click.option("--wall", is_flag=True, help="Wall time instead of CPU time.")
+@click.option("--waits", is_flag=True, help="Count operators and waits instead of time.")
 def main(
     framework: str,
+    masks: str,
     arch: str,
     stem: str,
     size: int,
     grid: int,
     batch: int,
-    steps: int,
+    bn_group: int,
+    queue: int,
     precision: str,
+    compiled: bool,
+    rounds: int,
+    wall: bool,
+    waits: bool,
 ) -> None:
-    """Prints images per second, and the speed relative to the step without a mask."""
+    """Prints milliseconds, and the ratio to the bare passes with ordinary batch norm."""
     device = pick_device()
-    run = RunConfig(
-        name="benchmark",
-        encoder=EncoderConfig(arch=arch, stem=stem),  # type: ignore[arg-type]
-        view=ViewConfig(size=size, grid=grid),
-        mask=Choice("none", {}),
-        framework=Choice(
-            framework,
-            {"bn_group": min(32, batch)} | ({"queue": 32 * batch} if framework == "moco" else {}),
-        ),
-        train=TrainConfig(batch=batch, precision=precision),  # type: ignore[arg-type]
+    options: dict[str, Any] = {"bn_group": min(bn_group, batch)}
+    options |= {"moco": {"queue": queue}, "supervised": {"classes": 2}}.get(framework, {})
+
+    def config(mask: str, compiled: bool = False) -> RunConfig:
+        return RunConfig(
+            name="benchmark",
+            encoder=EncoderConfig(arch=arch, stem=stem),  # type: ignore[arg-type]
+            view=ViewConfig(size=size, grid=grid),
+            mask=Choice(mask, {}),
+            framework=Choice(framework, options),
+            train=TrainConfig(batch=batch, precision=precision, compile=compiled),  # type: ignore[arg-type]
+        )
+
+    if waits:
+        count_waits({mask: config(mask) for mask in masks.split(",")})
+        return
+    work: dict[str, Callable[[], None]] = {}
+    base: dict[str, str] = {}
+    for mask in masks.split(","):
+        for with_compiler in (False, True) if compiled else (False,):
+            name = f"{mask}, compiled" if with_compiler else mask
+            work[name], negatives = step_of(config(mask, with_compiler), device)
+            base[name] = f"bare passes, {negatives} hard negatives"
+            if base[name] not in work:
+                work[base[name]] = bare_passes(config(mask), device, negatives)
+                grouped = f"the same, groups of {bn_group}, {negatives} hard negatives"
+                work[grouped] = bare_passes(config(mask), device, negatives, bn_group)
+                base[grouped] = base[name]
+    seconds = timed(work, rounds, wall or device.type == "cuda")
+    print(
+        f"{framework}, {arch}, stem {stem}, {size} px, batch {batch}, {precision}, {device.type}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
-    candidates: dict[str, Candidate] = {}
-    for name in MASKS:
-        try:
-            candidates[name] = Candidate(name, run, device)
-        except UserError as error:
-            print(error)
-    for _ in range(steps + 1):
-        for candidate in candidates.values():
-            candidate.step()
-    times = {name: median(c.seconds[1:]) for name, c in candidates.items()}
-    print(f"{framework}, {arch}, stem {stem}, {size} px, batch {batch}, {precision}, {device.type}")
-    for name, seconds in times.items():
-        print(f"{name:12} {batch / seconds:8.0f} images/s   {times['none'] / seconds:5.2f} of none")
+    for name, own in seconds.items():
+        bare = seconds[base.get(name, name)]
+        ratio = median(a / b for a, b in zip(own, bare, strict=True))
+        print(f"{name:44} {1000 * median(own):9.1f} ms {ratio:7.3f} of bare passes")
 
 
 if __name__ == "__main__":
