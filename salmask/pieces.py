@@ -39,7 +39,11 @@ def in_pieces(function: Callable[..., Tensor], images: Tensor, *others: Tensor) 
 
 
 def change_chosen(
-    images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *batch: Tensor
+    images: Tensor,
+    chosen: Tensor,
+    change: Callable[..., Tensor],
+    *batch: Tensor,
+    overwrite: bool = False,
 ) -> Tensor:
     """`change(*batch)` for the chosen images, and the others as they are: (B,C,H,W).
 
@@ -51,6 +55,7 @@ def change_chosen(
         chosen: (B,) bool.
         change: of tensors, to (B,C,H,W), as for `in_pieces`.
         batch: (B, ...) each.
+        overwrite: whether the result may be written into `images`, which saves a copy.
     """
     if images.device.type != "cpu":
         return torch.where(chosen[:, None, None, None], change(*batch), images)
@@ -61,4 +66,4 @@ def change_chosen(
         return images
     rows = chosen.nonzero()[:, 0]
     changed = change(*(tensor.index_select(0, rows) for tensor in batch))
-    return images.index_copy(0, rows, changed)
+    return (images if overwrite else images.clone()).index_copy_(0, rows, changed)

@@ -34,4 +34,6 @@ def test_only_chosen_images_are_computed(generator, flags):
     result = change_chosen(images, chosen, change, images, numbers)
     assert torch.equal(result, torch.where(chosen[:, None, None, None], before + 1, before))
     assert torch.equal(images, before)
-    assert computed == numbers[chosen].tolist()
+    again = change_chosen(images.clone(), chosen, change, images, numbers, overwrite=True)
+    assert torch.equal(again, result)
+    assert computed == 2 * numbers[chosen].tolist()

@@ -54,7 +54,8 @@ def add_noise(
         return fill_where(images, filling, shown) if inside else fill_where(filling, images, shown)
 
     position = draws.uniform(f"{purpose}.window", 2)
-    return change_chosen(spatial, kind[:, 0] < focal, fill_window, images, filling, position)
+    is_focal = kind[:, 0] < focal
+    return change_chosen(spatial, is_focal, fill_window, images, filling, position, overwrite=True)
 
 
 def high_pass_filter(options: Mapping[str, Any], side: int) -> dict[str, Any] | None:
