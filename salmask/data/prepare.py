@@ -84,7 +84,10 @@ def write_manifest(
         "classes": list(listing.classes),
         "images": dict(Counter(splits.tolist())),
         "rejected": rejected,
-        "notes": notes_on(listing.classes, labels, splits, same_as, listing.empty_folders),
+        "notes": [
+            *notes_on(listing.classes, labels, splits, same_as, listing.empty_folders),
+            *listing.notes,
+        ],
         "digest": digest,
     }
     columns.write_binary(folder, digest)

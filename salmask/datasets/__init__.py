@@ -34,12 +34,14 @@ class Listing:
         classes: class names, in the order of the labels.
         files: all files, in the order of the manifest.
         empty_folders: folders that would be classes if they contained images.
+        notes: sentences about what was not read.
     """
 
     root: Path
     classes: tuple[str, ...]
     files: list[ListedFile]
     empty_folders: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

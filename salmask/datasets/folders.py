@@ -4,13 +4,24 @@ Folders may contain symbolic links and subfolders that cannot be read.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from salmask.datasets import ListedFile
 from salmask.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".avif", ".jp2", ".j2k", ".jpx"),
+)
+# Folders of operating systems and network storage, in lower case. They hold thumbnails and deleted
+# files. Names that start with a dot are ignored as well.
+_SYSTEM_FOLDERS = (
+    *("@eadir", "#recycle", "@recycle", "@tmp", "$recycle.bin", "recycler", "__macosx"),
+    *("system volume information", "lost+found"),
+)
+_MAX_KINDS = 8  # in one note
 
 
 class LayoutError(UserError):
@@ -48,11 +59,24 @@ def walk(
         yield Path(folder), subfolders, sorted(names)
 
 
-def images_below(base: Path) -> tuple[list[str], list[str]]:
+def is_ignored(name: str) -> bool:
+    """Whether a folder or file of this name belongs to the system and not to the data set."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def images_below(base: Path, unread: list[str] | None = None) -> tuple[list[str], list[str]]:
     """All files below `base` with an image's extension, and the direct subfolders, both sorted.
 
     Paths are relative to `base`. A subfolder that cannot be listed appears among the files, so that
-    `prepare` rejects it with the reason. Raises UserError when `base` itself cannot be listed.
+    `prepare` rejects it with the reason. Hidden files and the folders of operating systems are left
+    out.
+
+    Args:
+        base: folder to search.
+        unread: receives the paths of all other files, and of the folders that were left out.
+
+    Raises:
+        UserError: `base` itself cannot be listed.
     """
 
     def on_error(error: OSError) -> None:
@@ -62,13 +86,37 @@ def images_below(base: Path) -> tuple[list[str], list[str]]:
 
     images: list[str] = []
     direct: list[str] = []
+    others = [] if unread is None else unread
     for folder, subfolders, names in walk(base, on_error):
+        prefix = "" if folder == base else f"{os.path.relpath(folder, base)}/"
+        others += [f"{prefix}{name}/" for name in subfolders if is_ignored(name)]
+        subfolders[:] = [name for name in subfolders if not is_ignored(name)]
         if folder == base:
-            direct, prefix = list(subfolders), ""
-        else:
-            prefix = f"{os.path.relpath(folder, base)}/"
-        images += [prefix + name for name in names if name.lower().endswith(EXTENSIONS)]
+            direct = list(subfolders)
+        for name in names:
+            is_image = name.lower().endswith(EXTENSIONS) and not is_ignored(name)
+            (images if is_image else others).append(prefix + name)
     return sorted(images, key=lambda path: path.split("/")), direct
+
+
+def note_on_unread(unread: Sequence[str]) -> list[str]:
+    """A sentence that counts the files and folders which `images_below` left out, by kind."""
+    kinds: Counter[str] = Counter()
+    for path in unread:
+        name = path.rstrip("/").rpartition("/")[2]
+        if path.endswith("/"):
+            kinds[f"folder {name}"] += 1
+        elif is_ignored(name):
+            kinds["hidden"] += 1
+        else:
+            kinds[os.path.splitext(name)[1].lower() or "without extension"] += 1  # noqa: PTH122
+    if not kinds:
+        return []
+    parts = [f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda k: (-k[1], k))]
+    shown = ", ".join(parts[:_MAX_KINDS])
+    more = f" and {len(parts) - _MAX_KINDS} more kinds" if len(parts) > _MAX_KINDS else ""
+    text = f"not read, because of their names: {shown}{more}"
+    return ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)]
 
 
 def class_of(path: str) -> str:

@@ -1,9 +1,17 @@
 """A folder of images whose splits are given by folders or by lists."""
 
+import codecs
+from dataclasses import replace
 from pathlib import Path
 
 from salmask.datasets import Dataset, Listing
-from salmask.datasets.folders import class_of, images_below, is_folder
+from salmask.datasets.folders import (
+    class_of,
+    images_below,
+    is_folder,
+    note_on_unread,
+    read_bytes,
+)
 from salmask.datasets.listing import listing_by_class
 from salmask.errors import UserError
 
@@ -20,7 +28,9 @@ def read(
     """A folder of images with given splits.
 
     Each split is a folder in `root` that contains CLASS/..., or a text file in `root` with one path
-    CLASS/... per line. The extension `.txt` may be omitted.
+    CLASS/... per line. The extension `.txt` may be omitted. Lists may be UTF-16 or have a byte
+    order mark. Their paths may start with `./` or `root`, be quoted, contain backslashes, or be
+    the first of several columns.
 
     Args:
         root: folder of the images.
@@ -28,12 +38,14 @@ def read(
         val: folder or list of the validation split; null for `val` if it exists.
         test: folder or list of the test split.
 
-    Raises UserError when a split is missing, or when two splits contain the same file.
+    Raises UserError when a split is missing, when two splits contain the same file, or when a path
+    leads out of `root`.
     """
     names = {"train": train, "val": val or "val", "test": test}
     splits: dict[str, str] = {}
+    unread: list[str] = []
     for split, name in names.items():
-        paths = _paths(root, name)
+        paths = _paths(root, name, unread)
         if paths is None and (split != "val" or val is not None):
             raise UserError(f"{root}: neither a folder {name} nor a list {name} or {name}.txt")
         for path in paths or []:
@@ -44,19 +56,60 @@ def read(
         path: class_of(path.removeprefix(f"{names[s]}/") if is_folder(root / names[s]) else path)
         for path, s in splits.items()
     }
-    return listing_by_class(root, class_names, splits)
+    listing = listing_by_class(root, class_names, splits)
+    return replace(listing, notes=tuple(note_on_unread(unread)))
 
 
-def _paths(root: Path, name: str) -> list[str] | None:
+def _paths(root: Path, name: str, unread: list[str]) -> list[str] | None:
     """The images of a split, relative to `root`; None when there is no such folder or list."""
     if is_folder(root / name):
-        return [f"{name}/{path}" for path in images_below(root / name)[0]]
+        return [f"{name}/{path}" for path in images_below(root / name, unread)[0]]
     lists = [root / name, root / f"{name}.txt"]
     file = next((path for path in lists if path.is_file()), None)
     if file is None:
         return None
-    lines = [line.strip() for line in file.read_text(errors="surrogateescape").splitlines()]
-    return [line for line in lines if line]
+    lines = enumerate(_text(file).split("\n"), start=1)
+    return [_path(root, line, f"{file}, line {n}") for n, line in lines if line.strip(" \t\r\0")]
+
+
+def _text(file: Path) -> str:
+    """The text of a list in UTF-8 or, after its byte order mark, UTF-16."""
+    content = read_bytes(file)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def _path(root: Path, line: str, where: str) -> str:
+    """The path in a line of a list, relative to `root`.
+
+    Of several readings of the line, this is the first one for which there is a file. Otherwise it
+    is the line itself, and `prepare` rejects the file as missing. Raises UserError for a path
+    outside of `root`.
+    """
+    line = line.strip(" \t\r\0")
+    columns = [line, *(line.partition(mark)[0] for mark in ",;\t" if mark in line)]
+    plain = [column.strip().strip("\"'") for column in columns]
+    readings = [_below(root, text) for text in (*plain, *(t.replace("\\", "/") for t in plain))]
+    path = next((p for p in readings if _is_file(root / p)), readings[0])
+    if path.startswith("/") or ".." in path.split("/"):
+        raise UserError(f"{where}: {path} leads out of {root}, which DVC watches")
+    return path
+
+
+def _below(root: Path, text: str) -> str:
+    for base in (f"{root}/", f"{root.resolve()}/"):
+        text = text.removeprefix(base)
+    while text.startswith("./"):
+        text = text[2:].lstrip("/")
+    return text
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 DATASET = Dataset(read)

@@ -107,6 +107,7 @@ def test_a_folder_with_every_problem_is_accepted_with_notes(tmp_path):
         "classes of train without images in val: b",
         "classes of val without images in train: c",
         "folders without images, which make no class: train/nothing, val/text",
+        "not read, because of their names: 1 .txt",
     ]
     assert pairs == [{"path": "val/a/6.png", "same_as": "train/b/3.png"}]
     assert dataset["classes"] == ["a", "b", "c"]

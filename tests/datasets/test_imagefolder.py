@@ -218,3 +218,58 @@ def test_a_folder_that_cannot_be_listed_is_rejected(public_folder):
         "closed,permission denied: a folder that cannot be listed",
         "dog/4.png,permission denied",
     ]
+
+
+# ------------------------------------------------------- split names, and what is not read
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("Train", "Val"), ("Training", "Testing"), ("TRAIN", "dev")]
+)
+def test_names_of_splits_in_other_spellings(tmp_path, train, val):
+    root = _folder(tmp_path, f"{train}/cat/1.png", f"{val}/cat/2.png")
+    assert _listed(root) == {f"{train}/cat/1.png": (0, "train"), f"{val}/cat/2.png": (0, "val")}
+
+
+def test_a_test_folder_beside_a_validation_folder_is_a_split_of_its_own(tmp_path):
+    root = _folder(tmp_path, *[f"{split}/cat/1.png" for split in ("train", "val", "test", "more")])
+    assert {split for _, split in _listed(root).values()} == {"train", "val", "test"}
+    (note,) = imagefolder.read(root, 0, root=root).notes
+    assert "not read: more (1 images)" in note
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("train", "val", "dev"), "dev and val"),
+        (("train", "Training"), "Training and train"),
+        (("train", "car", "bus"), r"looks like a split, and bus \(1 images\), car"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes_are_an_error(tmp_path, folders, message):
+    root = _folder(tmp_path, *[f"{folder}/a/1.png" for folder in folders])
+    with pytest.raises(UserError, match=message):
+        imagefolder.read(root, 0, root=root)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [".ipynb_checkpoints/1.jpg", "@eaDir/1.jpg/M.jpg", "cat/@eaDir/1.jpg",
+     ".Trash-1000/files/1.jpg", "$RECYCLE.BIN/S-1/1.jpg", "__MACOSX/cat/._1.jpg", "cat/._1.png",
+     "#recycle/cat/1.png"],
+)  # fmt: skip
+def test_folders_and_files_of_systems_are_not_read(tmp_path, extra):
+    listing = imagefolder.read(tmp_path, 0, root=_folder(tmp_path, "cat/1.png", extra))
+    assert listing.classes == ("cat",) and [f.path for f in listing.files] == ["cat/1.png"]
+    assert len(listing.notes) == 1
+
+
+def test_every_file_is_listed_or_counted(tmp_path):
+    root = _folder(tmp_path, "cat/1.JFIF.jpg", "cat/2.png")
+    for name in ("a.jfif", "b.jpe", "c.avif", "d.jp2", "e.HEIC", "f.heic", "g.ppm", "h"):
+        (root / "cat" / name).write_bytes(b"x")
+    listing = imagefolder.read(root, 0, root=root)
+    assert len(listing.files) == 6
+    assert listing.notes == (
+        "not read, because of their names: 2 .heic, 1 .ppm, 1 without extension",
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from salmask.datasets import splits
 from salmask.errors import UserError
 from tests.helpers.trees import files_by_split, make_images, read_dataset
 
@@ -44,3 +45,35 @@ def test_inconsistent_splits_are_errors(tmp_path, lists, options, message):
         (tmp_path / "root" / f"{name}.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         read_dataset(tmp_path, "splits", **options)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"./cat/a b.png\n./dog/2.png\n",
+        b"\xef\xbb\xbfcat/a b.png\r\ndog/2.png\r\n",
+        "cat/a b.png\ndog/2.png\n".encode("utf-16"),
+        b'"cat/a b.png",0\n"dog/2.png",1\n',
+        b"cat\\a b.png\tcat\ndog\\2.png\tdog",
+        b"ROOT/cat/a b.png\nROOT/dog/2.png\n",
+    ],
+)
+def test_lists_of_other_programs(tmp_path, content):
+    for name in ("cat/a b.png", "dog/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "train.txt").write_bytes(content.replace(b"ROOT", bytes(tmp_path)))
+    (tmp_path / "test.txt").write_text("")
+    listing = splits.read(tmp_path, 0, root=tmp_path)
+    assert listing.classes == ("cat", "dog")
+    assert [file.path for file in listing.files] == ["cat/a b.png", "dog/2.png"]
+
+
+@pytest.mark.parametrize("line", ["../x.png", "/etc/x.png", "..\\x.png,1"])
+def test_a_list_may_not_lead_out_of_the_root(tmp_path, line):
+    (tmp_path / "x.png").touch()
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "train.txt").write_text(f"cat/1.png\n{line}\n")
+    with pytest.raises(UserError, match=r"train\.txt, line 2: .* leads out of"):
+        splits.read(tmp_path, 0, root=root)
