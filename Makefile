@@ -1,13 +1,14 @@
 # make demo        the whole pipeline on images that code draws; LOCKED=1 installs requirements.lock
 # make test        all tests but the long ones (make test-long)
 # make check       style and types
+# make bench       speed, as ratios that can be compared between machines
 # make lock        writes requirements.lock from the versions in .venv
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed$(if $(LOCKED),-locked)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: install demo test test-long check lock
+.PHONY: install demo test test-long check bench lock
 
 $(INSTALLED): pyproject.toml setup.py $(if $(LOCKED),requirements.lock)
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +33,9 @@ check: install
 	ruff format --check .
 	ruff check .
 	mypy
+
+bench: install
+	OMP_NUM_THREADS=1 python -m benchmarks --json benchmarks.json
 
 lock: install
 	{ echo "# Linux, $$(python --version). Written by 'make lock', read by 'make demo LOCKED=1'."; \

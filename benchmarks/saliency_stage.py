@@ -1,6 +1,6 @@
 """Speed of the saliency stage, as a ratio to the bare forward passes of the localizer.
 
-    python -m benchmarks.saliency_stage --photos FOLDER [--count 512] [--levels 224,320,448]
+    python -m benchmarks.saliency_stage [--photos FOLDER] [--count 512] [--levels 224,320,448]
 
 The stage reads, checks and decodes files, squashes them to every level, runs the localizer and
 writes the store; the bare loop runs the localizer on pixels that lie ready. They take turns. On a
@@ -16,6 +16,8 @@ from statistics import median
 import click
 import torch
 
+from benchmarks.loader import drawn_images
+from benchmarks.ratios import ratio, report
 from salmask.data import manifest
 from salmask.data.prepare import write_manifest
 from salmask.datasets import ListedFile, Listing
@@ -26,6 +28,9 @@ from salmask.saliency import maps
 from salmask.saliency.localizers.lite0 import lite0
 from salmask.saliency.scda import activation_map
 from salmask.saliency.trunks import Trunk
+
+GOAL = 1.03  # time of the stage, as a ratio to the bare forward passes
+_DRAWN = 64  # different images, if there are no photographs
 
 
 @torch.inference_mode()
@@ -42,13 +47,22 @@ def bare(trunk: Trunk, config: SaliencyConfig, batches: int, device: torch.devic
 
 
 @click.command()
-@click.option("--photos", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--photos", type=click.Path(exists=True, path_type=Path), help="Else drawn images.")
 @click.option("--count", default=512, show_default=True, help="Images; more than there are repeat.")
 @click.option("--levels", default="224,320,448", show_default=True)
 @click.option("--precision", default="float32", show_default=True)
 @click.option("--workers", default=2, show_default=True, help="Processes that decode.")
 @click.option("--rounds", default=3, show_default=True)
-def main(photos: Path, count: int, levels: str, precision: str, workers: int, rounds: int) -> None:
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the ratio.")
+def main(
+    photos: Path | None,
+    count: int,
+    levels: str,
+    precision: str,
+    workers: int,
+    rounds: int,
+    json_file: Path | None,
+) -> None:
     """Prints images/s of both and the ratio."""
     device = pick_device()
     config = SaliencyConfig(
@@ -60,15 +74,19 @@ def main(photos: Path, count: int, levels: str, precision: str, workers: int, ro
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)
     trunk = place(trunk, device)
-    files = sorted(photos.rglob("*.jpg"))
-    result = [
-        ListedFile(str(files[i % len(files)].relative_to(photos)), -1, "train")
-        for i in range(count)
-    ]
     times: dict[str, list[float]] = {"bare": [], "stage": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_manifest(Listing(photos.resolve(), (), result), "photos", folder / "data", 0.05)
+        if photos is None:
+            photos = folder / "images"
+            photos.mkdir()
+            drawn_images(photos, 224, min(count, _DRAWN))
+        files = sorted(photos.rglob("*.jpg"))
+        listed = [
+            ListedFile(str(files[i % len(files)].relative_to(photos)), -1, "train")
+            for i in range(count)
+        ]
+        write_manifest(Listing(photos.resolve(), (), listed), "photos", folder / "data", 0.05)
         rows = manifest.load(folder / "data")
         plan = maps.plan(rows, config, spec)
         job = Job("0" * 12, folder / "work", folder / "out", device, seed=0, workers=workers)
@@ -82,8 +100,10 @@ def main(photos: Path, count: int, levels: str, precision: str, workers: int, ro
             shutil.rmtree(folder / "work")
     rate = {name: len(rows) / median(seconds[1:]) for name, seconds in times.items()}
     print(f"levels {levels}, {precision}, {device.type}, {workers} workers, {len(rows)} images")
-    print(f"bare forward {rate['bare']:.1f} images/s, stage {rate['stage']:.1f}, "
-          f"ratio {rate['stage'] / rate['bare']:.2f}")  # fmt: skip
+    print(f"bare forward {rate['bare']:.1f} images/s, stage {rate['stage']:.1f}")
+    times = {name: seconds[1:] for name, seconds in times.items()}  # the first is a warm-up
+    figures = {"stage to bare forward passes": (ratio(times, "stage", "bare"), GOAL)}
+    report(figures, json_file)
 
 
 if __name__ == "__main__":

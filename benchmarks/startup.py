@@ -1,34 +1,45 @@
 """CPU seconds until a command has started: imports, and the work of commands that do little.
 
-Run it from the project's folder: python -m benchmarks.startup
+python -m benchmarks.startup       # in the project's folder
 """
 
 import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
-COMMANDS = [
-    "-m salmask.commands.cli --help",
-    "-m salmask.commands.cli results",
-    "-m salmask.commands.cli lineage params.yaml",
-    "-m slurm status",
-    "-m stages.code",
-    "-m stages.report --wrong",
-    "-m salmask.commands.cli check",
-    "-m salmask.commands.cli suite",
-    *(f"-c import stages.{stage}" for stage in ("prepare", "saliency", "pretrain", "detect")),
-    "-c import torch",
-]
+import click
+
+from benchmarks.ratios import report
+
+COMMANDS = {  # command -> goal, CPU seconds
+    "-m salmask.commands.cli --help": 1,
+    "-m salmask.commands.cli results": 1,
+    "-m salmask.commands.cli lineage params.yaml": 1,
+    "-m slurm status": 1,
+    "-m stages.code": 1,
+    "-m stages.report --wrong": 1,
+    "-m salmask.commands.cli check": 3,
+    "-m salmask.commands.cli suite": 3,
+    "-c import stages.prepare": 3,
+    "-c import stages.saliency": 3,
+    "-c import stages.pretrain": 3,
+    "-c import stages.detect": 3,
+}
 ROUNDS = 3
 
 
-def main() -> None:
+@click.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the figures.")
+def main(json_file: Path | None) -> None:
     """Prints the median of the CPU seconds of each command."""
-    for command in COMMANDS:
+    figures = {}
+    for command, goal in COMMANDS.items():
         words = command.split(" ", 1) if command.startswith("-c") else command.split()
         seconds = statistics.median(cpu_seconds([sys.executable, *words]) for _ in range(ROUNDS))
-        print(f"{seconds:5.2f} s CPU  python {command}")
+        figures[command.removeprefix("-m ").removeprefix("-c ")] = (seconds, goal)
+    report(figures, json_file)
 
 
 def cpu_seconds(command: list[str]) -> float:
