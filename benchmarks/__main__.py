@@ -23,9 +23,9 @@ BENCHMARKS = {
     "loader 224 px": "loader --size 224",
     "loader 64 px": "loader --size 64",
     "masks": "masks",
-    "step": "step",
+    "step": "step --rounds 3",
     "saliency": "saliency_stage --count 128 --rounds 2",
-    "evaluation": "evaluation",
+    "evaluation": "evaluation --sizes 10000 --sizes 20000",
     "scale": "scale",
     "start-up": "startup",
 }

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.ratios import report
 from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest
 from salmask.data.prepare import write_manifest
@@ -36,6 +37,7 @@ from salmask.params.encoder import EncoderConfig
 
 _WIDTH, _CLASSES, _QUERIES = 2048, 1000, 2048
 _IMAGENET = 1_281_167
+_MEMORY_GOAL = 1.3  # for further images, over their features
 _RUNS, _SEEDS, _IMAGES, _SIDE = 13, 3, 48, 16
 _FILTER = {"name": "high_pass", "kernel": 3, "sigma": 1.0}
 
@@ -76,8 +78,10 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def memory(sizes: tuple[int, ...], iterations: int) -> None:
-    """Prints a row for each evaluation and number of images, and the slopes."""
+def memory(sizes: tuple[int, ...], iterations: int) -> dict[str, float]:
+    """Prints a row for each evaluation and number of images. Returns the memory for further images
+    over that of their features."""
+    slopes = {}
     print("evaluation    images  CPU s  peak GB  peak / features")
     for protocol in ("knn", "linear_fast"):
         results = []
@@ -101,10 +105,13 @@ def memory(sizes: tuple[int, ...], iterations: int) -> None:
             f"{4 * _WIDTH * _IMAGENET / 1e9:.1f} GB",
             flush=True,
         )
+        slopes[protocol] = slope / (4 * _WIDTH)
+    return slopes
 
 
-def passes() -> None:
-    """Prints how often the images of a suite are encoded, for runs with two kinds of input."""
+def passes() -> float:
+    """Prints how often the images of a suite are encoded, for runs with two kinds of input.
+    Returns the number where the runs share stored features."""
     with tempfile.TemporaryDirectory() as scratch:
         with contextlib.redirect_stdout(sys.stderr):
             rows = _images(Path(scratch))
@@ -131,6 +138,7 @@ def passes() -> None:
                 f"{_RUNS} runs, two kinds of input, k-NN with {_SEEDS} untrained encoders and "
                 f"linear_fast: {encoded / len(rows):.2f} passes over the images, features {kind}"
             )
+        return encoded / len(rows)
 
 
 def _encoder(seed: int, spec: InputSpec) -> Encoder:
@@ -153,14 +161,19 @@ def _images(folder: Path) -> Manifest:
 @click.command()
 @click.option("--sizes", multiple=True, type=int, default=[10_000, 20_000, 40_000])
 @click.option("--iterations", default=5, show_default=True, help="Of L-BFGS.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the figures.")
 @click.option("--measure", "protocol", hidden=True)
-def main(sizes: tuple[int, ...], iterations: int, protocol: str | None) -> None:
+def main(
+    sizes: tuple[int, ...], iterations: int, json_file: Path | None, protocol: str | None
+) -> None:
     """Prints the memory of evaluations, and the passes of a suite."""
     if protocol:
         print(json.dumps(measure(protocol, sizes[0], iterations)))
         return
-    passes()
-    memory(sizes, iterations)
+    figures = {f"passes of {_RUNS} runs": (passes(), float(_RUNS + 2 * _SEEDS))}
+    for name, slope in memory(sizes, iterations).items():
+        figures[f"{name}: memory over features"] = (slope, _MEMORY_GOAL)
+    report(figures, json_file)
 
 
 if __name__ == "__main__":

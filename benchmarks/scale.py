@@ -1,9 +1,9 @@
 """A manifest and a saliency store of a million images, and what a training and k-NN do with them.
 
-    python -m benchmarks.scale /scratch/scale
+    python -m benchmarks.scale [/scratch/scale]
 
-Writes a manifest and a store of random maps (three levels) to the folder, unless they are there,
-and prints for each step its seconds, its CPU seconds and the peak memory of the process until then.
+Writes a manifest and a store of random maps (three levels) to the folder, unless they are there
+(else to a temporary folder), and prints for each step its seconds, its CPU seconds and the peak memory of the process until then.
 All steps run in one process. The images do not exist.
 """
 
@@ -11,6 +11,7 @@ import csv
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ import click
 import numpy as np
 import torch
 
-from salmask.data import columns
+from benchmarks.ratios import report
+from salmask.data import columns, location
 from salmask.data import manifest as manifests
 from salmask.data.loader import Schedule
 from salmask.data.prepare import COLUMNS
@@ -35,7 +37,7 @@ from salmask.saliency.store_rows import StorePlan, scaled
 
 _GRIDS = {224: (7, 7), 320: (10, 10), 448: (14, 14)}
 _CLASSES, _WIDTH, _QUERIES, _BATCH = 1000, 128, 2048, 256
-_LIMIT = 4.0  # GB
+_MEMORY_GOAL, _STORE_GOAL = 4.0, 3.0  # GB of all steps, seconds to open the store
 
 
 def make_manifest(folder: Path, rows: int) -> None:
@@ -53,7 +55,8 @@ def make_manifest(folder: Path, rows: int) -> None:
     digest = file_digest(folder / "manifest.csv")
     columns.write_binary(folder, digest)
     classes = [f"n{label:08d}" for label in range(_CLASSES)]
-    described = {"name": "scale", "root": "images", "classes": classes, "digest": digest}
+    described = {"name": "scale", "classes": classes, "digest": digest}
+    location.save(folder.absolute() / "images", folder.absolute(), Path.cwd())
     write_json(folder / "dataset.json", described)
 
 
@@ -73,11 +76,12 @@ def make_store(path: Path, rows: int) -> None:
 
 
 @contextmanager
-def step(name: str) -> Iterator[None]:
-    """Prints seconds, CPU seconds and peak memory of a step."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    yield
+def step(name: str) -> Iterator[list[float]]:
+    """Prints seconds, CPU seconds and peak memory of a step. Yields a list for its seconds."""
+    wall, cpu, times = time.perf_counter(), time.process_time(), list[float]()
+    yield times
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    times.append(seconds)
     print(f"{name:40} {seconds:8.2f} {cpu_seconds:8.2f} {peak():8.2f}", flush=True)
 
 
@@ -86,7 +90,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, json_file: Path | None) -> None:
     """Opens everything in this process, and uses it."""
     print(f"{'step':40} {'seconds':>8} {'CPU s':>8} {'peak GB':>8}")
     print(f"{'imports':40} {'':8} {'':8} {peak():8.2f}")
@@ -95,7 +99,7 @@ def measure(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     with step("order of an epoch, first batch"):
         _, _, ids = next(Schedule(0, rows.ids("train"), _BATCH, epochs=1).batches(0, 0))
-    with step("store: open and load"):
+    with step("store: open and load") as store_seconds:
         maps = SaliencyStore.open(folder / "saliency" / "saliency.zarr", "m" * 64)
     boxes = torch.rand(_BATCH, 4, generator=generator) * 0.25 + torch.tensor([0.0, 0.0, 0.5, 0.5])
     with step(f"store: crop of {_BATCH} views"):
@@ -105,19 +109,35 @@ def measure(folder: Path) -> None:
         queries = torch.randn(_QUERIES, _WIDTH, generator=generator)
     with step(f"k-NN of {_QUERIES} queries, k 200"):
         knn.vote(bank.labels, *knn.nearest(bank, queries, 200), 0.07)
-    state = "within" if peak() <= _LIMIT else "MORE THAN"
-    print(f"peak memory of all steps: {peak():.2f} GB, {state} {_LIMIT:g} GB")
+    figures = {
+        "peak memory of all steps, GB": (peak(), _MEMORY_GOAL),
+        "store: open and load, s": (store_seconds[0], _STORE_GOAL),
+    }
+    report(figures, json_file)
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--rows", default=1_281_167, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the figures.")
 @click.option("--measure", "only_measure", is_flag=True, hidden=True)
-def main(folder: Path, rows: int, only_measure: bool) -> None:
+def main(folder: Path | None, rows: int, json_file: Path | None, only_measure: bool) -> None:
     """Measures in a process of its own, because memory of the writing process would count."""
     if only_measure:
-        measure(folder)
+        assert folder
+        measure(folder, json_file)
         return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder or Path(scratch)
+        write(folder, rows)
+        command = [sys.executable, "-m", "benchmarks.scale", str(folder), "--measure"]
+        command += ["--json", str(json_file)] if json_file else []
+        # Not a fork, in whose child the peak memory of this process would count.
+        os.waitpid(os.posix_spawn(sys.executable, command, os.environ), 0)
+
+
+def write(folder: Path, rows: int) -> None:
+    """Writes manifest and store, unless they exist, and prints their size."""
     if not (folder / "data" / "dataset.json").exists():
         make_manifest(folder / "data", rows)
     path = folder / "saliency" / "saliency.zarr"
@@ -127,9 +147,6 @@ def main(folder: Path, rows: int, only_measure: bool) -> None:
     size = sum(file.stat().st_size for file in files)
     in_store = sum(1 for file in path.rglob("*") if file.is_file())
     print(f"{size / 1e9:.2f} GB on disk; {in_store} files in the store")
-    command = [sys.executable, "-m", "benchmarks.scale", str(folder), "--measure"]
-    # Not a fork, in whose child the peak memory of this process would count.
-    os.waitpid(os.posix_spawn(sys.executable, command, os.environ), 0)
 
 
 if __name__ == "__main__":
