@@ -3,8 +3,8 @@
     python -m benchmarks.scale [/scratch/scale]
 
 Writes a manifest and a store of random maps (three levels) to the folder, unless they are there
-(else to a temporary folder), and prints for each step its seconds, its CPU seconds and the peak memory of the process until then.
-All steps run in one process. The images do not exist.
+(else to a temporary folder). Prints for each step its seconds, its CPU seconds and the peak memory
+of the process until then. All steps run in one process. The images do not exist.
 """
 
 import csv
