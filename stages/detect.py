@@ -1,7 +1,5 @@
 """Trains a detector around the encoder of one run on one set of `detect`, and scores it."""
 
-from dataclasses import asdict
-
 import click
 
 from salmask.artifacts import DETECT, ENCODER_FILES, EVALUATE, PRETRAIN
@@ -20,11 +18,10 @@ from stages.provenance import stage_recipe
 def main(name: str, dataset: str) -> None:
     """Writes metrics.json, classes.csv, detections.png to artifacts/evaluate/<run>/detect-<set>."""
     params, key = Params.read(), f"detect.{dataset}.training"
-    options, schedule = training_options(params.mapping(key), f"{params.source}: {key}")
+    options, _ = training_options(params.mapping(key), f"{params.source}: {key}")
     seed, data, encoder = params.seed(), DETECT / dataset, PRETRAIN / name
     files = [data / file for file in prepared_files.FILES]
     files += [encoder / file for file in ENCODER_FILES]
-    params.reads[f"{key}.recipe"] = asdict(schedule)  # a changed preset changes the result
     made_by = stage_recipe(params, "detect", f"{name}-{dataset}", files, code="detect")
     arguments = {"evaluate": run, "load": prepared_files.load, "options": options}
     arguments |= {"data": data.absolute(), "encoder": encoder.absolute()}
