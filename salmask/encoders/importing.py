@@ -26,6 +26,7 @@ from salmask.params.values import STRICT
 
 Tensors = dict[str, Tensor]
 Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 _NUMBERED = {  # the layers of a ResNet in a sequence of its children
     "0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4",
 }  # fmt: skip
@@ -167,10 +168,17 @@ def _digest(config: Import) -> str:
 
 
 def _without_wrapper(tensors: Tensors) -> Tensors:
-    """Removes the prefix `module.` of DistributedDataParallel, if all keys have it."""
-    if not all(key.startswith("module.") for key in tensors):
-        return tensors
-    return {key.removeprefix("module."): value for key, value in tensors.items()}
+    """Removes the prefixes of wrappers that all keys have, in any order.
+
+    They are `module.` of DistributedDataParallel, `_orig_mod.` of torch.compile and `model.` of
+    training programs.
+    """
+    while tensors:
+        prefix = next((p for p in _WRAPPERS if all(key.startswith(p) for key in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
 
 
 def _trunk(tensors: Tensors, name: str, config: Import) -> tuple[Tensors, set[str]]:

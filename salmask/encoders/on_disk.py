@@ -19,6 +19,7 @@ from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, PerChannel, 
 from salmask.devices import Precision, inference, place
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.encoders.heads import from_weights
+from salmask.encoders.weight_files import non_finite
 from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
 from salmask.filters import high_pass
@@ -107,7 +108,15 @@ def save(
         spec: its input.
         folder: where to write; created if needed.
         source: origin of weights that were not trained here.
+
+    Raises:
+        UserError: a weight is NaN or infinite. Nothing is written.
     """
+    if bad := non_finite(weights):
+        raise UserError(
+            f"the encoder has weights that are NaN or infinite ({bad[0]} and {len(bad) - 1} more): "
+            "the training diverged; try a smaller `train.lr` or a longer `train.warmup_epochs`"
+        )
     write_tensors(folder / _WEIGHTS, weights)
     description = {
         "encoder": asdict(config),

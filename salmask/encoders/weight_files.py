@@ -3,8 +3,9 @@
 Files are downloaded only on request, to torch.hub's folder of checkpoints.
 """
 
+import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from salmask.errors import UserError
 from salmask.files import file_digest
 
 LocatedFile = tuple[Path, str]  # path and sha256
+_CONTAINERS = ("state_dict", "model", "teacher")  # keys under which programs save weights
 
 # ------------------------------------------------------------------------------------- locating
 
@@ -161,7 +163,10 @@ def _download(what: str, url: str, place: Path, digest: str, advice: str) -> Non
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .pth file, floats as float32. Runs no code from the file.
 
-    The tensors may be under the key `state_dict`. Raises UserError for any other content.
+    The tensors may be under one of the keys `state_dict`, `model` or `teacher`.
+
+    Raises:
+        UserError: the file has other content, or a value is not finite.
     """
     tensors: Any
     try:
@@ -169,14 +174,30 @@ def read(path: Path) -> dict[str, Tensor]:
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} cannot be read as weights: it is damaged, or contains objects that are not "
+            "tensors, which could run code. If you trust it, save its state dict alone: "
+            "docs/imports-and-export.md has the lines"
+        ) from None
     except Exception as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from None
-    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
+    for key in _CONTAINERS:
+        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+            tensors = tensors[key]
     if not isinstance(tensors, dict):
         raise UserError(f"{path} is not a state dict but a {type(tensors).__name__}")
     if others := [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]:
         raise UserError(f"{path} is not a state dict: {_some(others)} are not tensors")
+    if bad := non_finite(tensors):
+        raise UserError(f"{path} has values that are NaN or infinite, in {_some(bad)}")
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with values that are NaN or infinite."""
+    floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
+    return [name for name, tensor in floating.items() if not tensor.isfinite().all()]
 
 
 def fitted(

@@ -82,7 +82,8 @@ def run(
         job: device, seed and folders.
         preset: a published recipe, for all options that are None.
         lr: at batch 256, scaled with the batch. Of several, the best on a tenth of the training
-            images is chosen; then a classifier is trained on all images.
+            images is chosen; then a classifier is trained on all images. With one image per class
+            none can be held out, and the first rate is used.
         batch: global batch size.
         epochs: number of epochs.
         schedule: see `ClassifierSchedule`.
@@ -131,8 +132,10 @@ def run(
         write_history(job, history)
         return models
 
+    held_out, rest = hold_out(manifest, ids, _HELD_OUT, job.seed)
+    if not len(held_out):
+        rates = rates[:1]
     if len(rates) > 1:
-        held_out, rest = hold_out(manifest, ids, _HELD_OUT, job.seed)
         models = train_each(rest, rates, "linear-rates")
         held = extract_rows(encoder, manifest, held_out, job, "held-out images")
         scores = [accuracy(predict(model, held), held.labels) for model in models]

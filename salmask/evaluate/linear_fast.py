@@ -51,6 +51,7 @@ def run(
         job: device, seed and folders.
         l2: penalty. Of several, the one with the lowest cross entropy on a tenth of the training
             images is chosen, since accuracies on few images are too coarse; then all are fitted.
+            With one image per class none can be held out, and the largest penalty is used.
         views: number of crops and flips per training image, as in `linear`; 0 for the centre crop.
         iterations: of L-BFGS.
         images: `stream` or `resident`, for `views`.
@@ -70,7 +71,7 @@ def run(
         features, labels = each.flatten(0, 1), labels.repeat_interleave(views)
     else:
         features = extract_rows(encoder, manifest, ids, job, "train").features
-    mean, deviation = features.mean(0), features.std(0) + 1e-6
+    mean, deviation = features.mean(0), features.std(0, correction=min(1, len(features) - 1)) + 1e-6
 
     def standardised(rows: Labelled) -> Labelled:
         """The same rows, whose features are changed in place: no second copy is in memory."""
@@ -80,8 +81,10 @@ def run(
     train = standardised(Labelled(features, labels))
     classes, start = len(manifest.classes), None
     grid = l2 if isinstance(l2, tuple) else (l2,)
+    held_out, _ = hold_out(manifest, ids, _HELD_OUT, job.seed)
+    if not len(held_out):
+        grid = (max(grid),)
     if len(grid) > 1:
-        held_out, _ = hold_out(manifest, ids, _HELD_OUT, job.seed)
         is_held = torch.isin(ids, held_out).repeat_interleave(views or 1)
         if views:  # the penalty is chosen on centre crops, as those of the validation images
             held = standardised(extract_rows(encoder, manifest, held_out, job, "held-out images"))
