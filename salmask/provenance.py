@@ -75,6 +75,8 @@ def recipe(
 
 def changed_params(made_by: Recipe, project: Path) -> list[str]:
     """The dotted keys of the recipe's parameters whose values in params.yaml differ now."""
+    if not made_by.params:
+        return []
     now = Params.read(project / "params.yaml")
     pairs = [(key, value, now.value(key)) for key, value in made_by.params.items()]
     return [key for pair in pairs for key in _differences(*pair)]

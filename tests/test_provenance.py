@@ -84,6 +84,7 @@ def test_a_recipe_digests_code_and_inputs(root):
 
 def test_what_changed_since_a_recipe_is_named(root):
     (root / "data").write_text("1")
+    assert changed_params(recipe("train", "x", MODULES["train"], {}, [], root), root) == []
     (root / "params.yaml").write_text("train: {lr: 1, epochs: 2}\nruns: {a: {}}\nseed: 0\n")
     params = {"train": {"lr": 1, "epochs": 2}, "runs.a": {}}
     made_by = recipe("train", "x", MODULES["train"], params, [Path("data")], root)
