@@ -183,8 +183,9 @@ def read(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from None
     for key in _CONTAINERS:
-        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
-            tensors = tensors[key]
+        inner = tensors.get(key) if isinstance(tensors, dict) else None
+        if isinstance(inner, dict) or (key == "state_dict" and inner is not None):
+            tensors = inner
     if not isinstance(tensors, dict):
         raise UserError(f"{path} is not a state dict but a {type(tensors).__name__}")
     if others := [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]:

@@ -184,7 +184,7 @@ def test_a_run_that_collapses_is_named(manifest, tmp_path, job, caplog):
     """All weight on decay: every loss stays finite, and every embedding becomes the same."""
     settings = ProbeConfig(every=17, images=10)
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, "sound", job, settings, config(epochs=17))
+        train(tmp_path, "sound", job, settings, config(epochs=17, lr=0.001))
     assert caplog.messages == []
     out = train(tmp_path, "decayed", job, settings, config(epochs=17, weight_decay=50.0))
     assert all(np.isfinite(row["loss"]) for row in collapse.read_rows(out / "history.csv"))

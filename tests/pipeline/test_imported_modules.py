@@ -14,7 +14,8 @@ pytestmark = pytest.mark.pipeline
 
 # Pretraining measures itself with evaluations. None of the layers below can import them.
 FOR_PROBE = {"salmask.evaluate"} | {
-    f"salmask.evaluate.{name}" for name in ("features", "knn", "subsets", "unlabelled")
+    f"salmask.evaluate.{name}"
+    for name in ("feature_cache", "features", "knn", "subsets", "unlabelled")
 }
 FOR_PROGRESS = {"salmask.distributed"}  # where nothing else imports it: only rank 0 shows progress
 

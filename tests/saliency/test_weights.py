@@ -223,7 +223,7 @@ def test_a_file_may_hold_its_weights_under_state_dict(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "model": {"a": A}}, "epoch, model are not tensors"),
+        ({"epoch": 3, "net": {"a": A}}, "epoch, net are not tensors"),
         ([A], "not a state dict but a list"),
         ({"state_dict": A}, "not a state dict but a Tensor"),
     ],
