@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-Times = Mapping[str, list[float]]  # name -> CPU seconds of each round
+Times = Mapping[str, list[float]]  # name -> seconds of each round
 
 
 def interleaved(
     work: Mapping[str, Callable[[], object]],
     rounds: int,
     before: Mapping[str, Callable[[], object]] | None = None,
+    clock: Callable[[], float] = time.process_time,
 ) -> Times:
-    """CPU seconds of all threads of this process, for each function in each round.
+    """Seconds of each function in each round: CPU seconds of all threads, or those of `clock`.
 
     Every round runs each function once, in rotating order, so that a temporary slowdown of the
     machine affects all of them. One round more comes first, as a warm-up.
@@ -25,6 +26,7 @@ def interleaved(
         work: the functions by name.
         rounds: number of timed rounds.
         before: what runs before each function, without being timed.
+        clock: returns seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
@@ -33,10 +35,10 @@ def interleaved(
         for name in names[turn:] + names[:turn]:
             if before:
                 before[name]()
-            start = time.process_time()
+            start = clock()
             work[name]()
             if number:
-                times[name].append(time.process_time() - start)
+                times[name].append(clock() - start)
     return times
 
 

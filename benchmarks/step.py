@@ -16,6 +16,7 @@ import importlib
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,6 +24,7 @@ import click
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.ratios import interleaved, ratio, report
 from salmask import frameworks
 from salmask.data.loader import Crops
 from salmask.data.views import branch_names
@@ -40,6 +42,8 @@ from salmask.saliency.store import SaliencyStore
 from salmask.shapes import Wiring
 from salmask.train.batches import make_batch
 from salmask.train.pretrain import Learner
+
+GOAL = 1.12  # time of a step over that of its bare passes
 
 
 def random_crops(batch: int, size: int, device: torch.device, extra_views: int = 0) -> Crops:
@@ -100,20 +104,6 @@ def bare_passes(
     return passes
 
 
-def timed(work: dict[str, Callable[[], None]], rounds: int, wall: bool) -> dict[str, list[float]]:
-    """Seconds of each piece of work in each round, after one round for warm-up."""
-    clock = time.perf_counter if wall else time.process_time
-    names, seconds = list(work), {name: list[float]() for name in work}
-    for number in range(rounds + 1):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = clock()
-            work[name]()
-            if number:
-                seconds[name].append(clock() - start)
-    return seconds
-
-
 def count_waits(runs: dict[str, RunConfig]) -> None:
     """Prints the number of operators of a step, and what the host waits for."""
     pretended = importlib.import_module("tests.helpers.pretended")
@@ -161,6 +151,7 @@ def count_waits(runs: dict[str, RunConfig]) -> None:
 @click.option("--rounds", default=5, help="Number of timed rounds, after one for warm-up.")
 @click.option("--wall", is_flag=True, help="Wall time instead of CPU time.")
 @click.option("--waits", is_flag=True, help="Count operators and waits instead of time.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the ratios.")
 def main(
     framework: str,
     masks: str,
@@ -176,6 +167,7 @@ def main(
     rounds: int,
     wall: bool,
     waits: bool,
+    json_file: Path | None,
 ) -> None:
     """Prints milliseconds, and the ratio to the bare passes with ordinary batch norm."""
     device = pick_device()
@@ -207,15 +199,19 @@ def main(
                 grouped = f"the same, groups of {bn_group}, {negatives} hard negatives"
                 work[grouped] = bare_passes(config(mask), device, negatives, bn_group)
                 base[grouped] = base[name]
-    seconds = timed(work, rounds, wall or device.type == "cuda")
+    uses_wall = wall or device.type == "cuda"
+    clock = time.perf_counter if uses_wall else time.process_time
+    seconds = interleaved(work, rounds, clock=clock)
     print(
         f"{framework}, {arch}, stem {stem}, {size} px, batch {batch}, {precision}, {device.type}, "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     for name, own in seconds.items():
-        bare = seconds[base.get(name, name)]
-        ratio = median(a / b for a, b in zip(own, bare, strict=True))
-        print(f"{name:44} {1000 * median(own):9.1f} ms {ratio:7.3f} of bare passes")
+        to_bare = ratio(seconds, name, base.get(name, name))
+        print(f"{name:44} {1000 * median(own):9.1f} ms {to_bare:7.3f} of bare passes")
+    masks_and_compiled = [name for name in base if not name.startswith("the same")]
+    figures = {f"{n} / bare passes": (ratio(seconds, n, base[n]), GOAL) for n in masks_and_compiled}
+    report(figures, json_file)
 
 
 if __name__ == "__main__":

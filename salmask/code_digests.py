@@ -23,7 +23,7 @@ WITHOUT_EFFECT = frozenset(
         "salmask.by_name",
         "salmask.code_digests",
         "salmask.collapse",
-        "salmask.data.memory",
+        "salmask.data.free_memory",
         "salmask.errors",
         "salmask.evaluate.probe",
         "salmask.job",

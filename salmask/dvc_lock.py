@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from salmask.errors import UserError
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster than in Python
+from salmask.params.yaml_file import load_yaml
 
 
 def read_lock(root: Path) -> list[Mapping[str, Any]]:
@@ -20,7 +19,7 @@ def read_lock(root: Path) -> list[Mapping[str, Any]]:
     """
     file = root / "dvc.lock"
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        content = load_yaml(file.read_text(encoding="utf-8"))
         return list(content["stages"].values())
     except FileNotFoundError:
         return []

@@ -110,7 +110,7 @@ def reword_errors(source: Path) -> None:
     [
         ("salmask/progress.py", "15.0", "5.0"),
         ("salmask/train/speed.py", "1e-9", "1e-8"),
-        ("salmask/data/memory.py", "1024", "1000"),
+        ("salmask/data/free_memory.py", "1024", "1000"),
         ("salmask/commands/doctor.py", "_SAMPLE = 48", "_SAMPLE = 49"),
         ("salmask/commands/costs.py", "60e12", "61e12"),
         ("salmask/report/page.html.j2", "<h1", "<h2"),

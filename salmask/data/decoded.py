@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from salmask.data.free_memory import free_memory
 from salmask.data.manifest import Manifest, is_replacement, read_image
-from salmask.data.memory import free_memory
 from salmask.distributed import world_size
 
 SHARE = 0.5  # of the free memory, that decoded images may fill

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.decoded import DecodedImages, rows_to_keep
+from salmask.data.free_memory import free_shared_memory
 from salmask.data.manifest import Manifest, is_replacement, read_image
-from salmask.data.memory import free_shared_memory
 from salmask.data.resample import centre_crop, resample
 from salmask.data.resident import ResidentImages
 from salmask.data.views import BRANCHES, flip_images, view_geometry

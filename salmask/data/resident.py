@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from salmask.data.free_memory import free_memory
 from salmask.data.manifest import Manifest, read_image
-from salmask.data.memory import free_memory
 from salmask.data.resample import resample
 from salmask.errors import UserError
 from salmask.progress import progress

@@ -84,9 +84,9 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
     `job.checkpoint_minutes`, at the end, and when the training is interrupted.
 
     The metrics of a step are read after the launch of the next one, so that the device does not
-    idle. With several processes, the same message tells all of them about a stop signal; they stop
-    one step later than a single process does. `speed.csv` in `folder` records the speed of each
-    epoch; see `salmask.train.speed`.
+    idle. With several processes, a stop signal is sent to all of them with the metrics. They then
+    stop one step later than a single process does. `speed.csv` in `folder` records the speed of
+    each epoch; see `salmask.train.speed`.
 
     Returns:
         One row per epoch: `epoch` (from 1), `lr` at its last step, and the mean of each metric.
