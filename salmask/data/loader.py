@@ -6,17 +6,18 @@ there. It uses the same boxes, but interpolates differently, so that this choice
 recipe.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.decoded import DecodedImages, rows_to_keep
-from salmask.data.free_memory import free_shared_memory
 from salmask.data.manifest import Manifest, is_replacement, read_image
+from salmask.data.prefetch import map_tensors, on_device, prefetched
 from salmask.data.resample import centre_crop, resample
 from salmask.data.resident import ResidentImages
 from salmask.data.views import BRANCHES, flip_images, view_geometry
@@ -49,26 +50,11 @@ class Crops:
     flips: dict[str, Tensor]
 
     def to(self, device: torch.device) -> "Crops":
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), self)
 
     def pin_memory(self) -> "Crops":
         """A copy in page-locked memory; the DataLoader calls this."""
-        return self._map(Tensor.pin_memory)
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory of all tensors until `stream` has used them."""
-        for tensor in (
-            self.ids,
-            *(t for d in (self.crops, self.boxes, self.flips) for t in d.values()),
-        ):
-            tensor.record_stream(stream)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Crops":
-        crops, boxes, flips = (
-            {branch: function(tensor) for branch, tensor in tensors.items()}
-            for tensors in (self.crops, self.boxes, self.flips)
-        )
-        return Crops(self.epoch, self.step, function(self.ids), crops, boxes, flips)
+        return map_tensors(Tensor.pin_memory, self)
 
 
 @dataclass(frozen=True)
@@ -154,40 +140,6 @@ def training_views(
     yield from on_device(loader, device)
 
 
-def prefetched(batch_bytes: int, workers: int) -> int | None:
-    """The number of batches that each worker prepares in advance: 4, or as many as fit into half of
-    the free shared memory, which worker processes hand batches over in. At least 1."""
-    if not workers:
-        return None
-    return max(1, min(4, free_shared_memory() // (2 * workers * batch_bytes)))
-
-
-def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
-    """Copies batches to a device. With CUDA, the copy of the next batch runs beside the
-    computation with the current one, on a stream of its own."""
-    if device.type != "cuda":
-        for batch in batches:
-            yield batch.to(device)
-        return
-    stream, iterator = torch.cuda.Stream(device), iter(batches)
-
-    def copy() -> Crops | None:
-        batch = next(iterator, None)
-        if batch is None:
-            return None
-        with torch.cuda.stream(stream):
-            return batch.to(device)
-
-    following = copy()
-    while following is not None:
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(stream)
-        batch = following
-        batch.record_stream(current)
-        following = copy()  # before the computation, which the host launches after this yield
-        yield batch
-
-
 @dataclass(frozen=True)
 class _StreamedViews(Dataset[Crops]):
     """Decodes, crops and flips one batch per item, in a worker process."""
@@ -235,18 +187,19 @@ def evaluation_images(
         workers: processes that decode images.
         on_lost: called before a batch with images that could not be read and are gray.
     """
-    loader: DataLoader[int] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         ids.tolist(),  # type: ignore[arg-type]  # any sequence is a data set
         batch_size=batch,
         collate_fn=partial(_centre_crops, manifest, size, shorter),
         num_workers=workers,
         worker_init_fn=ignore_stop_signals,
         pin_memory=device.type == "cuda",
+        prefetch_factor=prefetched(3 * size**2 * batch, workers),
     )
-    for images, lost in loader:
+    for images, lost in on_device(loader, device):
         if lost and on_lost is not None:
             on_lost()
-        yield images.to(device, non_blocking=True).float() / 255
+        yield images.float() / 255
 
 
 def _centre_crops(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.decode import decode
 from salmask.data.file_bytes import ImageError, missing_folder
+from salmask.data.prefetch import on_device, prefetched
 from salmask.data.resample import resample
 from salmask.data.worker_signals import ignore_stop_signals
 from salmask.detection import rle
@@ -23,6 +25,7 @@ from salmask.errors import DataGoneError
 from salmask.randomness import Draws, epoch_order
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Example = tuple[Tensor, dict[str, Tensor]]  # image (3,H,W) uint8, target as in `Detector`
 _GRAY = (124, 116, 104)
 
@@ -70,8 +73,9 @@ def training_batches(
     end: int,
     masks: bool,
     workers: int,
+    device: torch.device,
 ) -> Iterator[list[Example]]:
-    """This process's part of the batches of some iterations.
+    """This process's part of the batches of some iterations, on a device.
 
     Each epoch visits all images once, in its own order. How an image is resized and flipped, and
     its `key` for further random numbers, depend on (seed, epoch, image) only.
@@ -85,30 +89,27 @@ def training_batches(
         end: the iteration after the last one.
         masks: whether targets have masks.
         workers: processes that decode.
+        device: of the batches.
     """
     rows = local_rows(torch.arange(batch)).tolist()
     dataset = _TrainingBatches(images, resizing, seed, batch, rows, masks)
-    return iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=range(start, end),
-            num_workers=workers,
-            worker_init_fn=ignore_stop_signals,
-        )
-    )
+    size = len(rows) * _mean_bytes(images, max(resizing.short_sides), resizing.long_side, masks)
+    return _loaded(dataset, range(start, end), size, workers, device)
 
 
 def inference_images(
-    images: Sequence[AnnotatedImage], short_side: int, long_side: int, workers: int
+    images: Sequence[AnnotatedImage],
+    short_side: int,
+    long_side: int,
+    *,
+    workers: int,
+    device: torch.device,
 ) -> Iterator[Tensor]:
-    """Each image (3,H,W) uint8 at its size for testing, in order. Sides in px, as in `resized`."""
+    """Each image (3,H,W) uint8 at its size for testing, in order, on a device. Sides in px, as in
+    `resized`."""
     dataset = _TestImages(images, short_side, long_side)
-    return iter(
-        DataLoader(
-            dataset, batch_size=None, num_workers=workers, worker_init_fn=ignore_stop_signals
-        )
-    )
+    size = _mean_bytes(images, short_side, long_side, masks=False)
+    return _loaded(dataset, range(len(images)), size, workers, device)
 
 
 def resized(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -167,6 +168,33 @@ def read_image(image: AnnotatedImage) -> Image.Image:
 @cache
 def _warn_once(file: Path, problem: str) -> None:
     log.warning("%s: %s; a gray image replaces it", file, problem)
+
+
+def _loaded(
+    dataset: Dataset[T], items: Sequence[int], item_bytes: int, workers: int, device: torch.device
+) -> Iterator[T]:
+    """Some items of a data set, which worker processes make, on a device."""
+    loader: DataLoader[T] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        worker_init_fn=ignore_stop_signals,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=prefetched(item_bytes, workers),
+    )
+    return on_device(loader, device)
+
+
+def _mean_bytes(
+    images: Sequence[AnnotatedImage], short_side: int, long_side: int, masks: bool
+) -> int:
+    """The mean size of resized images in bytes, at least 1; with the masks of their objects."""
+    total = 0
+    for image in images:
+        height, width = resized(image.height, image.width, short_side, long_side)
+        total += height * width * (3 + (len(image) if masks else 0))
+    return max(1, total // max(1, len(images)))
 
 
 @dataclass(eq=False)

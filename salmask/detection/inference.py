@@ -42,11 +42,11 @@ def detect(
     detector.eval()
     detections = []
     part = [images[index] for index in local_rows(torch.arange(len(images))).tolist()]
-    pixels = inference_images(part, short_side, long_side, job.workers)
+    pixels = inference_images(part, short_side, long_side, workers=job.workers, device=job.device)
     with progress("detections", len(part)) as bar:
         for image, resized in zip(part, pixels, strict=True):
             with autocast(job.device, precision):
-                [output] = detector([resized.to(job.device).float() / 255])
+                [output] = detector([resized.float() / 255])
             detections.append(_in_file_pixels(output, resized.shape[1:], image))
             bar.advance(1)
     return gather_objects(detections)

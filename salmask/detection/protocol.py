@@ -133,6 +133,7 @@ def run(
             end=end,
             masks=masks,
             workers=job.workers,
+            device=job.device,
         )
 
     train(detector, batches, schedule, job, precision)

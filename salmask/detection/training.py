@@ -35,7 +35,7 @@ def train(
 
     Args:
         detector: on the device of the job.
-        batches: the batches of a range of iterations.
+        batches: the batches of a range of iterations, on the device of the job.
         recipe: the schedule.
         job: device, folder of checkpoints, and how often they are written.
         precision: of the convolutions.
@@ -55,7 +55,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(iteration)
         with autocast(job.device, precision):
-            losses: dict[str, Tensor] = forward(*to_device(batch, job.device))
+            losses: dict[str, Tensor] = forward(*detector_inputs(batch))
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         values = torch.stack([value.detach() for value in losses.values()])
@@ -88,7 +88,7 @@ def precise_batch_norm(
 
     Args:
         detector: after its training; no weight changes.
-        batches: the batches of a range of iterations.
+        batches: the batches of a range of iterations, on the device of the job.
         start: the first iteration, that is, the number of trained iterations.
         count: number of batches; 0 keeps the running averages.
         job: device.
@@ -104,18 +104,16 @@ def precise_batch_norm(
     with progress("detection: batch norm", count, "batches") as bar:
         for batch in batches(start, start + count):
             with autocast(job.device, precision):
-                detector(*to_device(batch, job.device))
+                detector(*detector_inputs(batch))
             bar.advance(1)
     all_reduce_mean(_running_statistics(detector))
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
 
 
-def to_device(batch: list[Example], device: torch.device) -> "tuple[list[Tensor], Targets]":
-    """Images as float32 in [0,1], and their targets, on a device."""
-    images = [image.to(device).float() / 255 for image, _ in batch]
-    targets = [{name: value.to(device) for name, value in t.items()} for _, t in batch]
-    return images, targets
+def detector_inputs(batch: list[Example]) -> "tuple[list[Tensor], Targets]":
+    """The inputs of a detector: images as float32 in [0,1], and their targets."""
+    return [image.float() / 255 for image, _ in batch], [target for _, target in batch]
 
 
 def _running_statistics(detector: "Detector") -> list[Tensor]:

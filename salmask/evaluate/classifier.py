@@ -40,7 +40,7 @@ class ClassifierSchedule:
             `milestones`, counted from 0. `cosine` decreases them to 0, every step.
         milestones: epochs of the schedule `step`.
         gamma: factor of the schedule `step`.
-        images: `stream` reads images from disk; `resident` keeps them on the device.
+        images: as in `train`.
     """
 
     batch: int
@@ -48,7 +48,7 @@ class ClassifierSchedule:
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
-    images: str = "stream"
+    images: str = "auto"
 
     def rate_share(self, step: int, steps_per_epoch: int) -> float:
         """The share of the initial rate at a global step."""

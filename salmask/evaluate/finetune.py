@@ -69,7 +69,7 @@ def run(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    images: Literal["stream", "resident"] = "stream",
+    images: Literal["auto", "stream", "resident"] = "auto",
 ) -> dict[str, float]:
     """Accuracy in percent after the last epoch. Writes history.csv.
 
@@ -89,7 +89,7 @@ def run(
         momentum: of SGD.
         weight_decay: L2 penalty.
         precision: `auto` is bfloat16 on CUDA and float32 elsewhere.
-        images: `stream` reads images from disk; `resident` keeps them on the device.
+        images: as in `train`.
 
     Returns:
         `finetune<share>_top1`, and `finetune<share>_top5` for more than 5 classes; on splits other

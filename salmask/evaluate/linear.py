@@ -71,7 +71,7 @@ def run(
     momentum: float | None = None,
     weight_decay: float | None = None,
     nesterov: bool | None = None,
-    images: Literal["stream", "resident"] = "stream",
+    images: Literal["auto", "stream", "resident"] = "auto",
     precision: Precision = "float32",
 ) -> dict[str, float]:
     """Top-1 accuracy in percent after the last epoch. Writes history.csv.
@@ -91,7 +91,7 @@ def run(
         momentum: of SGD.
         weight_decay: L2 penalty.
         nesterov: whether the momentum is Nesterov's.
-        images: `stream` reads images from disk; `resident` keeps them on the device.
+        images: as in `train`.
         precision: of the encoder. `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Returns:

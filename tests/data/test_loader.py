@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import functional as reference
 
-from salmask.data import decoded, loader
+from salmask.data import decoded
 from salmask.data.decoded import rows_to_keep
 from salmask.data.loader import Schedule, evaluation_images, training_views
 from salmask.params.view import ViewConfig
@@ -156,14 +156,6 @@ def test_an_image_in_memory_is_decoded_once(ramps, monkeypatch):
     for row in (0, 1, 2, 0, 1, 2):
         assert np.array_equal(images.read(row, 8), read(ramps, row, 8))
     assert decoded_rows == [0, 1, 2, 1]
-
-
-@pytest.mark.parametrize(
-    ("free", "workers", "count"), [(10**9, 2, 4), (2000, 2, 1), (12_000, 2, 3), (0, 0, None)]
-)
-def test_prefetched_batches_fit_into_shared_memory(free, workers, count, monkeypatch):
-    monkeypatch.setattr(loader, "free_shared_memory", lambda: free)
-    assert loader.prefetched(1000, workers) == count
 
 
 def test_every_tensor_of_a_batch_is_pinned(ramps, monkeypatch):

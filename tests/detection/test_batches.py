@@ -59,7 +59,8 @@ def test_crowds_are_never_trained_on_and_difficult_objects_optionally(scene):
     assert [len(i) for i in trainable(both)] == [2, 2]
 
 
-OPTIONS = {"seed": 0, "batch": 2, "masks": True, "workers": 0}
+CPU = torch.device("cpu")
+OPTIONS = {"seed": 0, "batch": 2, "masks": True, "workers": 0, "device": CPU}
 RESIZING = Resizing((48, 64, 80), 200, 0.5)
 
 
@@ -138,8 +139,9 @@ def test_a_broken_or_changed_image_is_replaced_by_gray_with_one_warning(scene, c
     assert "it has 5x5 px, not 80x64" in caplog.text
 
 
-def test_test_images_come_in_order(scene):
-    images = list(inference_images(scene.images, 32, 36, workers=0))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_test_images_come_in_order(scene, workers):
+    images = list(inference_images(scene.images, 32, 36, workers=workers, device=CPU))
     assert [tuple(image.shape) for image in images] == 4 * [(3, 29, 36)]
     for image, annotated in zip(images, scene.images, strict=True):
         assert torch.equal(image, example(annotated, (29, 36), False, False)[0])

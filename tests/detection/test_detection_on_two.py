@@ -15,7 +15,7 @@ from salmask.detection.detector import Detector
 from salmask.detection.inference import detect
 from salmask.detection.objects import DetectionData
 from salmask.detection.protocol import run
-from salmask.detection.training import precise_batch_norm, to_device
+from salmask.detection.training import detector_inputs, precise_batch_norm
 from salmask.distributed import all_reduce_mean, data_parallel, rank, world_size
 from salmask.errors import UserError
 from salmask.job import Job
@@ -35,7 +35,7 @@ SHORT = {"recipe": "voc", "iterations": 3, "milestones": (2,), "batch": 4, "warm
 
 def batches(images: Any, start: int, end: int) -> Any:
     return training_batches(
-        images, RESIZING, seed=1, batch=4, start=start, end=end, masks=True, workers=0
+        images, RESIZING, seed=1, batch=4, start=start, end=end, masks=True, workers=0, device=CPU
     )
 
 
@@ -44,7 +44,7 @@ def gradients(images: Any, norm: Any) -> dict[str, torch.Tensor]:
     detector = Detector(encoder(), 2, norm=norm, **OPTIONS).train()
     [batch] = batches(images, 0, 1)
     shared = data_parallel(detector, CPU)  # keep the reference: it averages gradients
-    losses = shared(*to_device(batch, CPU))
+    losses = shared(*detector_inputs(batch))
     sum(losses.values()).backward()
     values = {f"loss {name}": value.detach().clone() for name, value in losses.items()}
     all_reduce_mean(list(values.values()))

@@ -10,7 +10,7 @@ from salmask.data.normalisation import normalise
 from salmask.detection import detector as model
 from salmask.detection.batches import example
 from salmask.detection.detector import Detector
-from salmask.detection.training import to_device
+from salmask.detection.training import detector_inputs
 from salmask.encoders.backbones import build_encoder
 from salmask.encoders.norms import GroupedBatchNorm
 from salmask.encoders.on_disk import Encoder, InputSpec
@@ -25,7 +25,7 @@ from tests.helpers.drawn_scenes import detector, drawn, encoder, noise
 def batch(tmp_path):
     images = drawn(tmp_path / "drawn", 4).images[:3]
     examples = [example(image, (64, 80), False, True) for image in images]
-    return to_device(keyed(examples, 0), torch.device("cpu"))
+    return detector_inputs(keyed(examples, 0))
 
 
 def keyed(examples, seed):

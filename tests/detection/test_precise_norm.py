@@ -7,7 +7,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salmask.detection.batches import Resizing, trainable, training_batches
-from salmask.detection.training import precise_batch_norm, to_device
+from salmask.detection.training import detector_inputs, precise_batch_norm
 from tests.helpers.drawn_scenes import detector, drawn
 
 RESIZING = Resizing((48, 64), 200)
@@ -25,7 +25,8 @@ def state(model):
 @pytest.fixture
 def batches(tmp_path):
     images = trainable(drawn(tmp_path / "drawn", 5))
-    made = partial(training_batches, images, RESIZING, seed=0, batch=2, masks=False, workers=0)
+    options = {"seed": 0, "batch": 2, "masks": False, "workers": 0, "device": torch.device("cpu")}
+    made = partial(training_batches, images, RESIZING, **options)
     return lambda start, end: made(start=start, end=end)
 
 
@@ -38,7 +39,7 @@ def test_statistics_are_the_mean_over_the_next_batches(batches, job):
         layer.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0]))
     with torch.no_grad():
         for batch in batches(START, START + COUNT):
-            hooked(*to_device(batch, job.device))
+            hooked(*detector_inputs(batch))
     assert len(inputs) > 10
     for name, layer in norms(model).items():
         values = [x.transpose(0, 1).flatten(1) for x in inputs[name]]

@@ -81,22 +81,22 @@ def test_an_interrupted_training_ends_in_the_same_bytes(data, job, uninterrupted
     assert equal(newest(whole), newest(job)) and newest(whole)["step"] == 4
     for name in ("classes.csv", "detections.png"):
         assert (whole.out / name).read_bytes() == (job.out / name).read_bytes()
-    to_device, batches = training.to_device, []
-    monkeypatch.setattr(training, "to_device", lambda *a: batches.append(a) or to_device(*a))
+    inputs, batches = training.detector_inputs, []
+    monkeypatch.setattr(training, "detector_inputs", lambda *a: batches.append(a) or inputs(*a))
     assert run(data, job) == metrics
     assert len(batches) == SHORT["precise_norm"]  # no training batch
 
 
 def test_a_signal_stops_a_training_at_a_checkpoint(data, job, uninterrupted, monkeypatch):
     whole, metrics = uninterrupted
-    to_device = training.to_device
+    inputs = training.detector_inputs
 
-    def send_signal(batch, device):
+    def send_signal(batch):
         signal.raise_signal(signal.SIGTERM)
-        return to_device(batch, device)
+        return inputs(batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "to_device", send_signal)
+        patched.setattr(training, "detector_inputs", send_signal)
         with pytest.raises(InterruptedRunError, match="at iteration 1 of 4; a checkpoint is saved"):
             run(data, job)
     assert newest(job)["step"] == 1
@@ -107,14 +107,14 @@ def test_a_signal_stops_a_training_at_a_checkpoint(data, job, uninterrupted, mon
 def test_a_missing_folder_of_images_stops_a_training_at_a_checkpoint(
     data, job, tmp_path, uninterrupted, monkeypatch
 ):
-    folder, to_device = data.train.images[0].file.parent, training.to_device
+    folder, inputs = data.train.images[0].file.parent, training.detector_inputs
 
-    def move_images(batch, device):
+    def move_images(batch):
         folder.rename(tmp_path / "elsewhere")
-        return to_device(batch, device)
+        return inputs(batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "to_device", move_images)
+        patched.setattr(training, "detector_inputs", move_images)
         with pytest.raises(DataGoneError, match="does not exist: mount it"):
             run(data, job)
     assert newest(job)["step"] == 1
