@@ -27,6 +27,7 @@ BENCHMARKS = {
     "saliency": "saliency_stage --count 128 --rounds 2",
     "evaluation": "evaluation --sizes 10000 --sizes 20000",
     "scale": "scale",
+    "detect": "detect",
     "start-up": "startup",
 }
 

@@ -111,9 +111,15 @@ def manifest_of(files: list[Path]) -> Manifest:
 
 
 def salmask_views(
-    manifest: Manifest, view: ViewConfig, mask: str, images: str
+    manifest: Manifest,
+    view: ViewConfig,
+    mask: str,
+    images: str,
+    device: torch.device = CPU,
+    workers: int = 0,
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Two functions: the next masked batch, and the next batch of crops alone."""
+    """Two functions: the next masked batch, and the next batch of crops alone. A batch has all
+    images of the manifest."""
     count = len(manifest)
     run = RunConfig(
         name="benchmark",
@@ -126,13 +132,13 @@ def salmask_views(
     wired = wire_mask(run.mask, MOCO, view)
     generator = torch.Generator().manual_seed(0)
     maps = {
-        level: torch.rand(count, cells, cells, generator=generator).half()
+        level: torch.rand(count, cells, cells, generator=generator).half().to(device)
         for level, cells in LEVELS.items()
     }
-    correction = Correction(len(LEVELS)).eval().requires_grad_(False)
+    correction = Correction(len(LEVELS)).eval().requires_grad_(False).to(device)
     store = SaliencyStore({}, maps, correction) if wired.reads_saliency else None
     schedule = Schedule(0, torch.arange(count), count, 10**6)
-    crops = training_views(manifest, view, schedule, images=images, device=CPU, workers=0)
+    crops = training_views(manifest, view, schedule, images=images, device=device, workers=workers)
 
     @torch.no_grad()
     def batch() -> object:

@@ -17,7 +17,7 @@ import click
 import torch
 
 from benchmarks.loader import drawn_images
-from benchmarks.ratios import ratio, report
+from benchmarks.ratios import Times, ratio, report
 from salmask.data import manifest
 from salmask.data.prepare import write_manifest
 from salmask.datasets import ListedFile, Listing
@@ -46,30 +46,25 @@ def bare(trunk: Trunk, config: SaliencyConfig, batches: int, device: torch.devic
     return time.perf_counter() - start
 
 
-@click.command()
-@click.option("--photos", type=click.Path(exists=True, path_type=Path), help="Else drawn images.")
-@click.option("--count", default=512, show_default=True, help="Images; more than there are repeat.")
-@click.option("--levels", default="224,320,448", show_default=True)
-@click.option("--precision", default="float32", show_default=True)
-@click.option("--workers", default=2, show_default=True, help="Processes that decode.")
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the ratio.")
-def main(
-    photos: Path | None,
+def measure(
+    config: SaliencyConfig,
+    device: torch.device,
     count: int,
-    levels: str,
-    precision: str,
     workers: int,
     rounds: int,
-    json_file: Path | None,
-) -> None:
-    """Prints images/s of both and the ratio."""
-    device = pick_device()
-    config = SaliencyConfig(
-        levels=tuple(int(n) for n in levels.split(",")),
-        correction=0,
-        precision=precision,  # type: ignore[arg-type]
-    )
+    photos: Path | None = None,
+) -> tuple[Times, int]:
+    """Seconds of the bare forward passes, `bare`, and of the stage, `stage`, in each round after
+    a warm-up, and the number of images.
+
+    Args:
+        config: levels, precision and batch of the stage.
+        device: of the localizer.
+        count: number of images; files repeat if there are fewer.
+        workers: processes that decode.
+        rounds: number of timed rounds.
+        photos: a folder of JPEG files; None draws some.
+    """
     spec, tensors = lite0()
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)
@@ -98,10 +93,37 @@ def main(
             maps.finish(store, plan, rows, trunk, config, job)
             times["stage"].append(time.perf_counter() - start)
             shutil.rmtree(folder / "work")
-    rate = {name: len(rows) / median(seconds[1:]) for name, seconds in times.items()}
-    print(f"levels {levels}, {precision}, {device.type}, {workers} workers, {len(rows)} images")
+    return {name: seconds[1:] for name, seconds in times.items()}, len(rows)
+
+
+@click.command()
+@click.option("--photos", type=click.Path(exists=True, path_type=Path), help="Else drawn images.")
+@click.option("--count", default=512, show_default=True, help="Images; more than there are repeat.")
+@click.option("--levels", default="224,320,448", show_default=True)
+@click.option("--precision", default="float32", show_default=True)
+@click.option("--workers", default=2, show_default=True, help="Processes that decode.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the ratio.")
+def main(
+    photos: Path | None,
+    count: int,
+    levels: str,
+    precision: str,
+    workers: int,
+    rounds: int,
+    json_file: Path | None,
+) -> None:
+    """Prints images/s of both and the ratio."""
+    device = pick_device()
+    config = SaliencyConfig(
+        levels=tuple(int(n) for n in levels.split(",")),
+        correction=0,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    times, images = measure(config, device, count, workers, rounds, photos)
+    rate = {name: images / median(seconds) for name, seconds in times.items()}
+    print(f"levels {levels}, {precision}, {device.type}, {workers} workers, {images} images")
     print(f"bare forward {rate['bare']:.1f} images/s, stage {rate['stage']:.1f}")
-    times = {name: seconds[1:] for name, seconds in times.items()}  # the first is a warm-up
     figures = {"stage to bare forward passes": (ratio(times, "stage", "bare"), GOAL)}
     report(figures, json_file)
 

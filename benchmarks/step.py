@@ -15,7 +15,8 @@ little.
 import importlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +25,7 @@ import click
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.ratios import interleaved, ratio, report
+from benchmarks.ratios import Times, interleaved, ratio, report
 from salmask import frameworks
 from salmask.data.loader import Crops
 from salmask.data.views import branch_names
@@ -44,6 +45,7 @@ from salmask.train.batches import make_batch
 from salmask.train.pretrain import Learner
 
 GOAL = 1.12  # time of a step over that of its bare passes
+_COMPILED = ", compiled"
 
 
 def random_crops(batch: int, size: int, device: torch.device, extra_views: int = 0) -> Crops:
@@ -102,6 +104,117 @@ def bare_passes(
         loss.item()
 
     return passes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, apart from the mask. See the options of `main`."""
+
+    framework: str = "moco"
+    arch: str = "resnet18"
+    stem: str = "small2"
+    size: int = 64
+    grid: int = 8
+    batch: int = 128
+    bn_group: int = 32
+    queue: int = 65536
+    precision: str = "float32"
+
+    def run(self, mask: str, compiled: bool = False) -> RunConfig:
+        """The run with a mask."""
+        options: dict[str, Any] = {"bn_group": min(self.bn_group, self.batch)}
+        more = {"moco": {"queue": self.queue}, "supervised": {"classes": 2}}
+        return RunConfig(
+            name="benchmark",
+            encoder=EncoderConfig(arch=self.arch, stem=self.stem),  # type: ignore[arg-type]
+            view=ViewConfig(size=self.size, grid=self.grid),
+            mask=Choice(mask, {}),
+            framework=Choice(self.framework, options | more.get(self.framework, {})),
+            train=TrainConfig(batch=self.batch, precision=self.precision, compile=compiled),  # type: ignore[arg-type]
+        )
+
+    def text(self, device: torch.device) -> str:
+        """One line that describes the setting."""
+        return (
+            f"{self.framework}, {self.arch}, stem {self.stem}, {self.size} px, batch {self.batch}, "
+            f"{self.precision}, {device.type}, torch {torch.__version__}, "
+            f"{torch.get_num_threads()} threads"
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times of steps and of their bare passes.
+
+    Args:
+        seconds: of each round, by name; the names of steps are those of their masks.
+        base: step or grouped passes -> its bare passes.
+        first: seconds of the first step of what is compiled, by the wall clock.
+    """
+
+    seconds: Times
+    base: dict[str, str]
+    first: dict[str, float]
+
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """The ratios of steps to their bare passes and of compiled to other steps, with goals."""
+        steps = [name for name in self.base if not name.startswith("the same")]
+        figures = {
+            f"{name} / bare passes": (ratio(self.seconds, name, self.base[name]), GOAL)
+            for name in steps
+        }
+        for name in self.first:
+            eager = name.removesuffix(_COMPILED)
+            figures[f"{name} / {eager}"] = (ratio(self.seconds, name, eager), 1.0)
+        return figures
+
+    def print(self) -> None:
+        for name, own in self.seconds.items():
+            to_bare = ratio(self.seconds, name, self.base.get(name, name))
+            print(f"{name:44} {1000 * median(own):9.1f} ms {to_bare:7.3f} of bare passes")
+        for name, seconds in self.first.items():
+            print(f"{name}: the first step, with compilation, took {seconds:.0f} s")
+
+
+def measure(
+    setting: Setting,
+    masks: Sequence[str],
+    device: torch.device,
+    rounds: int,
+    compiled: bool = False,
+    wall: bool = False,
+) -> Measured:
+    """Times steps and bare passes in turn.
+
+    Args:
+        setting: what is measured.
+        masks: names of masks.
+        device: where the steps run. On CUDA, the wall clock is used.
+        rounds: number of timed rounds.
+        compiled: whether to time steps with `train.compile` too.
+        wall: whether to use the wall clock on a CPU.
+    """
+    work: dict[str, Callable[[], None]] = {}
+    base: dict[str, str] = {}
+    first: dict[str, float] = {}
+    for mask in masks:
+        for with_compiler in (False, True) if compiled else (False,):
+            name = mask + _COMPILED if with_compiler else mask
+            work[name], negatives = step_of(setting.run(mask, with_compiler), device)
+            if with_compiler:
+                start = time.perf_counter()
+                work[name]()
+                first[name] = time.perf_counter() - start
+            base[name] = f"bare passes, {negatives} hard negatives"
+            if base[name] not in work:
+                run, group = setting.run(mask), setting.bn_group
+                work[base[name]] = bare_passes(run, device, negatives)
+                grouped = f"the same, groups of {group}, {negatives} hard negatives"
+                work[grouped] = bare_passes(run, device, negatives, group)
+                base[grouped] = base[name]
+    uses_wall = wall or device.type == "cuda"
+    clock = time.perf_counter if uses_wall else time.process_time
+    return Measured(interleaved(work, rounds, clock=clock), base, first)
 
 
 def count_waits(runs: dict[str, RunConfig]) -> None:
@@ -171,47 +284,15 @@ def main(
 ) -> None:
     """Prints milliseconds, and the ratio to the bare passes with ordinary batch norm."""
     device = pick_device()
-    options: dict[str, Any] = {"bn_group": min(bn_group, batch)}
-    options |= {"moco": {"queue": queue}, "supervised": {"classes": 2}}.get(framework, {})
-
-    def config(mask: str, compiled: bool = False) -> RunConfig:
-        return RunConfig(
-            name="benchmark",
-            encoder=EncoderConfig(arch=arch, stem=stem),  # type: ignore[arg-type]
-            view=ViewConfig(size=size, grid=grid),
-            mask=Choice(mask, {}),
-            framework=Choice(framework, options),
-            train=TrainConfig(batch=batch, precision=precision, compile=compiled),  # type: ignore[arg-type]
-        )
-
+    setting = Setting(framework, arch, stem, size, grid, batch, bn_group, queue, precision)
+    names = masks.split(",")
     if waits:
-        count_waits({mask: config(mask) for mask in masks.split(",")})
+        count_waits({mask: setting.run(mask) for mask in names})
         return
-    work: dict[str, Callable[[], None]] = {}
-    base: dict[str, str] = {}
-    for mask in masks.split(","):
-        for with_compiler in (False, True) if compiled else (False,):
-            name = f"{mask}, compiled" if with_compiler else mask
-            work[name], negatives = step_of(config(mask, with_compiler), device)
-            base[name] = f"bare passes, {negatives} hard negatives"
-            if base[name] not in work:
-                work[base[name]] = bare_passes(config(mask), device, negatives)
-                grouped = f"the same, groups of {bn_group}, {negatives} hard negatives"
-                work[grouped] = bare_passes(config(mask), device, negatives, bn_group)
-                base[grouped] = base[name]
-    uses_wall = wall or device.type == "cuda"
-    clock = time.perf_counter if uses_wall else time.process_time
-    seconds = interleaved(work, rounds, clock=clock)
-    print(
-        f"{framework}, {arch}, stem {stem}, {size} px, batch {batch}, {precision}, {device.type}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    for name, own in seconds.items():
-        to_bare = ratio(seconds, name, base.get(name, name))
-        print(f"{name:44} {1000 * median(own):9.1f} ms {to_bare:7.3f} of bare passes")
-    masks_and_compiled = [name for name in base if not name.startswith("the same")]
-    figures = {f"{n} / bare passes": (ratio(seconds, n, base[n]), GOAL) for n in masks_and_compiled}
-    report(figures, json_file)
+    measured = measure(setting, names, device, rounds, compiled, wall)
+    print(setting.text(device))
+    measured.print()
+    report(measured.figures(), json_file)
 
 
 if __name__ == "__main__":
