@@ -86,6 +86,11 @@ def features_folder(runs: Path) -> Path | None:
     return Path(path).resolve() if path else runs / "features"
 
 
+def packs_folder(runs: Path) -> Path:
+    """The folder of packed images, in the folder of all runs."""
+    return runs / "packs"
+
+
 def make_folders(job: Job) -> None:
     for folder in (job.work, job.out):
         folder.mkdir(exist_ok=True)

@@ -6,11 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from salmask.code_digests import code_digest
+from salmask.data import columns, location, pack
 from salmask.data.prepare import write_manifest
 from salmask.datasets.reader import dataset_reader
-from salmask.files import value_digest
+from salmask.files import file_digest, value_digest
 from salmask.params.yaml_file import Params
-from slurm.folder import runs_folder
+from slurm.folder import locked, packs_folder, runs_folder
 from stages.provenance import stage_recipe, write_provenance
 
 
@@ -35,9 +36,22 @@ def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
     cache = None if written_here else _cache_file(listing.root)
     label = name or choice.name
     write_manifest(listing, label, folder, policy.max_rejected, policy.min_side, cache)
+    if policy.pack:
+        _pack(listing.root, folder)
     # Not the images: the manifest contains the digest of each.
     write_provenance(made_by, out, pattern="*")
     _print_summary(label, out)
+
+
+def _pack(root: Path, folder: Path) -> None:
+    """Copies the images of the manifest in `folder` into a pack, and records where it is."""
+    digest = file_digest(folder / "manifest.csv")
+    rows = columns.read(folder, digest)
+    pack_folder = packs_folder(runs_folder(Path.cwd())) / digest[:16]
+    pack_folder.mkdir(parents=True, exist_ok=True)
+    with locked(pack_folder):
+        pack.write(pack_folder, root, rows.paths, rows.sha256, digest)
+    location.save(root, folder, Path.cwd(), pack_folder)
 
 
 def _print_summary(label: str, out: Path) -> None:

@@ -26,7 +26,7 @@ _RATE = 60e12
 _ASSUMPTIONS = (
     "GPU hours: pretraining, linear evaluation and fine-tuning at 60 TFLOP/s, a guess for one A100 "
     "(2,500 images/s of a ResNet-50 at 224 px), without detection and transfer. Disk: outputs of "
-    "the runs and features of the training images, without the images."
+    "the runs and features of the training images, without the images and their packs."
 )
 _FORWARD = 1 / 3  # cost of a forward pass, relative to a forward and a backward pass
 _FINETUNE_EPOCHS, _LINEAR_EPOCHS = 20, 100  # the defaults of these evaluations

@@ -74,9 +74,12 @@ def _project(params: Params, device: torch.device) -> Iterator[Finding]:
     yield Finding("ok", f"{params.source}: {len(run_names(params))} runs, all valid")
     yield from _imports(params)
     with tempfile.TemporaryDirectory() as scratch:  # the demo draws its images there
-        listing = dataset_reader(params.choice("data"), "data")[1](Path(scratch), params.seed())
+        policy, read = dataset_reader(params.choice("data"), "data")
+        listing = read(Path(scratch), params.seed())
         usable: list[Path] = []
         yield from _data(listing, usable)
+        if policy.pack and usable:
+            yield _pack(len(listing.files), usable)
         yield from _dvc(params.choice("data").options.get("root"))
         choice = params.choice("localizer")
         localizer = pick(LOCALIZERS, choice, "localizer")
@@ -163,6 +166,22 @@ def _data(listing: Listing, usable: list[Path]) -> Iterator[Finding]:
             f"{rejected[0]}",
         )
     yield Finding("ok", f"prepare: at most about {_duration(seconds * len(listing.files))}, once")
+
+
+def _pack(files: int, sample: list[Path]) -> Finding:
+    """The size of the pack of all files, estimated from a sample, and whether the disk has room."""
+    root = find_root()
+    sys.path.insert(0, str(root))  # a project has a `slurm` package of its own
+    from slurm.folder import runs_folder
+
+    size = files * sum(path.stat().st_size for path in sample) / len(sample)
+    runs = runs_folder(root)
+    disk = next(folder for folder in (runs, *runs.parents) if folder.is_dir())
+    free = shutil.disk_usage(disk).free
+    text = f"data.pack: about {size / 1e9:,.1f} GB in {runs}, once"
+    if size > free:
+        return Finding("stop", f"{text}, but {free / 1e9:,.1f} GB are free: set SALMASK_RUNS")
+    return Finding("ok", text)
 
 
 def _dvc(root: Any) -> Iterator[Finding]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from salmask.errors import UserError
 from slurm import follow
-from slurm.folder import features_folder, read_job_json, runs_folder
+from slurm.folder import features_folder, packs_folder, read_job_json, runs_folder
 
 KINDS = {
     "features": "features that evaluations share; they are computed again when they are needed",
+    "packs": "copies of images that `data.pack` made; without them, stages read the image files",
     "unfinished": "runs that stopped and could be resumed; they would start from the beginning",
     "superseded": "runs whose stage finished later with other parameters, inputs or code",
 }
@@ -44,6 +45,7 @@ def leftovers(runs: Path) -> list[Leftover]:
     features = features_folder(runs)
     keys = sorted(features.glob("*/key.json")) if features else []
     entries = [("features", file.parent) for file in keys]
+    entries += [("packs", folder) for folder in sorted(packs_folder(runs).glob("*/"))]
     finished: dict[str, list[Path]] = {}
     for file in sorted(runs.glob("*/job.json")):
         folder = file.parent

@@ -4,7 +4,9 @@ import json
 import logging
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from salmask.data import columns, location
 from salmask.data.columns import Digests, Texts
 from salmask.data.decode import load_pixels, open_image
 from salmask.data.file_bytes import ImageError, missing_folder, open_file, open_with_digest
+from salmask.data.pack import Pack, open_pack
 from salmask.errors import DataGoneError, UserError
 from salmask.files import file_digest
 
@@ -36,6 +39,7 @@ class Manifest:
         labels: (N,) int64; -1 for none.
         sizes: (N, 2) int64, height and width in px.
         sha256: N texts of hex digits, of each file; `sha256.raw` is (N,32) uint8.
+        pack: where the files are read from, if `prepare` packed them.
     """
 
     name: str
@@ -47,12 +51,22 @@ class Manifest:
     labels: Tensor
     sizes: Tensor
     sha256: Digests
+    pack: Pack | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def file(self, row: int) -> Path:
         return self.root / self.paths[row]
+
+    def open(self, row: int) -> BinaryIO:
+        """The bytes of the image file of a row, from the pack if there is one. Raises ImageError.
+
+        Bytes from a pack have the digest of the manifest.
+        """
+        if self.pack is None:
+            return open_file(self.file(row))
+        return BytesIO(self.pack.read(row, self.sha256.raw[row].tobytes()))
 
     def ids(self, split: str) -> Tensor:
         """The rows of one split, in order: (n,) int64."""
@@ -72,7 +86,8 @@ class Manifest:
 def load(folder: Path) -> Manifest:
     """Reads the manifest in `folder`.
 
-    Raises UserError when it is missing or edited, or when the images' folder is missing.
+    Raises UserError when it is missing or edited, or when the images' folder is missing and the
+    images are not packed.
     """
     try:
         dataset = json.loads((folder / "dataset.json").read_text())
@@ -85,9 +100,11 @@ def load(folder: Path) -> Manifest:
             f"`dvc repro --force prepare`"
         )
     rows = columns.read(folder, digest)
+    pack_folder = location.load_pack(folder)
+    pack = open_pack(pack_folder, digest) if pack_folder else None
     return Manifest(
         name=dataset["name"],
-        root=location.load(folder),
+        root=location.load(folder, check=pack is None),
         classes=tuple(dataset["classes"]),
         digest=digest,
         paths=rows.paths,
@@ -95,6 +112,7 @@ def load(folder: Path) -> Manifest:
         labels=torch.from_numpy(rows.labels.astype(np.int64)),
         sizes=torch.from_numpy(rows.sizes.astype(np.int64)),
         sha256=rows.sha256,
+        pack=pack,
     )
 
 
@@ -106,7 +124,7 @@ def read_image(manifest: Manifest, row: int, at_least: int | None = None) -> Ima
     DataGoneError when the whole folder is missing.
     """
     try:
-        with open_file(manifest.file(row)) as stream:
+        with manifest.open(row) as stream:
             image, (width, height) = load_pixels(open_image(stream), at_least)
     except ImageError as error:
         image = _gray_image(manifest, row)
@@ -127,6 +145,9 @@ def verified_image(
     Raises DataGoneError when the whole folder is missing.
     """
     try:
+        if manifest.pack is not None:
+            with manifest.open(row) as stream:
+                return load_pixels(open_image(stream), at_least)[0], None
         with open_with_digest(manifest.file(row)) as (sha256, stream):
             if sha256 != manifest.sha256[row]:
                 raise ImageError("it has changed since prepare")
@@ -136,7 +157,8 @@ def verified_image(
 
 
 def _gray_image(manifest: Manifest, row: int) -> Image.Image:
-    if message := missing_folder(manifest.root):
+    folder = manifest.pack.folder if manifest.pack else manifest.root
+    if message := missing_folder(folder):
         raise DataGoneError(message)
     height, width = manifest.sizes[row].tolist()
     image = Image.new("RGB", (width, height), (124, 116, 104))

@@ -22,10 +22,12 @@ class FilePolicy:
     Args:
         max_rejected: largest accepted share of unusable files.
         min_side: in px; images with a smaller side are rejected.
+        pack: whether to copy the files into a few large ones, from which the stages then read.
     """
 
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05
     min_side: PositiveInt = 8
+    pack: bool = False
 
 
 def dataset_reader(choice: Choice, where: str) -> tuple[FilePolicy, Callable[[Path, int], Listing]]:

@@ -12,12 +12,13 @@ from salmask.errors import UserError
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Features of two encoders, a run that stopped, and three results of two stages."""
+    """Features of two encoders, a pack, a run that stopped, and three results of two stages."""
     monkeypatch.delenv("SALMASK_RUNS", raising=False)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     runs = tmp_path / "runs"
     for key in ("aaaa", "bbbb"):
         folder(runs / "features" / key, "key.json", "features.bin")
+    folder(runs / "packs" / "dddd", "00000.tar", "index.safetensors", "lock")
     folder(runs / "pretrain-blur-000000000001", "job.json", "work/step-000000005.pt")
     for age, name in enumerate(["knn-blur-000000000003", "knn-blur-000000000002", "knn-mean-0001"]):
         folder(runs / name, "job.json", "out/metrics.json", "DONE")
@@ -36,6 +37,7 @@ def test_what_may_be_removed(runs: Path) -> None:
     assert [(each.kind, each.path.name, each.size) for each in leftovers(runs)] == [
         ("features", "aaaa", 4),
         ("features", "bbbb", 4),
+        ("packs", "dddd", 6),
         ("unfinished", "pretrain-blur-000000000001", 4),
         ("superseded", "knn-blur-000000000003", 6),
     ]
@@ -44,7 +46,7 @@ def test_what_may_be_removed(runs: Path) -> None:
 def test_without_remove_nothing_is_removed(runs: Path) -> None:
     before = sorted(runs.rglob("*"))
     lines = list(prune(runs.parent, [], False))
-    assert len(lines) == 4 + 3 + 1 and "nothing was removed" in lines[-1]
+    assert len(lines) == 5 + 4 + 1 and "nothing was removed" in lines[-1]
     assert sorted(runs.rglob("*")) == before
 
 
@@ -53,14 +55,15 @@ def test_the_named_kinds_are_removed(runs: Path) -> None:
     list(prune(runs.parent, ["features"], True))
     assert not list((runs / "features").iterdir())
     assert {path.name for path in runs.iterdir()} == before
-    list(prune(runs.parent, ["superseded", "unfinished"], True))
+    list(prune(runs.parent, ["superseded", "unfinished", "packs"], True))
     removed = {"pretrain-blur-000000000001", "knn-blur-000000000003"}
     assert {path.name for path in runs.iterdir()} == before - removed
+    assert not list((runs / "packs").iterdir())
     assert "nothing to remove" in next(prune(runs.parent, [], False))
 
 
 def test_folders_in_use_are_left(runs: Path) -> None:
-    for used in ("features/aaaa", "pretrain-blur-000000000001"):
+    for used in ("features/aaaa", "packs/dddd", "pretrain-blur-000000000001"):
         with (runs / used / "lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)
             assert runs / used not in [each.path for each in leftovers(runs)]

@@ -95,6 +95,24 @@ def test_only_new_images_are_read_again(tmp_path: Path) -> None:
     assert len(list((project.folder / "runs").glob("prepare-*/inspections.sqlite"))) == 1
 
 
+def test_packed_images_give_the_same_results(tmp_path: Path) -> None:
+    draw(tmp_path / "photos", *[f"{index:02d}.png" for index in range(12)])
+    plain = project_of(tmp_path / "plain", root=str(tmp_path / "photos"))
+    packed = project_of(tmp_path / "packed", root=str(tmp_path / "photos"), pack=True)
+    for project in (plain, packed):
+        for stage in ("prepare", "localizer", "saliency"):
+            project.stage(stage)
+    files, with_pack = data(plain), data(packed)
+    location = json.loads(with_pack["location.json"])
+    index = packed.folder / "artifacts/data" / location["pack"] / "index.safetensors"
+    assert index.is_file() and index.parents[1] == packed.folder / "runs/packs"
+    for name in ("manifest.csv", "dataset.json"):
+        assert with_pack[name] == files[name]
+    stores = [project.folder / "artifacts/saliency/saliency.zarr" for project in (plain, packed)]
+    assert tree_digest(stores[0]) == tree_digest(stores[1])
+    assert "data.pack: about" in packed.salmask("doctor")
+
+
 def test_the_demo_has_no_cache(tmp_path: Path) -> None:
     project = Project(tmp_path / "project", TINY)
     project.stage("prepare")
