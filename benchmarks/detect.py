@@ -11,7 +11,7 @@ the other parts have larger shares.
 
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,11 @@ def annotated(file: Path, generator: np.random.Generator) -> AnnotatedImage:
     )
 
 
-def measure(arch: str, side: int, batch: int, regions: int, rounds: int) -> Counter[str]:
+def measure(arch: str, side: int, batch: int, regions: int, rounds: int) -> dict[str, float]:
     """CPU seconds of all rounds after the first, by part of the step."""
     from salmask.detection.detector import Detector  # imports torchvision, which is slow
 
-    config = EncoderConfig(arch=arch, stem="imagenet")  # type: ignore[arg-type]
+    config = EncoderConfig(arch=arch, stem="imagenet")
     encoder = Encoder(build_encoder(config, seed=0), config, InputSpec(224, 224, None))
     detector = Detector(encoder, 80, masks=True, regions=regions)
     detector = detector.to(memory_format=torch.channels_last).train()
@@ -95,7 +95,7 @@ def measure(arch: str, side: int, batch: int, regions: int, rounds: int) -> Coun
         ]
     )
     optimizer = torch.optim.SGD(detector.parameters(), 0.001, momentum=0.9)
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         generator = np.random.default_rng(0)
         files = drawn_images(Path(folder), 224, max(4, batch))

@@ -78,7 +78,7 @@ _RESNET18 = Setting(batch=256, precision="bfloat16")
 _RESNET50 = replace(_RESNET18, arch="resnet50", stem="imagenet", size=224, grid=7)
 FULL = Sizes((_RESNET18, _RESNET50))
 SMALL = Sizes(
-    (Setting(arch="resnet10", size=32, grid=4, batch=8, bn_group=4, queue=64),),
+    (Setting(arch="resnet10", size=16, grid=4, batch=4, bn_group=2, queue=64),),
     rounds=1,
     levels=(64,),
     images=8,

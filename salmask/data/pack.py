@@ -108,12 +108,11 @@ def write(
             part = range(start, min(start + rows, count))
             file, names = _shard_file(folder, start // rows), [paths[row] for row in part]
             if known is not None and file.is_file():
-                of_shard: np.ndarray | None = known[part.start : part.stop]
-            elif (of_shard := _places(file, names)) is None:
-                _write_shard(file, root, names, [sha256[row] for row in part])
-                of_shard = _places(file, names)
-                assert of_shard is not None
-            places.append(of_shard)
+                places.append(known[part.start : part.stop])
+            else:
+                if _names(file) != names:
+                    _write_shard(file, root, names, [sha256[row] for row in part])
+                places.append(_places(file))
             bar.advance(len(part))
     index = np.concatenate(places)
     content = hashlib.sha256(index.tobytes()).hexdigest()
@@ -170,17 +169,24 @@ def _content(root: Path, name: str, sha256: str) -> bytes:
     return content
 
 
-def _places(file: Path, names: list[str]) -> np.ndarray | None:
-    """First byte and number of bytes (n,2) int64 of the files in a shard; None if it does not
-    contain exactly the files `names`."""
+def _names(file: Path) -> list[str]:
+    """The names of the files in a shard; none if it is missing or not complete."""
     try:
-        with tarfile.open(file, "r:", encoding="utf-8") as shard:
-            members = shard.getmembers()
+        with _opened(file) as shard:
+            return shard.getnames()
     except (OSError, tarfile.TarError):
-        return None
-    if [member.name for member in members] != names:
-        return None
-    return np.array([(member.offset_data, member.size) for member in members], dtype=np.int64)
+        return []
+
+
+def _places(file: Path) -> np.ndarray:
+    """First byte and number of bytes (n,2) int64 of the files in a shard."""
+    with _opened(file) as shard:
+        places = [(member.offset_data, member.size) for member in shard]
+    return np.array(places, dtype=np.int64)
+
+
+def _opened(file: Path) -> tarfile.TarFile:
+    return tarfile.open(file, "r:", encoding="utf-8")
 
 
 def _shard_file(folder: Path, number: int) -> Path:

@@ -69,10 +69,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
     if isinstance(batch, Tensor):
         result = function(batch)
     elif isinstance(batch, list | tuple):
-        result = type(batch)(map_tensors(function, part) for part in batch)  # type: ignore[call-arg]
+        result = type(batch)(map_tensors(function, part) for part in batch)
     elif isinstance(batch, dict):
         result = {name: map_tensors(function, part) for name, part in batch.items()}
     elif is_dataclass(batch) and not isinstance(batch, type):
         parts = {f.name: map_tensors(function, getattr(batch, f.name)) for f in fields(batch)}
         result = replace(batch, **parts)
-    return result  # type: ignore[no-any-return]
+    return result

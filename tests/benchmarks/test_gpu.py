@@ -46,7 +46,7 @@ def test_the_command_runs_without_a_gpu(tmp_path):
     assert result.exit_code == 0
     figures = json.loads(file.read_text())["figures"]
     step, loader, saliency, knn = figures.values()
-    assert list(figures) == ["step, resnet10, 32 px, batch 8", "loader", "saliency", "k-NN"]
+    assert list(figures) == ["step, resnet10, 16 px, batch 4", "loader", "saliency", "k-NN"]
     assert step["high_pass: operators"] > step["none: operators"] > 500
     assert step["none: kernels"] == step["none: host waits"] == 0
     assert step["high_pass / bare passes"] > 0
