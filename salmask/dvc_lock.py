@@ -30,6 +30,22 @@ def read_lock(root: Path) -> list[Mapping[str, Any]]:
         ) from None
 
 
+def remove_empty_lock(root: Path) -> str:
+    """Removes a dvc.lock of 0 bytes, which DVC cannot read. Returns what was done, or "".
+
+    DVC leaves such a file when it is interrupted while it writes.
+    """
+    file = root / "dvc.lock"
+    if not file.is_file() or file.stat().st_size:
+        return ""
+    file.unlink()
+    return (
+        f"{file} was empty, because DVC was interrupted while it wrote it, and has been removed. "
+        "Restore its last version with `git checkout dvc.lock` if you committed one; else "
+        "`dvc repro` takes finished results from runs/"
+    )
+
+
 def differences(
     stages: list[Mapping[str, Any]], folder: Path, params: Mapping[str, Any], root: Path
 ) -> list[str]:

@@ -38,6 +38,12 @@ class Link:
         """Whether neither this artifact nor any of its parents has a problem."""
         return not self.problems and all(parent.sound() for parent in self.parents)
 
+    def all_problems(self) -> list[str]:
+        """The problems of this artifact and of its parents, each once, after its path."""
+        own = [f"{self.path}: {problem}" for problem in self.problems]
+        inherited = [text for parent in self.parents for text in parent.all_problems()]
+        return list(dict.fromkeys(own + inherited))
+
     def steps(self) -> list["Link"]:
         """Every recorded step of the lineage once, the last step first."""
         steps: dict[str, Link] = {}

@@ -12,8 +12,8 @@ from tabulate import tabulate
 
 from salmask import collapse
 from salmask.errors import UserError
-from slurm import follow
-from slurm.folder import is_done, read_job_json, runs_folder
+from slurm import follow, scheduler
+from slurm.folder import FAILURE, is_done, is_locked, read_job_json, runs_folder
 
 
 class Commands(click.Group):
@@ -34,13 +34,16 @@ def main() -> None:
 
 @main.command()
 def status() -> None:
-    """Shows each run's state, its nodes and its newest checkpoint, and names runs that have
-    collapsed."""
+    """Shows each run's state, its nodes and its newest checkpoint. Also prints why runs failed, and
+    names runs that have collapsed."""
     headers = ["run", "state", "job", "where", "checkpoint"]
     folders = _run_folders()
     rows = [_status_row(folder) for folder in folders]
     click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
-    for folder in folders:
+    for folder, (_, state, *_) in zip(folders, rows, strict=True):
+        if state == "failed":
+            message = (folder / FAILURE).read_text(errors="replace").strip()
+            click.echo(f"error: {folder.name}: {message}")
         if not folder.name.startswith("pretrain-"):
             continue
         for text in collapse.signs_of_run(folder / "out").values():
@@ -120,6 +123,10 @@ def _status_row(folder: Path) -> tuple[str, str, str, str, str]:
         where = status.nodes if status else ""
         if status and status.state == "PENDING":
             state += status.because
+    elif is_locked(folder):
+        state = "running"
+    if state in ("stopped", scheduler.NOT_FOUND.lower()) and (folder / FAILURE).is_file():
+        state = "failed"
     if is_done(folder):
         state = "done"
     checkpoints = sorted(path.stem for path in folder.glob("work/**/step-*.pt"))

@@ -9,9 +9,11 @@ that a second attempt continues where the first one stopped:
     jobs/         submission scripts, pickled job specifications and logs
     work/         checkpoints and unfinished stores
     out/          final files, with provenance.json
+    failure.txt   why the last attempt failed; removed when the next one starts
     DONE          written last; from then on, stages only publish the result
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -26,8 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salmask.errors import UserError
-from salmask.files import file_digest, write_json
+from salmask.errors import InterruptedRunError, UserError
+from salmask.files import file_digest, write_bytes, write_json
 from salmask.job import Job
 from salmask.memory import keep_large_blocks
 from salmask.provenance import FILE_NAME, Recipe, record
@@ -36,6 +38,7 @@ from slurm.job_spec import JobSpec
 if TYPE_CHECKING:
     import torch
 
+FAILURE = "failure.txt"
 CONTROLLER_LOG = "controller.log"  # in jobs/: output of a local job before its own log exists
 _SILENT_SECONDS = 2.0  # a process that is about to end needs about that long
 
@@ -92,8 +95,52 @@ def packs_folder(runs: Path) -> Path:
 
 
 def make_folders(job: Job) -> None:
+    """Creates the folders of a job, and removes the message of an attempt that failed before."""
     for folder in (job.work, job.out):
         folder.mkdir(exist_ok=True)
+    (job.work.parent / FAILURE).unlink(missing_ok=True)
+
+
+@contextmanager
+def recorded_failure(folder: Path) -> Iterator[None]:
+    """Writes the message of an error to failure.txt, unless another task did so before.
+
+    A stop signal is no failure. The report and `python -m slurm status` show the message.
+    """
+    try:
+        yield
+    except Exception as error:
+        stopped = isinstance(error, InterruptedRunError) and error.number
+        if not stopped and not (folder / FAILURE).exists():
+            expected = type(error).__module__.startswith(("salmask.", "slurm."))
+            message = str(error) if expected else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(OSError):  # the disk may be full, which `error` reports
+                write_bytes(folder / FAILURE, f"{message}\n".encode(errors="backslashreplace"))
+        raise
+
+
+def failures(runs: Path) -> dict[str, str]:
+    """The first line of failure.txt of each run, by `<stage>-<name>`; the newest one of a name.
+
+    runs: the folder of all runs.
+    """
+    files = sorted(runs.glob(f"*/{FAILURE}"), key=lambda file: file.stat().st_mtime)
+    return {
+        file.parent.name.rpartition("-")[0]: file.read_text(errors="replace").partition("\n")[0]
+        for file in files
+    }
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in the folder of a run. False where locks cannot be read."""
+    try:
+        with (folder / "lock").open() as stream:
+            fcntl.flock(stream.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def finish(folder: Path, job: Job, recipe: Recipe) -> None:
@@ -117,6 +164,7 @@ def is_done(folder: Path) -> bool:
 
 def publish_files(folder: Path, destination: Path) -> None:
     """Copies the final files of a finished run and removes everything else at the destination."""
+    (folder / FAILURE).unlink(missing_ok=True)
     shutil.rmtree(folder / "work", ignore_errors=True)  # left by a process that died in `finish`
     shutil.rmtree(destination, ignore_errors=True)
     shutil.copytree(folder / "out", destination)

@@ -25,6 +25,7 @@ from slurm.folder import (
     now,
     publish_files,
     read_job_json,
+    recorded_failure,
     run_label,
     runs_folder,
 )
@@ -62,8 +63,8 @@ def run(
     label = run_label(recipe)
     folder = runs_folder(Path.cwd()) / label
     spec = JobSpec(folder, Path.cwd(), recipe, profile, seed, work, arguments, parallel, array)
-    with named_disk_full(folder):
-        _make_run_folder(folder)
+    _make_run_folder(folder)
+    with named_disk_full(folder), recorded_failure(folder):
         state = "finished earlier"
         if profile.executor != "local" and not is_done(folder):
             state = "finished"

@@ -24,7 +24,7 @@ from salmask.job import Job
 from salmask.provenance import changed_files
 from slurm import scheduler
 from slurm.errors import DiskFullError, named_disk_full
-from slurm.folder import finish, is_done, locked, make_folders, make_job
+from slurm.folder import finish, is_done, locked, make_folders, make_job, recorded_failure
 from slurm.job_spec import JobArray, JobSpec
 from slurm.profile import Profile
 
@@ -48,7 +48,7 @@ def main(spec: JobSpec) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _raise_interrupted)
     try:
-        with named_disk_full(spec.folder):
+        with named_disk_full(spec.folder), recorded_failure(spec.folder):
             if not spec.array or _do_share(spec, spec.array):
                 # The first task holds the folder's lock, so that no two jobs work in it.
                 with nullcontext() if _rank() else locked(spec.folder, minutes=_LOCK_MINUTES):

@@ -8,14 +8,15 @@ import click
 
 from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
 
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 143
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 2, 130, 143
+_ADVICE = "run the same command again to continue"
 
 
 class Stage(click.Command):
     """The command of a stage. Expected errors end it without a traceback.
 
     A mistake of the user exits with code 2, a loss that is not finite with 1, a stop signal with
-    143. Any other exception is a bug and shows its traceback.
+    143, Ctrl-C with 130. Any other exception is a bug and shows its traceback.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -28,7 +29,10 @@ class Stage(click.Command):
         except NonFiniteLossError as error:
             _exit(f"error: {error}", EXIT_FAILED)
         except InterruptedRunError as error:
-            _exit(f"stopped: {error}; run the same command again to continue", EXIT_STOPPED)
+            _exit(f"stopped: {error}; {_ADVICE}", EXIT_STOPPED)
+        except KeyboardInterrupt:
+            kept = "finished work and the last checkpoints are kept"
+            _exit(f"\nstopped by Ctrl-C: {kept}; {_ADVICE}", EXIT_INTERRUPTED)
 
 
 def _exit(message: str, code: int) -> None:

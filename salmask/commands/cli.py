@@ -135,14 +135,10 @@ def prune(kinds: tuple[str, ...], remove: bool) -> None:
 
 @main.command()
 def results() -> None:
-    """Print the tables of the last report."""
-    from salmask.provenance import find_root
+    """Print the tables of the last report, and mark runs whose numbers no longer match."""
+    from salmask.commands.results import marked_results
 
-    report = find_root() / "artifacts" / "report"
-    if not (report / "results.txt").is_file():
-        raise UserError(f"{report} has no results yet: run `dvc repro`")
-    click.echo((report / "results.txt").read_text())
-    click.echo(f"report: {report / 'index.html'}")
+    click.echo(marked_results())
 
 
 @main.command()

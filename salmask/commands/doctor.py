@@ -25,7 +25,7 @@ from salmask.datasets.folder_fingerprint import untrackable
 from salmask.datasets.folders import is_folder
 from salmask.datasets.reader import dataset_reader
 from salmask.devices import pick_device, place
-from salmask.dvc_lock import read_lock
+from salmask.dvc_lock import read_lock, remove_empty_lock
 from salmask.encoders import importing
 from salmask.errors import UserError
 from salmask.findings import Finding
@@ -138,6 +138,8 @@ def _outputs(root: Path) -> Iterator[Finding]:
             "and put DVC's cache on the other disk with `dvc cache dir`",
         )
     try:
+        if removed := remove_empty_lock(root):
+            yield Finding("note", removed)
         read_lock(root)
     except UserError as error:
         yield Finding("stop", str(error))

@@ -24,6 +24,7 @@ from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
 from salmask.filters import high_pass
 from salmask.params.encoder import EncoderConfig
+from salmask.provenance import refuse_changed_outputs
 
 _WEIGHTS, _DESCRIPTION = "encoder.safetensors", "encoder.json"
 _PROJECTOR = "projector.safetensors"
@@ -141,8 +142,10 @@ def shorter_side(size: int) -> int:
 def load(folder: Path, device: torch.device) -> Encoder:
     """The encoder in `folder`, in eval mode, without gradients.
 
-    Raises UserError when it is missing, or when its weights do not fit its description.
+    Raises UserError when it is missing, when a file differs from the record in provenance.json, or
+    when the weights do not fit the description.
     """
+    refuse_changed_outputs(folder, (_DESCRIPTION, _WEIGHTS))
     encoder = describe(folder)
     try:
         encoder.network.load_state_dict(load_file(folder / _WEIGHTS))
@@ -164,7 +167,8 @@ def load_encoder(path: str | Path, device: str | torch.device = "cpu") -> Encode
         device: where the encoder runs.
 
     Raises:
-        UserError: when a file is missing, or the weights do not fit the description.
+        UserError: when a file is missing or has changed since it was made, or the weights do not
+            fit the description.
     """
     path = Path(path)
     folder = path.parent if path.name == _WEIGHTS else path

@@ -11,6 +11,7 @@ from salmask.masks import MASKS, LearnedMask
 from salmask.masks.wiring import wire_mask
 from salmask.params.run import RunConfig
 from salmask.params.values import pick
+from salmask.provenance import refuse_changed_outputs
 
 _MASKER = "masker.safetensors"
 
@@ -23,13 +24,15 @@ def save_masker(masker: LearnedMask, folder: Path) -> None:
 def load_masker(folder: Path, config: RunConfig) -> LearnedMask | None:
     """The learned mask of a run, on the CPU in eval mode; None for a mask that does not learn.
 
-    Raises UserError when the file is missing or does not fit the run.
+    Raises UserError when the file is missing, has changed since it was made, or does not fit the
+    run.
     """
     if not pick(MASKS, config.mask, f"runs.{config.name}: mask").learns:
         return None
     wiring = frameworks.wiring_of(config.framework, config.train.batch)
     masker = wire_mask(config.mask, wiring, config.view).masker
     assert masker is not None
+    refuse_changed_outputs(folder, [_MASKER])
     try:
         masker.load_state_dict(load_file(folder / _MASKER))
     except FileNotFoundError:

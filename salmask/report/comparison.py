@@ -182,7 +182,8 @@ def compare(
             rows[row] = []
             for (column, name), run in zip(config.columns.items(), runs, strict=True):
                 own = settings.get(run, [run]) if run else []
-                ours = [metrics[r][name] / float(paper.unit) for r in own if name in metrics[r]]
+                values = [metrics[r][name] for r in own if name in metrics.get(r, {})]
+                ours = [value / float(paper.unit) for value in values]
                 number = paper.number_at(row, column)
                 rows[row].append(NumberPair(number, ours, config.comparable))
         comparisons.append(Comparison(paper, config, rows))

@@ -15,6 +15,7 @@ from salmask.artifacts import DATA, EVALUATE, PRETRAIN, STORE
 from salmask.data import manifest as manifests
 from salmask.data.manifest import Manifest, read_image
 from salmask.encoders import on_disk as encoder_file
+from salmask.errors import UserError
 from salmask.evaluate.features import validation_split, validation_splits
 from salmask.files import write_bytes, write_json
 from salmask.frameworks import wiring_of
@@ -59,23 +60,31 @@ class Report:
     text: str
 
 
-def build(params: Params, root: Path, device: torch.device) -> Report:
+def build(params: Params, root: Path, device: torch.device, failures: Mapping[str, str]) -> Report:
     """Reads the results of the runs and imports in params.yaml, and draws the page.
+
+    Runs without an encoder and evaluations without metrics are named, and left out otherwise.
 
     Args:
         params: the parameters of the project.
         root: absolute path of the project.
         device: where the encoder for nearest neighbours runs.
+        failures: the messages of failed work, by `<stage>-<name>`.
 
     Raises:
-        UserError: for an artifact that is missing.
+        UserError: if there are no prepared images or no encoder, or an artifact is damaged.
     """
-    runs = [read_run(params, name) for name in run_names(params)]
-    imported = import_names(params)
+    all_folders = evaluation_folders(params)
+    missing = tables.missing(all_folders, root, failures)
+    folders = tables.trained(all_folders, root)
+    if not folders:
+        raise UserError(f"no run has an encoder yet. {tables.missing_text(missing)}")
+    runs = [read_run(params, name) for name in run_names(params) if name in folders]
+    imported = [name for name in import_names(params) if name in folders]
     names = [*(run.name for run in runs), *imported]
     seed, sweeps = params.seed(), sweep_charts.sweeps(params)
     rows = manifests.load(root / DATA)
-    evaluations = tables.collect(evaluation_folders(params), root)
+    evaluations = tables.collect(folders, root)
     common = params.section("evaluate.protocols", list[str])
     splits = tables.results_by_split(evaluations, validation_splits(rows), common)
     results = tables.results(names, evaluations, rows.name)
@@ -107,11 +116,13 @@ def build(params: Params, root: Path, device: torch.device) -> Report:
         evaluations=evaluations,
         has_saliency=store is not None,
         collapsed={name: list(collapse.signs_of_run(pretrain / name).values()) for name in names},
+        missing=missing,
         runs=names,
         imported=[_imported(name, pretrain) for name in imported],
     )
     parts = [tables.text(splits), *(comparison.text(each) for each in compared)]
-    return Report(html, results, "\n\n".join(parts))
+    parts.append(tables.missing_text(missing))
+    return Report(html, results, "\n\n".join(filter(None, parts)))
 
 
 def render(**context: Any) -> str:

@@ -80,7 +80,7 @@ def curves(
     results: Mapping[str, Any],
     metric: str,
 ) -> dict[str, list[ResponseCurve]]:
-    """The curves of all grids, by the key that varies.
+    """The curves of all grids, by the key that varies. Runs that are not in `configs` are left out.
 
     Runs outside the grid that agree with it in all other keys are points of its curve too.
 
@@ -97,7 +97,10 @@ def curves(
         for key in sweep.keys:
             combinations: list[Any] = []
             for runs in sweep.settings.values():
-                first = settings[runs[0]]
+                finished = [settings[run] for run in runs if run in settings]
+                if not finished:
+                    continue
+                first = finished[0]
                 rest = _without(first, key)
                 if rest in combinations:
                     continue

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salmask.artifacts import EVALUATE
-from salmask.errors import UserError
+from salmask.artifacts import EVALUATE, PRETRAIN
 from salmask.evaluate import EVALUATIONS
 from salmask.lineage import Link, TraceCache, summary, trace
 from salmask.report.text import metric, number, text_table
 
 _UNTRAINED = "random_"
+_NOT_MADE = "it has not been made yet"
 
 
 @dataclass(frozen=True)
@@ -139,24 +139,52 @@ class SplitResults:
         ]
 
 
-def collect(folders: Mapping[str, Sequence[str]], root: Path) -> list[RunMetrics]:
-    """Reads the metrics of every evaluation, with lineage.
+def trained(folders: Mapping[str, Sequence[str]], root: Path) -> dict[str, Sequence[str]]:
+    """The runs and imports with an encoder. Arguments as in `missing`."""
+    return {
+        run: names
+        for run, names in folders.items()
+        if (root / PRETRAIN / run / "encoder.json").is_file()
+    }
+
+
+def missing(
+    folders: Mapping[str, Sequence[str]], root: Path, failures: Mapping[str, str]
+) -> dict[str, str]:
+    """The encoders and evaluations that do not exist, each with the reason.
 
     Args:
         folders: run -> the folders of its evaluations.
         root: absolute path of the project.
+        failures: the messages of failed work, by `<stage>-<name>`.
+    """
+    reasons, with_encoder = {}, trained(folders, root)
+    for run, names in folders.items():
+        if run not in with_encoder:
+            reasons[f"{run}: no encoder"] = failures.get(f"pretrain-{run}", _NOT_MADE)
+            continue
+        for folder in names:
+            if not (root / EVALUATE / run / folder / "metrics.json").is_file():
+                protocol, _, dataset = folder.partition("-")
+                label = "-".join(filter(None, (protocol, run, dataset)))
+                reasons[f"{run}: no {folder}"] = failures.get(label, _NOT_MADE)
+    return reasons
 
-    Raises:
-        UserError: for a missing file.
+
+def collect(folders: Mapping[str, Sequence[str]], root: Path) -> list[RunMetrics]:
+    """Reads the metrics of every evaluation that exists, with lineage.
+
+    Args:
+        folders: run -> the folders of its evaluations.
+        root: absolute path of the project.
     """
     metrics, cache = [], TraceCache()
     for run, names in folders.items():
         for folder in names:
             file = root / EVALUATE / run / folder / "metrics.json"
-            if not file.is_file():
-                raise UserError(f"{file} is missing: run `dvc repro` to evaluate {run}")
-            link = trace(file, root, cache)
-            metrics.append(RunMetrics(run, folder, json.loads(file.read_text()), link))
+            if file.is_file():
+                link = trace(file, root, cache)
+                metrics.append(RunMetrics(run, folder, json.loads(file.read_text()), link))
     return metrics
 
 
@@ -169,6 +197,14 @@ def results(runs: Sequence[str], evaluations: Sequence[RunMetrics], dataset: str
         metrics = {name: value for each in own for name, value in each.metrics.items()}
         rows.append({"run": run, "dataset": dataset, "metrics": metrics, "lineage": summary(chain)})
     return {"rows": rows}
+
+
+def missing_text(reasons: Mapping[str, str]) -> str:
+    """What is missing, for the terminal; "" if nothing is."""
+    if not reasons:
+        return ""
+    lines = [f"  {what}: {reason}" for what, reason in reasons.items()]
+    return "\n".join(["This report is partial. What is missing:", *lines])
 
 
 def results_by_split(

@@ -107,6 +107,9 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
         for name, part in loop.state.items():
             part.load_state_dict(saved["state"][name])
         step, history, sums = saved["step"], saved["history"], saved["sums"]
+        if rank() == 0:
+            epoch = f" (epoch {step // per_epoch + 1})" if loop.steps_per_epoch else ""
+            print(f"{loop.title}: continues after {loop.unit} {step} of {loop.steps}{epoch}")
     note = loop.between_epochs(history) if step % per_epoch == 0 else ""
     if step == loop.steps:
         return history
