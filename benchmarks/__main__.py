@@ -55,7 +55,7 @@ def measure(command: str, file: Path) -> dict[str, dict[str, float]]:
     subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *options, "--json", str(file)], check=True
     )
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @click.command()

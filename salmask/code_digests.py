@@ -31,6 +31,7 @@ WITHOUT_EFFECT = frozenset(
         "salmask.memory",
         "salmask.params.probe",
         "salmask.progress",
+        "salmask.temporary_folder",
         "salmask.provenance",
         "salmask.train.speed",
         "stages.errors",

@@ -67,7 +67,7 @@ def read_rows(file: Path) -> list[dict[str, float]]:
     """The rows of history.csv or probe.csv, without empty cells; none if there is no such file."""
     if not file.is_file():
         return []
-    with file.open(newline="") as stream:
+    with file.open(encoding="utf-8", newline="") as stream:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
 
 

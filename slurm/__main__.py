@@ -42,7 +42,7 @@ def status() -> None:
     click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
     for folder, (_, state, *_) in zip(folders, rows, strict=True):
         if state == "failed":
-            message = (folder / FAILURE).read_text(errors="replace").strip()
+            message = (folder / FAILURE).read_text(encoding="utf-8", errors="replace").strip()
             click.echo(f"error: {folder.name}: {message}")
         if not folder.name.startswith("pretrain-"):
             continue
@@ -63,7 +63,9 @@ def logs(run: str, keep_open: bool) -> None:
     if not files:
         raise UserError(f"job {job} has written no log yet: {follow.log_path(folder, job)}")
     with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(log.open(errors="replace")) for log in files]
+        streams = [
+            stack.enter_context(log.open(encoding="utf-8", errors="replace")) for log in files
+        ]
         for log, stream in zip(files, streams, strict=True):
             click.echo(f"{log}:", err=True)
             click.echo(stream.read(), nl=False)

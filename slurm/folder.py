@@ -14,6 +14,7 @@ that a second attempt continues where the first one stopped:
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 FAILURE = "failure.txt"
 CONTROLLER_LOG = "controller.log"  # in jobs/: output of a local job before its own log exists
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _SILENT_SECONDS = 2.0  # a process that is about to end needs about that long
 
 
@@ -126,7 +128,9 @@ def failures(runs: Path) -> dict[str, str]:
     """
     files = sorted(runs.glob(f"*/{FAILURE}"), key=lambda file: file.stat().st_mtime)
     return {
-        file.parent.name.rpartition("-")[0]: file.read_text(errors="replace").partition("\n")[0]
+        file.parent.name.rpartition("-")[0]: file.read_text(
+            encoding="utf-8", errors="replace"
+        ).partition("\n")[0]
         for file in files
     }
 
@@ -136,10 +140,8 @@ def is_locked(folder: Path) -> bool:
     try:
         with (folder / "lock").open() as stream:
             fcntl.flock(stream.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -153,10 +155,10 @@ def finish(folder: Path, job: Job, recipe: Recipe) -> None:
 def is_done(folder: Path) -> bool:
     """Whether DONE exists and every file in out/ still has the digest in provenance.json."""
     try:
-        done = json.loads((folder / "DONE").read_text())
+        done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
         if done[FILE_NAME] != file_digest(folder / "out" / FILE_NAME):
             return False
-        outputs = json.loads((folder / "out" / FILE_NAME).read_text())["outputs"]
+        outputs = json.loads((folder / "out" / FILE_NAME).read_text(encoding="utf-8"))["outputs"]
         return all(file_digest(folder / "out" / name) == sha for name, sha in outputs.items())
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return False
@@ -194,7 +196,10 @@ def locked(
 
 
 def _acquire(descriptor: int, mode: int, seconds: float) -> bool:
-    """Tries to acquire a lock for some seconds. Returns whether it succeeded."""
+    """Tries to acquire a lock for some seconds. Returns whether it succeeded.
+
+    Raises UserError if the file system has no locks.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -204,12 +209,20 @@ def _acquire(descriptor: int, mode: int, seconds: float) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(min(0.2, seconds))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                f"the disk of the runs' folder has no file locks (flock: {error.strerror}): set "
+                "SALMASK_RUNS to a folder on another disk, or let an administrator mount this one "
+                "with locks (Lustre: -o flock)"
+            ) from None
 
 
 def read_job_json(folder: Path) -> dict[str, Any]:
     """The content of job.json; an empty dict if the file is missing or not valid."""
     try:
-        content: dict[str, Any] = json.loads((folder / "job.json").read_text())
+        content: dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return content

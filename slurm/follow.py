@@ -132,7 +132,7 @@ def print_new_lines(folder: Path, job: str) -> None:
     for element, log in existing_logs(folder, job).items():
         position_file = log.with_suffix(".shown")
         try:
-            start = int(position_file.read_text()) if position_file.is_file() else 0
+            start = int(position_file.read_text(encoding="utf-8")) if position_file.is_file() else 0
             with log.open("rb") as stream:
                 stream.seek(start)
                 new = stream.read()
@@ -198,7 +198,7 @@ def failure_report(
 
 def _tail(log: Path) -> list[str]:
     """The last lines of a log, indented, without submitit's own."""
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return [f"    {line}" for line in lines if not _SUBMITIT_LINE.match(line)][-_TAIL_LINES:]
 
 

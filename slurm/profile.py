@@ -113,7 +113,7 @@ def read_profile() -> Profile:
         available = ", ".join(sorted(str(p) for p in CLUSTERS.glob("*.yaml")))
         raise UserError(f"SALMASK_CLUSTER: there is no file {path}; profiles: {available}")
     try:
-        fields = yaml.safe_load(path.read_text()) or {}
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     return check(fields, Profile, where=str(path))

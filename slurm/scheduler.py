@@ -14,6 +14,7 @@ from salmask.errors import UserError
 NOT_FOUND = "NOT_FOUND"
 END_STATES = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
               "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", NOT_FOUND}  # fmt: skip
+_CHANGING_VARIABLES = ("SLURM_", "SBATCH_EXPORT", "SQUEUE_", "SCONTROL_", "SACCT_")
 _TIMEOUT_SECONDS = 60
 
 
@@ -148,9 +149,24 @@ def _parse_job(line: str) -> JobStatus:
 
 
 def environment_outside_jobs() -> dict[str, str]:
-    """The environment without the variables of a surrounding job, which sbatch would use."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    return kept | {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
+    """The environment without variables that would change what Slurm's commands do.
+
+    These are the variables of a surrounding job, SBATCH_EXPORT, which decides whether a job gets
+    the environment, and options for the output of squeue, scontrol and sacct.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not name.startswith(_CHANGING_VARIABLES)
+    }
+
+
+def max_array_size() -> int | None:
+    """The largest number of jobs that the cluster allows in an array; None if Slurm does not say
+    so."""
+    _, config = run_command("scontrol", "show", "config")
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def run_command(*command: str, script: str | None = None) -> tuple[int, str]:
@@ -169,7 +185,7 @@ def run_command(*command: str, script: str | None = None) -> tuple[int, str]:
         done = subprocess.run(
             command,
             input=script,
-            env=environment_outside_jobs() if is_sbatch else None,
+            env=environment_outside_jobs(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if is_sbatch else subprocess.PIPE,
             text=True,

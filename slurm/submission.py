@@ -24,6 +24,8 @@ def submit(spec: JobSpec) -> tuple[str, int]:
     if spec.profile.executor == "local-jobs":
         return _start_locally(spec), 1
     size = spec.profile.array_size(spec.array.pieces) if spec.array else 1
+    if size > 1 and (limit := scheduler.max_array_size()):
+        size = min(size, limit)
     return _sbatch(spec, size), size
 
 

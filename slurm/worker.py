@@ -5,6 +5,7 @@ newest checkpoint when it is not. The launcher imports this module too, so the f
 torch import it.
 """
 
+import errno
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from submitit import JobEnvironment
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
 from salmask.job import Job
 from salmask.provenance import changed_files
+from salmask.temporary_folder import use_short_temporary_folder
 from slurm import scheduler
 from slurm.errors import DiskFullError, named_disk_full
 from slurm.folder import finish, is_done, locked, make_folders, make_job, recorded_failure
@@ -48,6 +50,7 @@ def main(spec: JobSpec) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _raise_interrupted)
     try:
+        use_short_temporary_folder()
         with named_disk_full(spec.folder), recorded_failure(spec.folder):
             if not spec.array or _do_share(spec, spec.array):
                 # The first task holds the folder's lock, so that no two jobs work in it.
@@ -175,7 +178,10 @@ def _first_task_address() -> str:
     """HOST:PORT at which the first task listens.
 
     The host is MASTER_ADDR if it is set, else the name of the first node, or its address in Slurm
-    if the name does not resolve. The port is below the range that Linux gives to clients.
+    if the name does not resolve. The port is MASTER_PORT if it is set, else a function of the job's
+    number, below the range that Linux gives to clients.
+
+    Raises UserError in the first task if another program listens at the port.
     """
     job = JobEnvironment().job_id
     host = os.environ.get("MASTER_ADDR", "localhost")
@@ -186,7 +192,23 @@ def _first_task_address() -> str:
             socket.gethostbyname(host)
         except OSError:
             host = scheduler.node_address(first)
-    return f"{host}:{20000 + int(job) % 10000}"
+    port = int(os.environ.get("MASTER_PORT") or 20000 + int(job) % 10000)
+    if _rank() == 0 and not _is_free(port):
+        raise UserError(
+            f"another program uses port {port} of {socket.gethostname()}: run `dvc repro` again, "
+            "which submits a job with another port, or set MASTER_PORT under `environment` in the "
+            "profile"
+        )
+    return f"{host}:{port}"
+
+
+def _is_free(port: int) -> bool:
+    """Whether a server can listen at a port of this machine."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    return True
 
 
 # ------------------------------------------------------------------------------------- the end

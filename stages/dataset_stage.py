@@ -55,7 +55,7 @@ def _pack(root: Path, folder: Path) -> None:
 
 
 def _print_summary(label: str, out: Path) -> None:
-    dataset = json.loads((out / "dataset.json").read_text())
+    dataset = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
     images = dataset["images"]
     counts = ", ".join(f"{count} {split}" for split, count in images.items())
     print(f"{label}: {sum(images.values())} images ({counts}), {len(dataset['classes'])} classes")

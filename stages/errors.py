@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError
+from salmask.temporary_folder import use_short_temporary_folder
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 2, 130, 143
 _ADVICE = "run the same command again to continue"
@@ -23,6 +24,7 @@ class Stage(click.Command):
         """Runs the stage."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
         try:
+            use_short_temporary_folder()
             return super().invoke(ctx)
         except UserError as error:
             _exit(f"error: {error}", EXIT_USER_ERROR)

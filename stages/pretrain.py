@@ -36,7 +36,7 @@ def main(name: str) -> None:
     made_by = stage_recipe(params, "pretrain", name, files)
     if not LOCALIZER_SPEC.is_file():
         raise UserError(f"{LOCALIZER_SPEC} is missing: run `dvc repro localizer`")
-    localizer = json.loads(LOCALIZER_SPEC.read_text())
+    localizer = json.loads(LOCALIZER_SPEC.read_text(encoding="utf-8"))
     inputs = loop.Inputs(DATA.absolute(), STORE.absolute(), localizer)
     arguments = {"config": config, "inputs": inputs, "probe": read_probe(params)}
     launch.run(made_by, seed, work, arguments, (PRETRAIN / name).absolute(), parallel=True)

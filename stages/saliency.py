@@ -87,7 +87,7 @@ def earlier_stores(task: SaliencyTask, device: torch.device) -> list[Path]:
 
     def same(out: Path) -> bool:
         try:
-            recorded: dict[str, Any] = json.loads((out / FILE_NAME).read_text())
+            recorded: dict[str, Any] = json.loads((out / FILE_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # the folder was removed
             return False
         return bool(

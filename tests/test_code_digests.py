@@ -1,5 +1,8 @@
 """What a code digest covers, on a small project."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,14 @@ def test_the_place_of_the_project_does_not_matter(root: Path, tmp_path: Path) ->
     before = code_digest(TRAIN, root)
     root.rename(tmp_path / "moved")
     assert code_digest(TRAIN, tmp_path / "moved") == before
+
+
+def test_a_digest_does_not_depend_on_the_locale(root: Path) -> None:
+    edit(root, "salmask/model.py", "2 * a", 'len("é") * 2 * a')
+    imports = "import pathlib, sys; from salmask.code_digests import code_digest"
+    code = f"{imports}; print(code_digest({TRAIN!r}, pathlib.Path(sys.argv[1])))"
+    command = [sys.executable, "-c", code, str(root)]
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    environment = {**os.environ, **ascii_only, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == code_digest(TRAIN, root)

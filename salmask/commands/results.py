@@ -25,8 +25,8 @@ def marked_results() -> str:
     report = root / REPORT
     if not (report / "results.txt").is_file():
         raise UserError(f"{report} has no results yet: run `dvc repro`")
-    text = (report / "results.txt").read_text().rstrip()
-    rows = json.loads((report / "results.json").read_text())["rows"]
+    text = (report / "results.txt").read_text(encoding="utf-8").rstrip()
+    rows = json.loads((report / "results.json").read_text(encoding="utf-8"))["rows"]
     cache = TraceCache()
     problems = {row["run"]: list(dict.fromkeys(_problems(row, root, cache))) for row in rows}
     stale = [run for run, texts in problems.items() if texts]
@@ -42,7 +42,7 @@ def _problems(row: dict[str, Any], root: Path, cache: TraceCache) -> Iterator[st
     metrics: dict[str, float] = {}
     for file in sorted((root / EVALUATE / row["run"]).glob("*/metrics.json")):
         try:
-            own = json.loads(file.read_text())
+            own = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             yield f"{file.relative_to(root)} is damaged"
             continue

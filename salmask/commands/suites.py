@@ -77,11 +77,15 @@ def install(root: Path, name: str) -> str:
     edits = subprocess.run(
         ["git", "status", "--porcelain", target.name], cwd=root, capture_output=True, text=True
     )
-    if edits.stdout.strip() and target.is_file() and not is_unedited(target.read_text()):
+    if (
+        edits.stdout.strip()
+        and target.is_file()
+        and not is_unedited(target.read_text(encoding="utf-8"))
+    ):
         raise UserError(
             "params.yaml has uncommitted edits, which this would overwrite: commit them first"
         )
-    target.write_text(text(name, params))
+    target.write_text(text(name, params), encoding="utf-8")
     runs = len(run_names(params))
     return f"params.yaml is now {params.source} ({runs} runs); continue with `dvc repro`"
 

@@ -16,8 +16,8 @@ def free_memory(device: torch.device) -> int:
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = _available() or pages
     try:  # of version 2
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
+        limit = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
+        used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no control group, or no limit
         return free
     return min(free, max(0, limit - used))
@@ -35,7 +35,7 @@ def free_shared_memory() -> int:
 def _available() -> int | None:
     """Free memory with the caches that the system would give up, where Linux reports it."""
     try:
-        lines = _MEMINFO.read_text().splitlines()
+        lines = _MEMINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]

@@ -90,7 +90,7 @@ def load(folder: Path) -> Manifest:
     images are not packed.
     """
     try:
-        dataset = json.loads((folder / "dataset.json").read_text())
+        dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         digest = file_digest(folder / "manifest.csv")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro prepare`") from None

@@ -51,7 +51,7 @@ def folder_of(root: Path, where: str = "data.root") -> Path:
     if is_folder(root):
         return root
     try:
-        content = json.loads(root.read_text())
+        content = json.loads(root.read_text(encoding="utf-8"))
         folder = Path(content["folder"]) if content["schema"] == SCHEMA else None
     except (OSError, ValueError, KeyError, TypeError):
         folder = None

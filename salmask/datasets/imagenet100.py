@@ -15,7 +15,7 @@ def read(out: Path, seed: int, *, root: Path) -> Listing:
     Args:
         root: see `wordnet.LAYOUT`.
     """
-    return read_classes(root, json.loads(_CLASSES.read_text()))
+    return read_classes(root, json.loads(_CLASSES.read_text(encoding="utf-8")))
 
 
 DATASET = Dataset(

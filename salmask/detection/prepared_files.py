@@ -72,7 +72,7 @@ def load(folder: Path) -> DetectionData:
         UserError: the files are missing or were edited, or the folder of images is missing.
     """
     try:
-        metadata = json.loads((folder / _DATASET).read_text())
+        metadata = json.loads((folder / _DATASET).read_text(encoding="utf-8"))
         digest = file_digest(folder / _IMAGES)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro detect_data`") from None

@@ -183,7 +183,7 @@ def random_like(folder: Path, seed: int, device: torch.device) -> Encoder:
 def describe(folder: Path, seed: int = 0) -> Encoder:
     """The encoder that encoder.json describes, with random weights."""
     try:
-        description = json.loads((folder / _DESCRIPTION).read_text())
+        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no encoder: run `dvc repro pretrain`") from None
     config, source = EncoderConfig(**description["encoder"]), description["input"]

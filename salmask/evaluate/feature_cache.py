@@ -92,7 +92,7 @@ def _layout(
 
     def read_or_write() -> tuple[int, str]:
         try:
-            stored = json.loads(file.read_text())
+            stored = json.loads(file.read_text(encoding="utf-8"))
             return int(stored["width"]), str(stored["dtype"])
         except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
             output = example()
@@ -153,7 +153,7 @@ def _write(descriptor: int, content: memoryview, offset: int) -> None:
 def _is_done(folder: Path, index: int, rows: range, row_bytes: int) -> bool:
     """Whether a shard has a done-mark that agrees with its bytes."""
     try:
-        digest = json.loads(_mark(folder, index).read_text())["sha256"]
+        digest = json.loads(_mark(folder, index).read_text(encoding="utf-8"))["sha256"]
         sha, left = hashlib.sha256(), len(rows) * row_bytes
         with (folder / "features.bin").open("rb") as stream:
             stream.seek(rows.start * row_bytes)

@@ -189,7 +189,10 @@ def _listed(manifest: Manifest, ids: Tensor, listed: PublishedList) -> Tensor:
     """The rows of a published list. Its lines are paths or file names of training images."""
     where = f"evaluate.finetune.lists: {listed.path}"
     try:
-        digest, lines = file_digest(listed.path), listed.path.read_text().splitlines()
+        digest, lines = (
+            file_digest(listed.path),
+            listed.path.read_text(encoding="utf-8").splitlines(),
+        )
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from None
     if digest != listed.sha256:

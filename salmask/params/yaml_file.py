@@ -38,7 +38,7 @@ class Params:
     def read(cls, path: Path = Path("params.yaml")) -> "Params":
         """Reads a file. Raises UserError when it is missing or is not a YAML mapping."""
         try:
-            values = load_yaml(path.read_text())
+            values = load_yaml(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path} not found: run from the project's folder") from None
         except yaml.YAMLError as error:

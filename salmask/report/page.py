@@ -92,7 +92,7 @@ def build(params: Params, root: Path, device: torch.device, failures: Mapping[st
     pretrain, stored = root / PRETRAIN, (root / STORE).exists()
     store = SaliencyStore.open(root / STORE, rows.digest) if stored else None
     html = render(
-        dataset=json.loads((root / DATA / "dataset.json").read_text()),
+        dataset=json.loads((root / DATA / "dataset.json").read_text(encoding="utf-8")),
         labelled=rows.labelled(),
         summary=summarize_runs(runs, evaluations),
         seed=seed,
@@ -171,7 +171,7 @@ def summarize_runs(runs: Sequence[RunConfig], evaluations: Sequence[RunMetrics])
 
 def _imported(name: str, pretrain: Path) -> dict[str, Any]:
     """The description of an imported encoder, from its encoder.json."""
-    spec = json.loads((pretrain / name / "encoder.json").read_text())
+    spec = json.loads((pretrain / name / "encoder.json").read_text(encoding="utf-8"))
     return {"name": name, "encoder": spec["encoder"], "input": spec["input"]} | spec["source"]
 
 

@@ -54,7 +54,7 @@ class PaperTable:
 @cache
 def tables() -> Mapping[str, PaperTable]:
     """All tables of papers.json by "<paper> <table>", in the order of the papers."""
-    text = files("salmask.report").joinpath("papers.json").read_text()
+    text = files("salmask.report").joinpath("papers.json").read_text(encoding="utf-8")
     papers = json.loads(text, parse_float=Decimal)
     return {
         f"{key} {number}": PaperTable(paper["name"], number, **fields)

@@ -184,7 +184,9 @@ def collect(folders: Mapping[str, Sequence[str]], root: Path) -> list[RunMetrics
             file = root / EVALUATE / run / folder / "metrics.json"
             if file.is_file():
                 link = trace(file, root, cache)
-                metrics.append(RunMetrics(run, folder, json.loads(file.read_text()), link))
+                metrics.append(
+                    RunMetrics(run, folder, json.loads(file.read_text(encoding="utf-8")), link)
+                )
     return metrics
 
 

@@ -125,7 +125,7 @@ def done_shards(path: Path, plan: StorePlan) -> set[int]:
 
 def _is_done(path: Path, plan: StorePlan, index: int) -> bool:
     try:
-        digest = json.loads(_mark(path, index).read_text())["sha256"]
+        digest = json.loads(_mark(path, index).read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):  # missing, or incomplete after a crash
         return False
     return bool(digest == _shard_digest(path, plan, index))

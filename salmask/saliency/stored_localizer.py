@@ -28,7 +28,7 @@ def load(folder: Path, device: torch.device) -> tuple[Localizer, Trunk]:
     """
     if not (folder / _DESCRIPTION).is_file():
         raise UserError(f"{folder} holds no localizer: run `dvc repro localizer`")
-    fields = json.loads((folder / _DESCRIPTION).read_text())
+    fields = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     localizer = Localizer(**fields | {key: tuple(fields[key]) for key in ("mean", "std")})
     trunk = Trunk(localizer)
     path = folder / _WEIGHTS

@@ -71,7 +71,7 @@ def _submit_and_wait(profile: Profile, runs: Path, folder: Path) -> list[Finding
         if status is None or not status.ended:
             scheduler.run_command("scancel", job)
     log = folder / "log"
-    printed = log.read_text(errors="replace") if log.is_file() else None
+    printed = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else None
     findings = interpret(status, printed, runs)
     if " Requeue=0" in description:
         text = "this cluster never requeues jobs: after a time limit, run `dvc repro` again"

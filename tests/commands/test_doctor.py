@@ -98,3 +98,10 @@ def test_a_folder_without_a_single_image_stops(tmp_path, monkeypatch):
 )
 def test_durations_have_a_suitable_unit(seconds, text):
     assert _duration(seconds) == text
+
+
+def test_an_empty_dvc_lock_is_removed(photos, tmp_path, monkeypatch):
+    (tmp_path / "dvc.lock").touch()
+    result = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
+    assert result.exit_code == 0, result.output
+    assert "dvc.lock was empty" in result.output and not (tmp_path / "dvc.lock").exists()

@@ -1,6 +1,7 @@
 """Exports: features in each program, names of weights, and refused networks."""
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from salmask.encoders.backbones import build_encoder
 from salmask.encoders.export import FORMATS, detectron2_key, export
 from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
+from salmask.files import file_digest
 from salmask.params.encoder import EncoderConfig
 from tests.helpers.tiny_encoders import FILTER, SMALL, features, pictures, random_network, saved
 
@@ -253,3 +255,20 @@ def test_an_exported_and_imported_encoder_has_the_same_features(
     importing.save(expected, importing.read(expected, "imports.x"), place / "back")
     images = pictures()
     assert torch.equal(features(place / "mine", images), features(place / "back", images))
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
+def test_an_encoder_that_changed_since_it_was_made_is_refused(tmp_path, name):
+    saved(tmp_path, SMALL)
+    outputs = {p.name: file_digest(p) for p in tmp_path.iterdir()}
+    (tmp_path / "provenance.json").write_text(json.dumps({"outputs": outputs}))
+    out = tmp_path / "out" / "encoder.safetensors"
+    arguments = ["export", str(tmp_path), "--format", "safetensors", "--out", str(out)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    out.unlink()
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-9] ^= 1
+    (tmp_path / name).write_bytes(content)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and f"{name} has changed since it was made" in result.output
+    assert not out.exists()

@@ -1,11 +1,15 @@
 """The page that the report stage writes, on tiny made-up projects."""
 
+import json
 import shutil
 from html.parser import HTMLParser
+
+from click.testing import CliRunner
 
 from salmask.data import manifest
 from salmask.encoders import on_disk as encoder_file
 from salmask.report import samples
+from stages.report import main as stage
 from tests.helpers.tiny_report import CPU, EVIL, evaluated, make_project, run_stage
 
 # -------------------------------------------------------------------------------------- the page
@@ -102,3 +106,30 @@ def test_the_demo_is_announced_and_its_best_is_not_bold(tmp_path, monkeypatch) -
     html, _ = run_stage(project, monkeypatch)
     assert "These numbers come from the demo. They show that the pipeline works." in html
     assert 'class="first best"' not in html
+
+
+def test_a_partial_report_names_what_is_missing_and_why(tmp_path, monkeypatch) -> None:
+    project = make_project(tmp_path)
+    shutil.rmtree(project / "artifacts/pretrain/masked")
+    shutil.rmtree(project / "artifacts/evaluate/masked")
+    shutil.rmtree(project / "artifacts/evaluate/plain/linear_fast")
+    failed = project / "runs/pretrain-masked-000000000001"
+    failed.mkdir(parents=True)
+    (failed / "failure.txt").write_text("the loss is <nan>\nits log\n")
+    html, output = run_stage(project, monkeypatch)
+    assert "This report is partial." in html and "This report is partial." in output
+    assert "<b>masked: no encoder</b>: the loss is &lt;nan&gt;</li>" in html
+    assert "  masked: no encoder: the loss is <nan>\n" in output
+    assert "  plain: no linear_fast: it has not been made yet\n" in output
+    assert "+30.00" in output and "1 pretraining run " in html
+    rows = json.loads((project / "artifacts/report/results.json").read_text())["rows"]
+    assert [row["run"] for row in rows] == ["plain"]
+
+
+def test_without_any_encoder_there_is_no_report(tmp_path, monkeypatch) -> None:
+    project = make_project(tmp_path)
+    shutil.rmtree(project / "artifacts/pretrain")
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(stage)
+    assert done.exit_code == 2
+    assert "no run has an encoder yet" in done.output and "plain: no encoder" in done.output

@@ -3,9 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from salmask.errors import UserError
 from salmask.lineage import Link
 from salmask.report import tables
 from tests.helpers.tiny_report import KNN
@@ -22,11 +19,6 @@ def test_results_hold_the_metrics_of_every_protocol_and_their_lineage(built) -> 
     for step in ("knn:plain@", "linear_fast:plain@", "pretrain:plain@"):
         assert step in rows[0]["lineage"]
     assert "masked" not in rows[0]["lineage"] and "\n" not in rows[0]["lineage"]
-
-
-def test_a_missing_protocol_is_the_users_to_repair(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"plain.knn.metrics\.json is missing"):
-        tables.collect({"plain": ["knn"]}, tmp_path)
 
 
 def scores(**metrics: float) -> list[tables.SplitResults]:

@@ -22,7 +22,9 @@ def submissions(workspace: Workspace, name: str) -> list[str]:
 
 
 def test_a_job_does_the_work_and_its_files_are_published(workspace, cluster):
-    output = output_of(workspace.start_counting("plain"))
+    # Variables that users set in their shells, and that change what sbatch and squeue do.
+    habits = {"SBATCH_EXPORT": "NONE", "SQUEUE_STATES": "FAILED", "SQUEUE_FORMAT": "%i"}
+    output = output_of(workspace.start_counting("plain", **habits))
     assert "counts from 0" in output and "submitit" not in output
     published, run = workspace.folder / "published" / "plain", workspace.run_folder("plain")
     assert (published / "count.txt").read_text() == "10\n"

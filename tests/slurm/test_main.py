@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from slurm.__main__ import main
+from slurm.folder import locked
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +71,11 @@ def test_launchers_and_commands_import_neither_torch_nor_submitit():
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert output == "set()\n"
+
+
+def test_status_shows_which_local_runs_work_and_why_others_failed(runs):
+    (runs / "pretrain-mean-000000000002" / "failure.txt").write_text("the loss is not finite\n")
+    with locked(runs / "pretrain-blur-000000000001"):
+        output = CliRunner().invoke(main, ["status"]).output
+    assert [line.split()[1] for line in output.splitlines()[1:3]] == ["running", "failed"]
+    assert "error: pretrain-mean-000000000002: the loss is not finite" in output

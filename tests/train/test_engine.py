@@ -98,7 +98,7 @@ def test_a_killed_training_ends_in_the_same_bytes(job, tmp_path, monkeypatch, la
 
 
 @pytest.mark.parametrize("at", [2, 4, STEPS])
-def test_a_stop_signal_saves_this_very_step(job, at):
+def test_a_stop_signal_saves_this_very_step(job, at, capsys):
     regression = Regression()
 
     def step(batch: Tensor, number: int) -> dict[str, Any]:
@@ -116,6 +116,8 @@ def test_a_stop_signal_saves_this_very_step(job, at):
     resumed = Regression()
     engine.train(make_loop(resumed), job, job.work)
     assert resumed.steps == STEPS - at
+    epoch = f"(epoch {at // PER_EPOCH + 1})"
+    assert f"toy: continues after step {at} of 10 {epoch}\n" in capsys.readouterr().out
 
 
 def test_a_signal_after_the_last_step_is_not_lost():

@@ -51,7 +51,7 @@ def encoder(*, path: Path, sha256: str | None = None) -> FittedLocalizer:
     if not file.is_file():
         raise UserError(f"localizer: {path} holds no encoder: {advice}")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from None
     description = check(content, _Description, str(file))
