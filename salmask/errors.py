@@ -27,4 +27,4 @@ class DataGoneError(InterruptedRunError):
 
 
 class NonFiniteLossError(Exception):
-    """The loss is not finite. Exit code 1."""
+    """A training diverged: its loss or its weights are not finite. Exit code 1."""

@@ -20,7 +20,7 @@ from salmask.devices import Precision, inference, place
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.encoders.heads import from_weights
 from salmask.encoders.weight_files import non_finite
-from salmask.errors import UserError
+from salmask.errors import NonFiniteLossError, UserError
 from salmask.files import write_json, write_tensors
 from salmask.filters import high_pass
 from salmask.params.encoder import EncoderConfig
@@ -111,10 +111,10 @@ def save(
         source: origin of weights that were not trained here.
 
     Raises:
-        UserError: a weight is NaN or infinite. Nothing is written.
+        NonFiniteLossError: a weight is NaN or infinite. Nothing is written.
     """
     if bad := non_finite(weights):
-        raise UserError(
+        raise NonFiniteLossError(
             f"the encoder has weights that are NaN or infinite ({bad[0]} and {len(bad) - 1} more): "
             "the training diverged; try a smaller `train.lr` or a longer `train.warmup_epochs`"
         )

@@ -8,7 +8,7 @@ import torch
 from salmask.encoders import importing, on_disk
 from salmask.encoders.backbones import build_encoder
 from salmask.encoders.on_disk import InputSpec
-from salmask.errors import UserError
+from salmask.errors import NonFiniteLossError, UserError
 from salmask.params.encoder import EncoderConfig
 
 CONFIG = EncoderConfig("resnet10", 8)
@@ -41,7 +41,7 @@ def test_weights_that_are_not_finite_are_neither_read_nor_saved(tmp_path, value)
     torch.save(weights, tmp_path / "x.pth")
     with pytest.raises(UserError, match=f"NaN or infinite, in {name}"):
         _read(tmp_path / "x.pth")
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with pytest.raises(NonFiniteLossError, match="NaN or infinite"):
         on_disk.save(weights, CONFIG, InputSpec.for_views(32, None, None), tmp_path / "e")
     assert not (tmp_path / "e").exists()
 
