@@ -153,11 +153,14 @@ def results() -> None:
     "it was trained.",
 )
 def gallery(images: tuple[Path, ...], out: Path, size: int, grid: int, name: str | None) -> None:
-    """Draw every mask on your own images: views, saliency maps and hard negatives."""
+    """Draw every mask on your own images: views, saliency maps and hard negatives.
+
+    IMAGES are files or folders.
+    """
     from salmask.commands.gallery import draw_gallery
 
     draw_gallery(images, out, size, grid, name)
-    click.echo(f"{out} shows the masks on {len(images)} image{'s' * (len(images) > 1)}")
+    click.echo(f"{out} shows the masks")
 
 
 @main.command()

@@ -73,6 +73,7 @@ def _project(params: Params, device: torch.device) -> Iterator[Finding]:
     validate(params)
     yield Finding("ok", f"{params.source}: {len(run_names(params))} runs, all valid")
     yield from _imports(params)
+    yield from _demo_data(params)
     with tempfile.TemporaryDirectory() as scratch:  # the demo draws its images there
         policy, read = dataset_reader(params.choice("data"), "data")
         listing = read(Path(scratch), params.seed())
@@ -90,6 +91,26 @@ def _project(params: Params, device: torch.device) -> Iterator[Finding]:
         config = params.section("saliency", SaliencyConfig)
         if usable:
             yield _saliency(len(listing.files), usable, config, place(trunk, device), device)
+
+
+def _demo_data(params: Params) -> Iterator[Finding]:
+    """Yields a finding if evaluations on drawings of the demo are on, and the images are others."""
+    if params.choice("data").name == "demo":
+        return
+    chosen = params.section("evaluate.chosen", dict[str, list[str]])
+    sections = [("transfer", params.value("transfer")), ("detect", params.value("detect"))]
+    names = [
+        f"{kind}.{name}"
+        for kind, entries in sections
+        for name, entry in (entries or {}).items()
+        if chosen.get(kind) and entry.get("data", entry).get("name") == "demo"
+    ]
+    if names:
+        yield Finding(
+            "note",
+            f"{' and '.join(names)} are drawings of the demo, but data is not: empty "
+            "evaluate.chosen.transfer and evaluate.chosen.detect to leave them out",
+        )
 
 
 def _cluster(root: Path) -> Iterator[Finding]:

@@ -8,7 +8,9 @@ from PIL import Image
 
 from salmask.data.decode import decode
 from salmask.data.resample import resample
+from salmask.datasets.folders import images_below
 from salmask.errors import UserError
+from salmask.files import write_bytes
 from salmask.masks.on_disk import load_masker
 from salmask.params.run import read_run
 from salmask.params.values import check
@@ -20,6 +22,7 @@ from salmask.saliency.localizers.lite0 import lite0
 from salmask.saliency.scda import activation_map
 from salmask.saliency.trunks import Trunk
 
+_FROM_FOLDER = 8  # images of a folder that are drawn
 _LEVEL = 224  # px: the smallest side at which the localizer scores an image
 
 
@@ -29,7 +32,7 @@ def draw_gallery(
     """Writes a PNG with two views of each image and every mask on them.
 
     Args:
-        paths: image files.
+        paths: image files, or folders, of which the first images are drawn.
         out: the PNG to write.
         size: side of the views in px.
         grid: patches per side.
@@ -49,14 +52,26 @@ def draw_gallery(
     spec, tensors = lite0()
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)
-    images = [_open(path) for path in paths]
+    images = [_open(file) for path in paths for file in _files(path)]
+    if len(images) == 1:
+        print("one image: masks that mix images (MixMask, UnMix) have no other image to mix with")
     level = max(size, _LEVEL)
     whole = torch.stack([resample(image, (level, level)) for image in images])
     with torch.inference_mode():
         activation = activation_map(trunk(whole.float() / 255))
     view = check({"size": size, "grid": grid}, ViewConfig, "--size and --grid")
     maps = {level: activation / activation.mean(dim=(1, 2), keepdim=True)}
-    out.write_bytes(mask_sheet(images, maps, view, masks_of(runs, maskers)))
+    write_bytes(out, mask_sheet(images, maps, view, masks_of(runs, maskers)))
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the first images below a folder. Raises UserError if there is none."""
+    if not path.is_dir():
+        return [path]
+    files = [path / name for name in images_below(path)[0][:_FROM_FOLDER]]
+    if not files:
+        raise UserError(f"{path} has no images")
+    return files
 
 
 def _open(path: Path) -> Image.Image:

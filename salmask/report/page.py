@@ -86,7 +86,8 @@ def build(params: Params, root: Path, device: torch.device, failures: Mapping[st
     rows = manifests.load(root / DATA)
     evaluations = tables.collect(folders, root)
     common = params.section("evaluate.protocols", list[str])
-    splits = tables.results_by_split(evaluations, validation_splits(rows), common)
+    scored = validation_splits(rows) or {"other data sets": ""}  # of transfer and detect
+    splits = tables.results_by_split(evaluations, scored, common)
     results = tables.results(names, evaluations, rows.name)
     compared = comparison.compare(comparison.read_tables(params), sweeps, results)
     pretrain, stored = root / PRETRAIN, (root / STORE).exists()

@@ -105,3 +105,14 @@ def test_an_empty_dvc_lock_is_removed(photos, tmp_path, monkeypatch):
     result = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
     assert result.exit_code == 0, result.output
     assert "dvc.lock was empty" in result.output and not (tmp_path / "dvc.lock").exists()
+
+
+def test_drawings_of_the_demo_beside_other_images_are_named(photos, tmp_path, monkeypatch):
+    drawings = {"name": "demo", "root": "params.yaml", "images": {"train": 8, "val": 8}}
+    evaluate = copy.deepcopy(TINY["evaluate"])
+    sections = {"data": imagefolder(photos), "transfer": {"shapes": drawings}}
+    result = doctor(tmp_path, monkeypatch, **sections, evaluate=evaluate)
+    assert result.exit_code == 0 and "drawings of the demo" not in result.output
+    evaluate["chosen"]["transfer"] = list(TINY["runs"])[:1]
+    result = doctor(tmp_path, monkeypatch, **sections, evaluate=evaluate)
+    assert "transfer.shapes are drawings of the demo" in result.output, result.output

@@ -133,3 +133,11 @@ def test_without_any_encoder_there_is_no_report(tmp_path, monkeypatch) -> None:
     done = CliRunner().invoke(stage)
     assert done.exit_code == 2
     assert "no run has an encoder yet" in done.output and "plain: no encoder" in done.output
+
+
+def test_scores_on_other_data_sets_are_shown_for_images_without_splits(tmp_path, monkeypatch):
+    project = make_project(tmp_path, classes=(), splits=("train",))
+    evaluated(project, "plain", "knn", {"transfer_shapes_top1": 51.25})
+    html, output = run_stage(project, monkeypatch)
+    assert "<h3>other data sets</h3>" in html and "51.25" in html and "51.25" in output
+    assert "Nothing was evaluated" not in html
