@@ -15,7 +15,7 @@ LAYERS = [
     ["salmask", "salmask.artifacts", "salmask.by_name", "salmask.shapes", "salmask.errors",
      "salmask.progress",
      "salmask.devices", "salmask.files", "salmask.randomness", "salmask.filters", "salmask.job",
-     "salmask.memory", "salmask.pieces",
+     "salmask.memory", "salmask.pieces", "salmask.temporary_folder",
      "salmask.distributed", "salmask.losses", "salmask.findings", "salmask.collapse"],
     ["salmask.params", "salmask.code_digests", "salmask.provenance", "salmask.lineage",
      "salmask.dvc_lock", "salmask.stage_modules"],

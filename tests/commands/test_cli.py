@@ -207,15 +207,17 @@ def test_outside_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_gallery_draws_pictures_of_any_shape(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    Image.fromarray(pixels[:, :20]).save(tmp_path / "tall.jpg")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "wide.png")
+    Image.fromarray(pixels[:, :20]).save(folder / "tall.jpg")
     out, again = tmp_path / "new" / "sheet.png", tmp_path / "new" / "again.png"
-    pictures = [str(tmp_path / name) for name in ("tall.jpg", "wide.png")]
+    pictures = [str(folder / name) for name in ("tall.jpg", "wide.png")]
     sizes = ["--size", "64", "--grid", "4"]
     result = call("gallery", *pictures, "--out", str(out), *sizes)
     assert result.exit_code == 0, result.output
     assert Image.open(out).width > 300 and "one image" not in result.output
-    call("gallery", str(tmp_path), "--out", str(again), *sizes)
+    call("gallery", str(folder), "--out", str(again), *sizes)
     assert again.read_bytes() == out.read_bytes()
     result = call("gallery", pictures[0], "--out", str(again), *sizes)
     assert "one image: masks that mix" in result.output

@@ -75,6 +75,8 @@ def make_project(
     (data / "images/train/broken.png").write_text("not an image")
     listed.append(ListedFile("train/broken.png", -1, "train"))
     write_manifest(Listing(data / "images", classes, listed), "mine", data, 0.5)
+    made = recipe("prepare", "", [], {"seed": 0}, [], root)
+    write_json(data / "provenance.json", record(made, data, CPU, pattern="*"))
     rows = manifest.load(data)
     plan = StorePlan(len(rows), 100, {64: (3, 3)}, {"manifest": rows.digest})
     maps = torch.rand(len(rows), 3, 3, generator=torch.Generator().manual_seed(0))
