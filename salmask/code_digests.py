@@ -24,6 +24,7 @@ WITHOUT_EFFECT = frozenset(
         "salmask.code_digests",
         "salmask.collapse",
         "salmask.data.free_memory",
+        "salmask.data.worker_processes",
         "salmask.errors",
         "salmask.evaluate.probe",
         "salmask.job",
@@ -33,6 +34,8 @@ WITHOUT_EFFECT = frozenset(
         "salmask.progress",
         "salmask.temporary_folder",
         "salmask.provenance",
+        "salmask.stop_signals",
+        "salmask.threads",
         "salmask.train.speed",
         "stages.errors",
     }

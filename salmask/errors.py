@@ -18,6 +18,14 @@ class InterruptedRunError(Exception):
         self.number = number
 
 
+class StoppedWaitingError(InterruptedRunError):
+    """A stop signal arrived while a training waited for images."""
+
+
+class WorkerDiedError(Exception):
+    """A process that decodes images was killed. Exit code 1."""
+
+
 class DataGoneError(InterruptedRunError):
     """The folder of images vanished during a run, for instance because a disk was unmounted."""
 

@@ -1,15 +1,20 @@
 """Digests of files, and atomic writing: a file is written under another name, then renamed."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Errors of os.link where there are no hard links, or not between these two places.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -46,6 +51,22 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[
             table = quoted if any("\r" in str(value) for value in row.values()) else plain
             table.writerow(row)
     partial.replace(path)
+
+
+def link_or_copy(source: str, destination: str) -> None:
+    """Gives a file a second name; where the file system has no hard links, copies it.
+
+    Either way, the new name exists only when its content is complete. A `copy_function` of
+    `shutil.copytree`.
+    """
+    try:
+        os.link(source, destination)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        partial = f"{destination}.partial"
+        shutil.copyfile(source, partial)
+        os.replace(partial, destination)  # noqa: PTH105 (copytree passes texts)
 
 
 def absolute(path: Path) -> Path:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from salmask.errors import UserError
+
+_NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DISK_FULL_TEXTS = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
 
 
@@ -24,19 +27,34 @@ class DiskFullError(click.ClickException):
 
 
 @contextmanager
-def named_disk_full(folder: Path) -> Iterator[None]:
-    """Turns every exception that a full disk causes into a DiskFullError that names the folder."""
+def named_folder_errors(folder: Path) -> Iterator[None]:
+    """Turns exceptions that a full disk or missing permissions cause into errors that say so.
+
+    Args:
+        folder: the folder of a run, or of published files; DiskFullError names it.
+
+    Raises:
+        DiskFullError: no space is left.
+        UserError: a file cannot be written or read here.
+    """
     try:
         yield
-    except DiskFullError:
-        raise  # it names its folder already
+    except (DiskFullError, UserError):
+        raise  # they name their folder already
     except Exception as error:
         cause: BaseException | None = error
         while cause:  # torch raises errors of its own on top of the OSError
-            if isinstance(cause, OSError) and any(text in str(cause) for text in _DISK_FULL_TEXTS):
-                raise DiskFullError(
-                    f"no space is left on the disk of {folder}: free some space, then `dvc repro` "
-                    "continues from the last checkpoint"
-                ) from error
+            if isinstance(cause, OSError):
+                if any(text in str(cause) for text in _DISK_FULL_TEXTS):
+                    raise DiskFullError(
+                        f"no space is left on the disk of {folder}: free some space, then "
+                        "`dvc repro` continues from the last checkpoint"
+                    ) from error
+                if cause.errno in _NOT_PERMITTED and cause.filename:
+                    raise UserError(
+                        f"{os.fsdecode(cause.filename)}: {cause.strerror}: change its permissions, "
+                        "or set SALMASK_RUNS (and SALMASK_FEATURES, if you use it) to folders "
+                        "where you have write permission"
+                    ) from None
             cause = cause.__context__
         raise

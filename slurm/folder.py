@@ -24,7 +24,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +102,7 @@ def make_folders(job: Job) -> None:
     (job.work.parent / FAILURE).unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def recorded_failure(folder: Path) -> Iterator[None]:
     """Writes the message of an error to failure.txt, unless another task did so before.
 
@@ -160,19 +159,28 @@ def is_done(folder: Path) -> bool:
             return False
         outputs = json.loads((folder / "out" / FILE_NAME).read_text(encoding="utf-8"))["outputs"]
         return all(file_digest(folder / "out" / name) == sha for name, sha in outputs.items())
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # or damaged
         return False
 
 
 def publish_files(folder: Path, destination: Path) -> None:
-    """Copies the final files of a finished run and removes everything else at the destination."""
+    """Replaces the destination by a copy of the final files of a finished run.
+
+    The copy is complete before anything at the destination is removed.
+    """
     (folder / FAILURE).unlink(missing_ok=True)
     shutil.rmtree(folder / "work", ignore_errors=True)  # left by a process that died in `finish`
-    shutil.rmtree(destination, ignore_errors=True)
-    shutil.copytree(folder / "out", destination)
+    new, old = (destination.with_name(f".{destination.name}.{end}") for end in ("partial", "old"))
+    for left in (new, old):  # by a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(folder / "out", new)
+    with contextlib.suppress(FileNotFoundError):
+        destination.rename(old)
+    new.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(
     folder: Path, name: str = "lock", minutes: float = math.inf, shared: bool = False
 ) -> Iterator[None]:
@@ -222,10 +230,10 @@ def _acquire(descriptor: int, mode: int, seconds: float) -> bool:
 def read_job_json(folder: Path) -> dict[str, Any]:
     """The content of job.json; an empty dict if the file is missing or not valid."""
     try:
-        content: dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def job_metadata(recipe: Recipe, **more: Any) -> dict[str, Any]:

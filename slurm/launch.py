@@ -14,7 +14,7 @@ from salmask.errors import UserError
 from salmask.files import write_json
 from salmask.provenance import Recipe, changed_files, changed_params
 from slurm import follow, submission
-from slurm.errors import JobFailedError, OutOfMemoryError, named_disk_full
+from slurm.errors import JobFailedError, OutOfMemoryError, named_folder_errors
 from slurm.folder import (
     finish,
     is_done,
@@ -63,8 +63,9 @@ def run(
     label = run_label(recipe)
     folder = runs_folder(Path.cwd()) / label
     spec = JobSpec(folder, Path.cwd(), recipe, profile, seed, work, arguments, parallel, array)
-    _make_run_folder(folder)
-    with named_disk_full(folder), recorded_failure(folder):
+    with named_folder_errors(folder):
+        _make_run_folder(folder)
+    with recorded_failure(folder), named_folder_errors(folder):
         state = "finished earlier"
         if profile.executor != "local" and not is_done(folder):
             state = "finished"
@@ -78,14 +79,14 @@ def run(
             else:
                 raise JobFailedError(f"{label}: its result changed before it was published")
             _check_params(spec)
-            with named_disk_full(publish):
+            with named_folder_errors(publish):
                 publish_files(folder, publish)
 
 
 def _make_run_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except (FileExistsError, NotADirectoryError) as error:
         raise UserError(
             f"the runs' folder {folder.parent} cannot be used ({error.strerror}: "
             f"{error.filename}): set SALMASK_RUNS to a folder where you have write permission"

@@ -4,6 +4,7 @@ The id of a job is the process id of the shell that runs the `setup` lines and t
 controller, which starts the tasks. Both keep running after the launcher has ended.
 """
 
+import shlex
 import socket
 
 import psutil
@@ -24,11 +25,19 @@ def active_jobs(fingerprint: str) -> dict[str, JobStatus]:
     jobs = {}
     for process in psutil.process_iter(["cmdline"]):  # empty for a process that has ended
         script = (process.info["cmdline"] or [""])[-1]
-        folder = script.partition(_CONTROLLER)[2].strip("'")
+        folder = _first_word(script.partition(_CONTROLLER)[2])
         if folder and fingerprint in folder:
             log = f"{folder}/{process.pid}_0_log.out"
             jobs[str(process.pid)] = JobStatus("RUNNING", nodes=socket.gethostname(), log=log)
     return jobs
+
+
+def _first_word(text: str) -> str:
+    """The first word of a shell command, without its quotes."""
+    try:
+        return next(iter(shlex.split(text)), "")
+    except ValueError:  # no shell command
+        return ""
 
 
 def cancel(job: str) -> None:

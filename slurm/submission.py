@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,7 +53,7 @@ def _sbatch(spec: JobSpec, size: int) -> str:
 
     from slurm import worker
 
-    executor = submitit.SlurmExecutor(folder=spec.folder / "jobs")
+    executor = submitit.SlurmExecutor(folder=spec.folder / "jobs", python=_python())
     executor.update_parameters(
         **spec.profile.sbatch_options(spec.parallel),
         job_name=run_label(spec.recipe),
@@ -74,6 +75,11 @@ def _sbatch(spec: JobSpec, size: int) -> str:
                 f"sbatch refused {run_label(spec.recipe)}: {str(error).strip()}"
             ) from None
     return str(jobs[0].job_id).partition("_")[0]
+
+
+def _python() -> str:
+    """The command in front of submitit's options for Python."""
+    return f"{shlex.quote(sys.executable)} -u -m slurm.task"
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def _start_locally(spec: JobSpec) -> str:
     gpus = min(profile.gpus, tasks)
     # Not AutoExecutor, which would use Slurm where srun is installed. Without visible_gpus,
     # LocalExecutor would use the first GPUs of the machine.
-    executor = submitit.LocalExecutor(folder=spec.folder / "jobs")
+    executor = submitit.LocalExecutor(folder=spec.folder / "jobs", python=_python())
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,

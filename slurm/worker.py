@@ -15,17 +15,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from submitit import JobEnvironment
 
-from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
+from salmask.errors import (
+    DataGoneError,
+    InterruptedRunError,
+    NonFiniteLossError,
+    UserError,
+    WorkerDiedError,
+)
 from salmask.job import Job
 from salmask.provenance import changed_files
+from salmask.stop_signals import STOP_SIGNALS, raise_interrupted
 from salmask.temporary_folder import use_short_temporary_folder
 from slurm import scheduler
-from slurm.errors import DiskFullError, named_disk_full
+from slurm.errors import DiskFullError, named_folder_errors
 from slurm.folder import finish, is_done, locked, make_folders, make_job, recorded_failure
 from slurm.job_spec import JobArray, JobSpec
 from slurm.profile import Profile
@@ -47,11 +53,12 @@ def main(spec: JobSpec) -> None:
     receives SIGUSR2 goes back into Slurm's queue.
     """
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # replaces submitit's handlers
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _raise_interrupted)
+    for number in STOP_SIGNALS:
+        signal.signal(number, raise_interrupted)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see slurm/task.py
         use_short_temporary_folder()
-        with named_disk_full(spec.folder), recorded_failure(spec.folder):
+        with recorded_failure(spec.folder), named_folder_errors(spec.folder):
             if not spec.array or _do_share(spec, spec.array):
                 # The first task holds the folder's lock, so that no two jobs work in it.
                 with nullcontext() if _rank() else locked(spec.folder, minutes=_LOCK_MINUTES):
@@ -60,7 +67,7 @@ def main(spec: JobSpec) -> None:
         _exit(f"stopped: {error}", _EXIT_FAILED)
     except UserError as error:
         _exit(f"error: {error}", _EXIT_USER_ERROR)
-    except (NonFiniteLossError, DiskFullError) as error:
+    except (NonFiniteLossError, WorkerDiedError, DiskFullError) as error:
         _exit(f"error: {error}", _EXIT_FAILED)
     except InterruptedRunError as error:
         _ignore_stop_signals()
@@ -214,11 +221,6 @@ def _is_free(port: int) -> bool:
 # ------------------------------------------------------------------------------------- the end
 
 
-def _raise_interrupted(number: int, frame: FrameType | None) -> None:
-    """The signal handler while no training loop has installed its own."""
-    raise InterruptedRunError("received a stop signal; checkpoints are kept", number)
-
-
 def _requeue(profile: Profile) -> None:
     """Puts the job back into the queue after SIGUSR2, unless Slurm is ending the job anyway.
 
@@ -249,7 +251,7 @@ def _sleep_until_killed(seconds: float) -> None:
 
 
 def _ignore_stop_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

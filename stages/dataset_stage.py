@@ -12,7 +12,7 @@ from salmask.datasets.reader import dataset_reader
 from salmask.files import file_digest, value_digest
 from salmask.params.yaml_file import Params
 from slurm.folder import locked, packs_folder, runs_folder
-from stages.provenance import stage_recipe, write_provenance
+from stages.provenance import alone, stage_recipe, write_provenance
 
 
 def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
@@ -28,19 +28,20 @@ def prepare_dataset(stage: str, section: str, name: str, out: Path) -> None:
     choice, seed = params.choice(section), params.seed()
     made_by = stage_recipe(params, stage, name)
     policy, read = dataset_reader(choice, f"params.yaml: {section}")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    folder = out.resolve()
-    listing = read(folder, seed)
-    written_here = listing.root.is_relative_to(folder)
-    cache = None if written_here else _cache_file(listing.root)
-    label = name or choice.name
-    write_manifest(listing, label, folder, policy.max_rejected, policy.min_side, cache)
-    if policy.pack:
-        _pack(listing.root, folder)
-    # Not the images: the manifest contains the digest of each.
-    write_provenance(made_by, out, pattern="*")
-    _print_summary(label, out)
+    with alone(made_by):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        folder = out.resolve()
+        listing = read(folder, seed)
+        written_here = listing.root.is_relative_to(folder)
+        cache = None if written_here else _cache_file(listing.root)
+        label = name or choice.name
+        write_manifest(listing, label, folder, policy.max_rejected, policy.min_side, cache)
+        if policy.pack:
+            _pack(listing.root, folder)
+        # Not the images: the manifest contains the digest of each.
+        write_provenance(made_by, out, pattern="*")
+        _print_summary(label, out)
 
 
 def _pack(root: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from salmask.detection.objects import DetectionData
 from salmask.errors import UserError
 from salmask.params.yaml_file import Params
 from stages.errors import Stage
-from stages.provenance import stage_recipe, write_provenance
+from stages.provenance import alone, stage_recipe, write_provenance
 
 
 @click.command(cls=Stage)
@@ -23,14 +23,15 @@ def main(name: str) -> None:
     read = configured_reader(params.choice(key), f"{params.source}: {key}")
     made_by = stage_recipe(params, "detect_data", name)
     out = DETECT / name
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    try:
-        root, train, test = read(out.resolve(), seed)
-    except UserError as error:
-        raise UserError(f"{params.source}: {key}: {error}") from None
-    metadata = prepared_files.save(DetectionData(name, train, test), root, out)
-    write_provenance(made_by, out, pattern="*")
+    with alone(made_by):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        try:
+            root, train, test = read(out.resolve(), seed)
+        except UserError as error:
+            raise UserError(f"{params.source}: {key}: {error}") from None
+        metadata = prepared_files.save(DetectionData(name, train, test), root, out)
+        write_provenance(made_by, out, pattern="*")
     counts = [
         f"{images} {split} images ({metadata['objects'][split]} objects)"
         for split, images in metadata["images"].items()

@@ -1,6 +1,7 @@
 """The provenance of what a stage makes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from salmask.devices import pick_device
@@ -9,6 +10,8 @@ from salmask.files import write_json
 from salmask.params.yaml_file import Params
 from salmask.provenance import FILE_NAME, Recipe, changed_files, changed_params, recipe, record
 from salmask.stage_modules import stage_modules
+from slurm.errors import named_folder_errors
+from slurm.folder import locked, runs_folder
 
 
 def stage_recipe(
@@ -42,3 +45,18 @@ def write_provenance(made_by: Recipe, out: Path, pattern: str = "**/*") -> None:
             "run `dvc repro` again"
         )
     write_json(out / FILE_NAME, record(made_by, out, pick_device(), pattern))
+
+
+@contextmanager
+def alone(made_by: Recipe) -> Iterator[None]:
+    """Waits until no other process writes the output of this stage. The next one waits then.
+
+    The lock lies in the folder of all runs, because DVC empties the output folders of stages.
+    """
+    runs = runs_folder(Path.cwd())
+    name = "-".join(filter(None, [made_by.stage, made_by.name]))
+    with ExitStack() as stack:
+        with named_folder_errors(runs):
+            runs.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(runs, f"{name}.lock"))
+        yield

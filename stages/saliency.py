@@ -1,7 +1,6 @@
 """Computes the SCDA activation maps of all images, and stores them in a Zarr group."""
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from salmask.artifacts import DATA, LOCALIZER, LOCALIZER_FILES, MANIFEST_FILES, SALIENCY, STORE
 from salmask.data import manifest
 from salmask.data.manifest import Manifest
-from salmask.files import write_rows
+from salmask.files import link_or_copy, write_rows
 from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.yaml_file import Params
@@ -67,7 +66,7 @@ def work(job: Job, task: SaliencyTask) -> None:
     maps.fill(store, plan, rows, trunk, task.config, job, earlier)
     lost = maps.finish(store, plan, rows, trunk, task.config, job).tolist()
     shutil.rmtree(job.out / STORE.name, ignore_errors=True)
-    shutil.copytree(store, job.out / STORE.name, copy_function=os.link)
+    shutil.copytree(store, job.out / STORE.name, copy_function=link_or_copy)
     listed = [{"id": row, "path": rows.paths[row]} for row in lost]
     write_rows(job.out / "lost.csv", listed, ("id", "path"))
     if lost:

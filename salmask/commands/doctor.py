@@ -19,8 +19,11 @@ import torch
 
 from salmask.commands.check import read_import, validate
 from salmask.data.decode import decode
+from salmask.data.free_memory import SHARED_MEMORY
 from salmask.data.inspection import inspect
 from salmask.data.resample import resample
+from salmask.data.views import BRANCHES
+from salmask.data.worker_processes import fit_into_shared_memory
 from salmask.datasets import Listing
 from salmask.datasets.folder_fingerprint import untrackable
 from salmask.datasets.folders import is_folder
@@ -32,6 +35,7 @@ from salmask.errors import UserError
 from salmask.findings import Finding
 from salmask.lineage import ARTIFACTS
 from salmask.params.names import import_names, run_names
+from salmask.params.run import read_run
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.values import bind, pick
 from salmask.params.yaml_file import Params
@@ -58,7 +62,7 @@ def examine_project() -> Iterator[Finding]:
             _machine(device, root),
             _outputs(root),
             _project(params, device),
-            _cluster(root),
+            _cluster(params, root),
         ):
             try:
                 yield from findings
@@ -114,12 +118,41 @@ def _demo_data(params: Params) -> Iterator[Finding]:
         )
 
 
-def _cluster(root: Path) -> Iterator[Finding]:
+def _cluster(params: Params, root: Path) -> Iterator[Finding]:
     sys.path.insert(0, str(root))  # a project has a `slurm` package of its own
     from slurm import doctor
     from slurm.profile import read_profile
 
-    yield from doctor.examine_profile(read_profile())
+    profile = read_profile()
+    if profile.executor != "slurm":  # a job looks at the shared memory of its own node
+        yield from _shared_memory(params, profile.cores())
+    yield from doctor.examine_profile(profile)
+
+
+def _shared_memory(params: Params, workers: int) -> Iterator[Finding]:
+    """Yields a finding if the shared memory is too small for the largest batches."""
+    try:
+        saliency = params.section("saliency", SaliencyConfig)
+        runs = [read_run(params, name) for name in run_names(params)]
+    except UserError:
+        return  # it is reported with the parameters
+    sizes = {"saliency.batch": 3 * sum(side**2 for side in saliency.levels) * saliency.batch}
+    for run in runs:
+        if run.train.images != "resident":
+            views = len(BRANCHES) * run.train.batch
+            sizes[f"train.batch of {run.name}"] = 3 * run.view.size**2 * views
+    where = max(sizes, key=lambda name: sizes[name])
+    try:
+        count, _ = fit_into_shared_memory(sizes[where], workers)
+    except UserError as error:
+        yield Finding("stop", f"{where}: {error}")
+        return
+    if count < workers:
+        yield Finding(
+            "note",
+            f"{where}: the free shared memory ({SHARED_MEMORY}) holds the batches of {count} of "
+            f"{workers} worker processes. More of it makes decoding faster (docker run --shm-size)",
+        )
 
 
 def _imports(params: Params) -> Iterator[Finding]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-_MEMINFO, _CGROUP, _SHARED = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/dev/shm")
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def free_memory(device: torch.device) -> int:
@@ -26,7 +27,7 @@ def free_memory(device: torch.device) -> int:
 def free_shared_memory() -> int:
     """Bytes that are free for the batches that worker processes hand over."""
     try:
-        stats = os.statvfs(_SHARED)
+        stats = os.statvfs(SHARED_MEMORY)
     except OSError:
         return free_memory(torch.device("cpu"))
     return stats.f_bavail * stats.f_frsize

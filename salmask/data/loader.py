@@ -9,19 +9,18 @@ recipe.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from salmask.data.decoded import DecodedImages, rows_to_keep
 from salmask.data.manifest import Manifest, is_replacement, read_image
-from salmask.data.prefetch import map_tensors, on_device, prefetched
+from salmask.data.prefetch import map_tensors, on_device
 from salmask.data.resample import centre_crop, resample
 from salmask.data.resident import ResidentImages
 from salmask.data.views import BRANCHES, flip_images, view_geometry
-from salmask.data.worker_signals import ignore_stop_signals
+from salmask.data.worker_processes import load_batches
 from salmask.distributed import local_rows, world_size
 from salmask.params.view import ViewConfig
 from salmask.randomness import epoch_order
@@ -128,16 +127,15 @@ def training_views(
     kept = rows_to_keep(manifest, schedule.ids, config.size) if keeps else schedule.ids[:0]
     decoded = DecodedImages(manifest, kept)
     share = schedule.batch if schedule.whole else schedule.batch // world_size()
-    loader = DataLoader(
+    batches = load_batches(
         _StreamedViews(manifest, decoded, config, schedule.seed, branches),
         sampler=schedule.batches(*start),
         batch_size=None,
-        num_workers=workers,
-        worker_init_fn=ignore_stop_signals,
+        workers=workers,
+        batch_bytes=3 * config.size**2 * share * len(branches),
         pin_memory=device.type == "cuda",
-        prefetch_factor=prefetched(3 * config.size**2 * share * len(branches), workers),
     )
-    yield from on_device(loader, device)
+    yield from on_device(batches, device)
 
 
 @dataclass(frozen=True)
@@ -187,16 +185,15 @@ def evaluation_images(
         workers: processes that decode images.
         on_lost: called before a batch with images that could not be read and are gray.
     """
-    loader: DataLoader[Any] = DataLoader(
-        ids.tolist(),  # type: ignore[arg-type]  # any sequence is a data set
+    batches = load_batches(
+        ids.tolist(),
         batch_size=batch,
         collate_fn=partial(_centre_crops, manifest, size, shorter),
-        num_workers=workers,
-        worker_init_fn=ignore_stop_signals,
+        workers=workers,
+        batch_bytes=3 * size**2 * batch,
         pin_memory=device.type == "cuda",
-        prefetch_factor=prefetched(3 * size**2 * batch, workers),
     )
-    for images, lost in on_device(loader, device):
+    for images, lost in on_device(batches, device):
         if lost and on_lost is not None:
             on_lost()
         yield images.float() / 255

@@ -7,17 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from salmask.data.free_memory import free_shared_memory
-
 T = TypeVar("T")
-
-
-def prefetched(batch_bytes: int, workers: int) -> int | None:
-    """The number of batches that each worker prepares in advance: 4, or as many as fit into half of
-    the free shared memory, which worker processes hand batches over in. At least 1."""
-    if not workers:
-        return None
-    return max(1, min(4, free_shared_memory() // (2 * workers * batch_bytes)))
 
 
 def on_device(batches: Iterable[T], device: torch.device) -> Iterator[T]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from salmask.datasets import ListedFile, Listing
 from salmask.errors import DataGoneError, UserError
 from salmask.files import file_digest, write_json, write_rows
 from salmask.progress import progress
+from salmask.threads import thread_pool
 
 COLUMNS = ("id", "path", "label", "split", "width", "height", "sha256")
 _CHUNK = 1024  # files per chunk; limits the memory, and the work that is lost if it is killed
@@ -102,7 +102,7 @@ def _inspections(
     """Inspects every file, in the order of the listing, several at a time."""
     files = iter(listing.files)
     with (
-        ThreadPoolExecutor() as pool,
+        thread_pool() as pool,
         progress("prepare", len(listing.files)) as bar,
         closing(InspectionCache(cache_file)) as cache,
     ):

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from salmask.data.decode import decode
 from salmask.data.file_bytes import ImageError, missing_folder
-from salmask.data.prefetch import on_device, prefetched
+from salmask.data.prefetch import on_device
 from salmask.data.resample import resample
-from salmask.data.worker_signals import ignore_stop_signals
+from salmask.data.worker_processes import load_batches
 from salmask.detection import rle
 from salmask.detection.objects import AnnotatedImage, Annotations
 from salmask.distributed import local_rows
@@ -174,16 +174,15 @@ def _loaded(
     dataset: Dataset[T], items: Sequence[int], item_bytes: int, workers: int, device: torch.device
 ) -> Iterator[T]:
     """Some items of a data set, which worker processes make, on a device."""
-    loader: DataLoader[T] = DataLoader(
+    batches = load_batches(
         dataset,
         batch_size=None,
         sampler=items,
-        num_workers=workers,
-        worker_init_fn=ignore_stop_signals,
+        workers=workers,
+        batch_bytes=item_bytes,
         pin_memory=device.type == "cuda",
-        prefetch_factor=prefetched(item_bytes, workers),
     )
-    return on_device(loader, device)
+    return on_device(batches, device)
 
 
 def _mean_bytes(

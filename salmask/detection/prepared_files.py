@@ -3,7 +3,6 @@ one line per image. The line has the sha256 of the image file, so that changed i
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from salmask.data.file_bytes import ImageError, open_with_digest
 from salmask.detection.objects import AnnotatedImage, Annotations, DetectionData
 from salmask.errors import UserError
 from salmask.files import file_digest, write_bytes, write_json, write_rows
+from salmask.threads import thread_pool
 
 FILES = ("dataset.json", "pictures.jsonl")
 _DATASET, _IMAGES = FILES
@@ -38,7 +38,7 @@ def save(data: DetectionData, root: Path, folder: Path) -> dict[str, Any]:
     digests: dict[str, set[str]] = {}
     lines = []
     for name, split in splits.items():
-        with ThreadPoolExecutor() as pool:
+        with thread_pool() as pool:
             of_split = list(pool.map(_image_digest, (image.file for image in split.images)))
         digests[name] = set(of_split)
         for image, sha256 in zip(split.images, of_split, strict=True):

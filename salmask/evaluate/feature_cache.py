@@ -1,7 +1,7 @@
 """Features on disk, which are computed once for all evaluations of a project.
 
     runs/features/<digest of the key>/
-        key.json      everything that decides the features; width and type of the rows
+        key.json      everything that decides the features; width and type of the rows; a digest
         features.bin  (N,D) float32; bfloat16 if the network computes in it, which loses nothing
         shards/       a done-mark for each shard, with the sha256 of its bytes
         lock          held by the processes that fill the folder
@@ -18,7 +18,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from torch import Tensor
 from salmask.distributed import all_reduce_max, broadcast_from_first, rank, world_size
 from salmask.files import value_digest, write_json
 from salmask.progress import progress
+from salmask.threads import thread_pool
 
 _BATCHES = 32  # of a shard
 _POLL_SECONDS = 1.0
@@ -72,7 +72,7 @@ def load_or_compute(
         shards = [range(i, min(i + rows, count)) for i in range(0, count, rows)]
         row_bytes = width * dtype.itemsize
         own = range(rank(), len(shards), world_size())
-        with ThreadPoolExecutor(_CHECKS) as pool:
+        with thread_pool(_CHECKS) as pool:
             done = pool.map(lambda i: _is_done(folder, i, shards[i], row_bytes), own)
             todo = [i for i, is_done in zip(own, done, strict=True) if not is_done]
         if todo:
@@ -93,12 +93,15 @@ def _layout(
     def read_or_write() -> tuple[int, str]:
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
-            return int(stored["width"]), str(stored["dtype"])
-        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
-            output = example()
-            dtype = "bfloat16" if output.dtype == torch.bfloat16 else "float32"
-            write_json(file, dict(key) | {"width": output.shape[1], "dtype": dtype})
-            return output.shape[1], dtype
+            if stored.pop("sha256") == value_digest(stored):
+                return int(stored["width"]), str(stored["dtype"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
+            pass
+        output = example()
+        dtype = "bfloat16" if output.dtype == torch.bfloat16 else "float32"
+        content = dict(key) | {"width": output.shape[1], "dtype": dtype}
+        write_json(file, content | {"sha256": value_digest(content)})
+        return output.shape[1], dtype
 
     width, name = broadcast_from_first(read_or_write)
     return width, torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -6,6 +6,7 @@ They decide no result: the training ends in the same bytes with and without them
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class Probe:
 
     def __init__(self, config: RunConfig, settings: ProbeConfig | None, job: Job) -> None:
         self.config, self.settings, self.job = config, settings, job
+        self.rows: list[dict[str, float]] = []  # of probe.csv
         self.signs: dict[str, str] = {}
         self.note = ""  # the newest measurement, as a text
 
@@ -57,7 +59,7 @@ class Probe:
         """
         epoch, file = len(history), self.job.out / "probe.csv"
         # A resumed training may repeat epochs.
-        rows = [row for row in collapse.read_rows(file) if row["epoch"] < epoch]
+        self.rows = rows = [row for row in self.rows if row["epoch"] < epoch]
         if self.settings and (
             epoch % self.settings.every == 0 or epoch == self.config.train.epochs
         ):
@@ -73,6 +75,12 @@ class Probe:
                 log.warning("%s: %s", self.config.name, signs[name])
         self.signs = signs
         return ", ".join(filter(None, [self.note, "signs of collapse" if signs else ""]))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        self.rows = state_dict["rows"]
 
 
 @torch.inference_mode()

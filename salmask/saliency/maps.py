@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from salmask.data.manifest import Manifest, verified_image
 from salmask.data.resample import resample
 from salmask.data.views import crop_boxes
-from salmask.data.worker_signals import ignore_stop_signals
+from salmask.data.worker_processes import load_batches
 from salmask.devices import inference
 from salmask.errors import UserError
 from salmask.job import Job
@@ -49,11 +49,12 @@ class _Images(Dataset[LevelImages]):
 def _batches(
     images: _Images, batches: list[list[int]], job: Job
 ) -> Iterator[tuple[list[Tensor], list[str]]]:
-    yield from DataLoader(
+    yield from load_batches(
         images,
         batch_sampler=batches,
-        num_workers=job.workers if batches else 0,
-        worker_init_fn=ignore_stop_signals,
+        workers=job.workers if batches else 0,
+        batch_bytes=sum(3 * level**2 for level in images.levels)
+        * max(map(len, batches), default=0),
         pin_memory=job.device.type == "cuda",
     )
 

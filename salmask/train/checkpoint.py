@@ -1,12 +1,18 @@
-"""Checkpoints. A process that is killed while it writes one does not damage the others."""
+"""Checkpoints. A process that is killed while it writes one does not damage the others.
 
+A file is written by `torch.save`, and ends with the sha256 of the bytes before it. A file that does
+not have its digest is damaged, and is never used.
+"""
+
+import hashlib
 import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -14,27 +20,47 @@ from torch.utils._pytree import tree_map
 
 log = logging.getLogger(__name__)
 KEEP = 2
+_BLOCK = 1 << 20  # bytes that are read at once
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes `state` as the checkpoint of a global step, and removes all but the newest two.
+    """Writes `state` as the checkpoint of a global step, and removes all but it and the one before.
 
-    The file is written under another name, flushed to the disk, then renamed. Returns its path.
+    Checkpoints of later steps are removed too: they were damaged, else they had been used. The file
+    is written under another name, flushed to the disk, then renamed. Returns its path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as stream:
-            torch.save(state, stream)
+            hashed = _HashedStream(stream)
+            torch.save(state, hashed)
+            stream.write(hashed.sha.digest())
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)  # on a full disk, logs need the space
-    for old in saved(folder)[KEEP:]:
-        old.unlink(missing_ok=True)
+    others = saved(folder)
+    kept = others[others.index(path) :][:KEEP]
+    for other in set(others) - set(kept):
+        other.unlink(missing_ok=True)
     return path
+
+
+class _HashedStream:
+    """A stream for `torch.save` that computes the digest of what is written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.sha = stream, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.sha.update(content)
+        return self.stream.write(content)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 class Writer:
@@ -111,17 +137,39 @@ def saved(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The newest readable checkpoint, on the CPU, or None. Logs a warning for unreadable ones.
+    """The newest checkpoint that is not damaged, on the CPU, or None. Logs a warning for each
+    damaged one, with the checkpoint that is used in its place.
 
     Raises ValueError for a checkpoint of another fingerprint, which belongs to another run.
     """
+    damaged: dict[Path, str] = {}
     for path in saved(folder):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read(path)
         except Exception as error:
-            log.warning("%s cannot be read (%s); trying the one before it", path, error)
+            damaged[path] = str(error).partition("\n")[0]
             continue
         if state["fingerprint"] != fingerprint:
             raise ValueError(f"{path} belongs to run {state['fingerprint']}, not {fingerprint}")
-        return dict(state)
+        _warn(damaged, f"{path.name}, the one before it, is used")
+        return state
+    _warn(damaged, "there is none before it, so the work starts anew")
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint. Raises ValueError if its digest is missing or wrong."""
+    size = path.stat().st_size - hashlib.sha256().digest_size
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while size > 0 and (block := stream.read(min(size, _BLOCK))):
+            sha.update(block)
+            size -= len(block)
+        if size or stream.read() != sha.digest():
+            raise ValueError("its sha256 is missing or differs")
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _warn(damaged: Mapping[Path, str], consequence: str) -> None:
+    for path, problem in damaged.items():
+        log.warning("the checkpoint %s is damaged (%s); %s", path, problem, consequence)

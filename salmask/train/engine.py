@@ -8,22 +8,27 @@ state and of the step's number.
 
 import itertools
 import math
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from salmask.distributed import broadcast_from_first, rank, world_size
-from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError
+from salmask.errors import (
+    DataGoneError,
+    InterruptedRunError,
+    NonFiniteLossError,
+    StoppedWaitingError,
+    WorkerDiedError,
+)
 from salmask.files import write_rows
 from salmask.job import Job
 from salmask.progress import progress
+from salmask.stop_signals import StopSignal
 from salmask.train import checkpoint
 from salmask.train.readings import Reading
 from salmask.train.speed import Speed
@@ -94,6 +99,7 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
     Raises:
         InterruptedRunError: after SIGTERM or SIGUSR2; a checkpoint is saved.
         DataGoneError: when the folder of images vanishes; a checkpoint is saved.
+        WorkerDiedError: when a process that decodes images was killed; a checkpoint is saved.
         NonFiniteLossError: when the loss is not finite.
         OSError: when a checkpoint cannot be written.
     """
@@ -190,7 +196,7 @@ def train(loop: Loop[T], job: Job, folder: Path) -> History:
                     if rank() == 0:
                         speed.end_epoch(step // per_epoch)
                     note = loop.between_epochs(history)
-        except DataGoneError:
+        except (DataGoneError, StoppedWaitingError, WorkerDiedError):
             save()
             raise
     return history
@@ -204,27 +210,3 @@ def write_history(path: Path, history: History, columns: Iterable[str]) -> None:
             for row in history
         )
         write_rows(path, rows, columns)
-
-
-class StopSignal:
-    """Holds SIGTERM and SIGUSR2 back while its context lasts.
-
-    `number` is the number of the signal that arrived, or 0; of both signals, the higher number,
-    which is SIGTERM on Linux. A signal that nobody handled before the context ends is raised again.
-    """
-
-    number = 0
-
-    def __enter__(self) -> "StopSignal":
-        signals = (signal.SIGTERM, signal.SIGUSR2)
-        self.handlers = {number: signal.signal(number, self._receive) for number in signals}
-        return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.number = max(self.number, number)
-
-    def __exit__(self, error: object, *_: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        if self.number and error is None:
-            signal.raise_signal(self.number)

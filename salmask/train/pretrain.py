@@ -4,10 +4,10 @@ Random numbers are a function of (seed, epoch, sample), so that an interrupted r
 bytes as an undisturbed one.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,13 @@ class Inputs:
     localizer: Mapping[str, Any] | None = None
 
 
-# Called with the framework, the manifest and the history when `engine.Loop.between_epochs` is. It
-# must not change what the training computes. Returns a text for the progress lines.
-Probe = Callable[[nn.Module, Manifest, engine.History], str]
+class Probe(engine.Stateful, Protocol):
+    """Measures a run between its epochs. Its state goes into checkpoints."""
+
+    def __call__(self, framework: nn.Module, manifest: Manifest, history: engine.History) -> str:
+        """Called when `engine.Loop.between_epochs` is. It must not change what the training
+        computes. Returns a text for the progress lines."""
+        ...
 
 
 def pretrain(
@@ -115,7 +119,7 @@ def pretrain(
         title=f"pretrain {config.name}",
         steps=learner.steps,
         steps_per_epoch=schedule.steps_per_epoch,
-        state={"learner": learner},
+        state={"learner": learner} | ({"probe": probe} if probe else {}),
         batches=batches,
         step=step,
         rate=learner.rate,

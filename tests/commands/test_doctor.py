@@ -12,6 +12,7 @@ from PIL import Image
 
 from salmask.commands.cli import main
 from salmask.commands.doctor import _duration
+from salmask.data import worker_processes
 from tests.helpers.project import TINY
 
 
@@ -91,6 +92,24 @@ def test_a_folder_without_a_single_image_stops(tmp_path, monkeypatch):
     result = doctor(tmp_path, monkeypatch, data=imagefolder(tmp_path / "photos"))
     assert result.exit_code == 1
     assert "1 of 1 sampled files are not images, for example a.jpg: not an image" in result.output
+
+
+@pytest.mark.parametrize(
+    ("free", "code", "message"),
+    [
+        # Batches of 32 images of 64 px are the largest: 393,216 bytes.
+        (1_000_000, 1, "stop  saliency.batch: worker processes cannot hand over batches of 0.4 MB"),
+        (1_200_000, 0, "note  saliency.batch: the free shared memory (/dev/shm) holds the batches"),
+        (9_000_000, 0, ""),
+    ],
+)
+def test_too_little_shared_memory_is_named(tmp_path, monkeypatch, free, code, message):
+    monkeypatch.setattr(worker_processes, "free_shared_memory", lambda: free)
+    (tmp_path / "two.yaml").write_text("cpus: 2\n")
+    monkeypatch.setenv("SALMASK_CLUSTER", "two.yaml")
+    result = doctor(tmp_path, monkeypatch)
+    assert result.exit_code == code and message in result.output, result.output
+    assert ("shared memory" in result.output) == bool(message)
 
 
 @pytest.mark.parametrize(

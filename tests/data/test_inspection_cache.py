@@ -50,7 +50,7 @@ class Folder:
 
     def cached(self) -> list[str]:
         with sqlite3.connect(self.cache) as database:
-            rows = database.execute("SELECT path FROM inspections ORDER BY path").fetchall()
+            rows = database.execute("SELECT path FROM checked_inspections ORDER BY path").fetchall()
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         return [os.fsdecode(path) for (path,) in rows]
 
@@ -201,6 +201,29 @@ def test_a_damaged_cache_gives_a_warning(folder, caplog):
     assert folder.write() == ["a.png", "t.png"]
     assert folder.result() == plain
     assert "inspections.sqlite: file is not a database" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "width = width + 1",
+        "height = NULL",
+        "sha256 = upper(sha256)",
+        "state = state || ' '",
+        "reason = 'x'",
+        "digest = zeroblob(32)",
+    ],
+)
+def test_the_file_of_a_damaged_row_is_read_again(folder, caplog, change):
+    folder.add("a.png", "b.png", "t.png")
+    folder.write()
+    plain = folder.result()
+    with sqlite3.connect(folder.cache) as database:
+        database.execute(f"UPDATE checked_inspections SET {change} WHERE path = ?", (b"a.png",))
+    assert folder.write() == ["a.png"]
+    assert folder.result() == plain
+    assert "inspections.sqlite: 1 rows are damaged; their files are read again" in caplog.text
+    assert folder.write() == []
 
 
 def test_a_locked_cache_is_not_used(folder, caplog, monkeypatch):

@@ -3,25 +3,15 @@
 import contextlib
 from dataclasses import dataclass
 
-import pytest
 import torch
 
-from salmask.data import prefetch
-from salmask.data.prefetch import map_tensors, on_device, prefetched
+from salmask.data.prefetch import map_tensors, on_device
 
 
 @dataclass(frozen=True)
 class Part:
     number: int
     values: dict[str, torch.Tensor]
-
-
-@pytest.mark.parametrize(
-    ("free", "workers", "count"), [(10**9, 2, 4), (2000, 2, 1), (12_000, 2, 3), (0, 0, None)]
-)
-def test_prefetched_batches_fit_into_shared_memory(free, workers, count, monkeypatch):
-    monkeypatch.setattr(prefetch, "free_shared_memory", lambda: free)
-    assert prefetched(1000, workers) == count
 
 
 def test_tensors_are_mapped_in_every_container():

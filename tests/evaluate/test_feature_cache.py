@@ -163,7 +163,7 @@ def test_a_killed_computation_ends_in_the_same_bytes(rows, stored, images, monke
     assert tree_digest(stored.features) == tree_digest(whole.features)
 
 
-@pytest.mark.parametrize("damage", ["byte", "end", "mark", "no mark", "no file", "no key"])
+@pytest.mark.parametrize("damage", ["byte", "end", "mark", "no mark", "no file", "no key", "key"])
 def test_damage_is_repaired(rows, stored, damage):
     expected = extract(encoder(), rows, "train", stored).features.clone()
     before, folder = tree_digest(stored.features), folder_of(stored)
@@ -176,11 +176,14 @@ def test_damage_is_repaired(rows, stored, damage):
         data.write_bytes(bytes(content[:-1]))
     elif damage == "mark":
         mark.write_text("{}")
+    elif damage == "key":
+        key = folder / "key.json"
+        key.write_text(key.read_text().replace('"width": 4', '"width": 6'))
     else:
         {"no mark": mark, "no file": data, "no key": folder / "key.json"}[damage].unlink()
     Network.images = 0
     assert torch.equal(extract(encoder(), rows, "train", stored).features, expected)
-    computed = {"end": 5, "no file": COUNT, "no key": 1}.get(damage, 6)
+    computed = {"end": 5, "no file": COUNT, "no key": 1, "key": 1}.get(damage, 6)
     assert Network.images == computed
     assert tree_digest(stored.features) == before
 

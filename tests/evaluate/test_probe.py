@@ -82,6 +82,7 @@ def test_the_training_ends_in_the_same_bytes(manifest, tmp_path, job):
     for name in RESULTS:
         assert (plain / name).read_bytes() == (probed / name).read_bytes(), name
     last = [checkpoint.load_newest(out.parent / "work", job.fingerprint) for out in (plain, probed)]
+    assert [part["state"].pop("probe")["rows"] == [] for part in last] == [True, False]
     assert differences(*last) == []
     assert not (plain / "probe.csv").exists()
     epochs = [row["epoch"] for row in collapse.read_rows(probed / "probe.csv")]
@@ -127,6 +128,15 @@ def test_a_killed_run_neither_loses_nor_doubles_rows(
     killed = train(tmp_path, "killed", job, settings)
     for name in (*RESULTS, "probe.csv"):
         assert (killed / name).read_bytes() == (calm / name).read_bytes(), name
+
+
+def test_rows_come_from_the_checkpoint(manifest, tmp_path, job, monkeypatch):
+    """A damaged probe.csv is written again."""
+    settings = ProbeConfig(every=1, images=10)
+    calm = (train(tmp_path, "calm", job, settings) / "probe.csv").read_bytes()
+    out = train(tmp_path, "run", job, settings)
+    (out / "probe.csv").write_bytes(calm.replace(b"1", b"2"))
+    assert (train(tmp_path, "run", job, settings) / "probe.csv").read_bytes() == calm
 
 
 def test_a_resumed_run_may_have_other_settings(manifest, tmp_path, job, monkeypatch):

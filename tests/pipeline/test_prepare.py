@@ -113,6 +113,18 @@ def test_the_pack_is_outside_the_artifacts_and_changes_no_later_stage(tmp_path: 
     }
 
 
+def test_two_preparations_at_once_end_in_the_same_bytes(tmp_path: Path) -> None:
+    draw(tmp_path / "photos", *[f"{index:03d}.png" for index in range(60)])
+    project = project_of(tmp_path)
+    project.stage("prepare")
+    alone = data(project)
+    command = ["python", "-m", "stages.prepare"]
+    env = project.environment(SALMASK_RUNS=str(tmp_path / "runs"))
+    processes = [subprocess.Popen(command, cwd=project.folder, env=env) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert data(project) == alone
+
+
 def test_the_demo_has_no_cache(tmp_path: Path) -> None:
     project = Project(tmp_path / "project", TINY)
     project.stage("prepare")

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from salmask.files import file_digest, tree_digest
 from tests.helpers.project import TINY, Project
+from tests.helpers.workspace import leftovers, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -31,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "high-pass": {"mask": {"name": "high_pass"}, "train": {"images": "stream"}},
     }
     params["evaluate"]["linear"] |= {"batch": 8, "images": "resident"}
-    params["evaluate"]["finetune"]["shares"] = [100]
+    params["evaluate"]["finetune"] |= {"shares": [100], "images": "stream"}
     made = Project(tmp_path_factory.mktemp("resume"), params)
     (made.folder / "often.yaml").write_text(OFTEN)
     for stage in ("prepare", "localizer", "saliency"):
@@ -128,6 +130,78 @@ def test_a_killed_saliency_stage_ends_in_the_same_bytes(project: Project, tmp_pa
     assert 1 <= len(done) <= 3
     project.stage("saliency", SALMASK_RUNS=str(tmp_path), SALMASK_CLUSTER="often.yaml")
     assert tree_digest(out) == calm
+
+
+# Runs a stage in which one function fails: `python -c FAILING module function error stage options`
+FAILING = """
+import importlib, runpy, sys
+module, function, error, stage = sys.argv[1:5]
+def fail(*_, **__):
+    raise eval(error)
+setattr(importlib.import_module(module), function, fail)
+sys.argv = sys.argv[4:]
+runpy.run_module(stage, run_name="__main__", alter_sys=True)
+"""
+
+
+def ended(process: subprocess.Popen[str], project: Project, code: int) -> str:
+    """The output of a stage that is about to end, with its workers."""
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    wait_until(lambda: not leftovers(project.folder), 10)
+    return output
+
+
+def start_failing(
+    project: Project, runs: Path, module: str, function: str, error: str, *stage: str
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", FAILING, module, function, error, *stage],
+        cwd=project.folder,
+        env=project.environment(SALMASK_CLUSTER="often.yaml", SALMASK_RUNS=str(runs)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_full_disk_ends_saliency(project: Project, tmp_path: Path) -> None:
+    out = project.folder / "artifacts/saliency"
+    calm = tree_digest(out)
+    full = "OSError(28, 'No space left on device')"
+    failing = ("salmask.saliency.store", "write_shard", full, "stages.saliency")
+    output = ended(start_failing(project, tmp_path, *failing), project, 1)
+    assert "no space is left on the disk of" in output and "Traceback" not in output
+    project.stage("saliency", SALMASK_RUNS=str(tmp_path), SALMASK_CLUSTER="often.yaml")
+    assert tree_digest(out) == calm
+
+
+def test_an_error_ends_a_fine_tuning_with_workers(project: Project, tmp_path: Path) -> None:
+    project.stage("pretrain", "--run", "blur", SALMASK_CLUSTER="often.yaml")
+    stage = ("stages.evaluate", "--protocol", "finetune", "--run", "blur")
+    failing = ("salmask.evaluate.classifier", "all_reduce_mean", "ZeroDivisionError()", *stage)
+    assert "ZeroDivisionError" in ended(start_failing(project, tmp_path, *failing), project, 1)
+
+
+def test_a_pretraining_whose_worker_is_killed_ends_and_resumes(
+    project: Project, tmp_path: Path
+) -> None:
+    env = {"SALMASK_CLUSTER": "often.yaml"}
+    out = project.folder / "artifacts/pretrain/high-pass"
+    project.stage("pretrain", "--run", "high-pass", SALMASK_RUNS=str(tmp_path / "calm"), **env)
+    undisturbed = tree_digest(out)
+    runs = tmp_path / "killed"
+    process = start(project, "pretrain", "--run", "high-pass", SALMASK_RUNS=str(runs))
+    wait_for(lambda: reached(runs) >= 2, process)
+    worker = psutil.Process(process.pid).children()[0]
+    process.send_signal(signal.SIGSTOP)  # so that it does not end first
+    worker.kill()
+    process.send_signal(signal.SIGCONT)
+    output = ended(process, project, 1)
+    assert "error: a process that decodes images was killed by signal 9" in output
+    assert "Traceback" not in output
+    project.stage("pretrain", "--run", "high-pass", SALMASK_RUNS=str(runs), **env)
+    assert tree_digest(out) == undisturbed
 
 
 def test_a_finished_run_is_only_published(project: Project, tmp_path: Path) -> None:

@@ -1,14 +1,26 @@
-"""The folder of a run: its lock, and the message of an attempt that failed."""
+"""The folder of a run: its lock, failed attempts, publishing, damaged records, errors of files."""
 
 import errno
 import fcntl
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
-from slurm.errors import JobFailedError
-from slurm.folder import failures, is_locked, locked, recorded_failure
+from slurm.errors import DiskFullError, JobFailedError, named_folder_errors
+from slurm.folder import (
+    failures,
+    is_done,
+    is_locked,
+    locked,
+    publish_files,
+    read_job_json,
+    recorded_failure,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +72,76 @@ def test_a_disk_without_locks_is_named(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UserError, match=r"has no file locks .* set SALMASK_RUNS"), locked(tmp_path):
         pytest.fail("there is no lock")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run/out/part").mkdir(parents=True)
+    (tmp_path / "run/out/part/new").touch()
+    (tmp_path / "artifacts/it").mkdir(parents=True)
+    (tmp_path / "artifacts/it/old").touch()
+    return tmp_path / "run"
+
+
+def test_publishing_replaces_the_destination(run, tmp_path):
+    (tmp_path / "artifacts/.it.partial/left").mkdir(parents=True)  # by a process that was killed
+    (tmp_path / "artifacts/.it.old/left").mkdir(parents=True)
+    publish_files(run, tmp_path / "artifacts/it")
+    assert names(tmp_path / "artifacts") == ["it", "it/part", "it/part/new"]
+    publish_files(run, tmp_path / "artifacts/another")
+    assert names(tmp_path / "artifacts/another") == ["part", "part/new"]
+
+
+def test_a_failure_to_copy_leaves_the_destination(run, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+    with pytest.raises(DiskFullError), named_folder_errors(tmp_path):
+        publish_files(run, tmp_path / "artifacts/it")
+    assert (tmp_path / "artifacts/it/old").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_missing_permissions_are_one_sentence(tmp_path, number):
+    with pytest.raises(UserError) as caught, named_folder_errors(tmp_path):
+        try:
+            raise OSError(number, os.strerror(number), str(tmp_path / "lock"))
+        finally:
+            raise RuntimeError("torch's own error")
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path}/lock: {os.strerror(number)}: ") and "SALMASK_RUNS" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"7", b'{"provenance.json": 1}'])
+def test_damaged_records_are_no_records(tmp_path, content):
+    (tmp_path / "out").mkdir()
+    for name in ("DONE", "job.json", "out/provenance.json"):
+        (tmp_path / name).write_bytes(content)
+    assert not is_done(tmp_path)
+    assert read_job_json(tmp_path) in ({}, {"provenance.json": 1})
+
+
+SLOW_IMPORT = """
+import os, signal
+os.kill(os.getpid(), signal.SIGUSR2)  # during the imports
+signal.signal(signal.SIGUSR2, lambda *_: print("handled", flush=True))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+import sys
+print(__name__, sys.argv[1:])
+"""
+
+
+def test_a_signal_during_the_imports_of_a_task_is_held_back(tmp_path):
+    (tmp_path / "slow_import.py").write_text(SLOW_IMPORT)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-u", "-m", "slurm.task", "-u", "-m", "slow_import", "/a folder"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["handled", "__main__ ['/a folder']"], done.stderr

@@ -21,7 +21,11 @@ def workspace(tmp_path):
     return folder
 
 
-def test_a_job_outlives_its_launcher_and_the_next_one_attaches(workspace):
+def test_a_job_outlives_its_launcher_and_the_next_one_attaches(tmp_path):
+    folder = tmp_path / "a project's folder"
+    folder.mkdir()
+    workspace = Workspace(folder, "none")
+    workspace.write_profile(executor="local-jobs", partition=None)
     first = workspace.start_counting("left", "--steps", "600")
     wait_until(lambda: workspace.counted("left") > 2)
     os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C in a terminal
@@ -104,6 +108,20 @@ def test_a_runs_folder_that_cannot_be_created_is_named(workspace):
     output = output_of(launcher, 2)
     assert "cannot be used" in output and "set SALMASK_RUNS" in output
     assert "Traceback" not in output
+
+
+def test_a_runs_folder_without_write_permission_is_named(workspace):
+    output = output_of(workspace.start_counting("x", SALMASK_RUNS="/sys/kernel/runs"), 2)
+    assert "error: /sys/kernel/runs: " in output and "set SALMASK_RUNS" in output
+    assert "Traceback" not in output
+
+
+def test_a_signal_at_the_start_of_a_job_is_handled(workspace):
+    """It arrives after a second, when a job of this profile still imports torch."""
+    profile = {"executor": "local-jobs", "partition": None, "time_min": 1, "signal_seconds": 59}
+    workspace.write_profile(**profile)
+    output = output_of(workspace.start_counting("early", "--steps", "600"), 1)
+    assert "stopped: received a stop signal" in output
 
 
 def test_local_jobs_use_the_gpus_of_cuda_visible_devices(monkeypatch):

@@ -113,7 +113,7 @@ def killed(workspace: PausedWorkspace) -> None:
     assert workspace.start_steps() == [0, STEP - 1]
     workspace.cluster.run("scancel", workspace.job_id(RUN))
     output = failed(launcher)
-    assert "ended as CANCELLED" in output and f"{newest.name} cannot be read" in output
+    assert "ended as CANCELLED" in output and f"{newest.name} is damaged" in output
     done(workspace.stage())
     # The stop signal made the job save once more.
     assert workspace.start_steps() == [0, STEP - 1, STEP + 2]

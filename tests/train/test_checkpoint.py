@@ -1,7 +1,10 @@
 import subprocess
 import sys
 import threading
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,13 +47,53 @@ def test_only_the_newest_two_are_kept(tmp_path):
     assert checkpoint.load_newest(tmp_path, "f")["step"] == 1000
 
 
-@pytest.mark.parametrize("kept", [0, 10, 500])
-def test_the_checkpoint_before_a_truncated_one_is_used_with_a_warning(tmp_path, caplog, kept):
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def without_digest(path: Path) -> None:
+    """As versions before the digest wrote it."""
+    torch.save(torch.load(path, weights_only=True), path)
+
+
+SIZE = 2000  # less than a checkpoint
+PLACES = [0, 1, 30, -1, -20, -32, -33, *np.random.default_rng(0).integers(0, SIZE, 20).tolist()]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(pytest.param(partial(flip, place=place), id=f"flipped {place}") for place in PLACES),
+        *(pytest.param(partial(truncate, size=n), id=f"{n} bytes") for n in (0, 10, 32, SIZE)),
+        without_digest,
+    ],
+)
+def test_the_checkpoint_before_a_damaged_one_is_used_with_a_warning(tmp_path, caplog, damage):
     save(tmp_path, 1, 2)
-    newest = checkpoint.saved(tmp_path)[0]
-    newest.write_bytes(newest.read_bytes()[:kept])
+    newest, older = checkpoint.saved(tmp_path)
+    assert newest.stat().st_size > SIZE
+    damage(newest)
     assert checkpoint.load_newest(tmp_path, "f")["step"] == 1
-    assert newest.name in caplog.text
+    (warning,) = caplog.messages
+    assert f"{newest} is damaged" in warning and f"{older.name}, the one before it" in warning
+
+
+def test_a_damaged_checkpoint_does_not_count_as_one_of_the_two(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    flip(checkpoint.saved(tmp_path)[0], 100)
+    assert checkpoint.load_newest(tmp_path, "f")["step"] == 2
+    checkpoint.save(tmp_path, 2, state(2))  # at once after the start
+    names = [path.stem for path in checkpoint.saved(tmp_path)]
+    assert names == ["step-000000002"]
+    save(tmp_path, 3)
+    flip(checkpoint.saved(tmp_path)[0], 100)
+    assert checkpoint.load_newest(tmp_path, "f")["step"] == 2
 
 
 def test_when_none_can_be_read_training_starts_anew(tmp_path, caplog):
@@ -58,7 +101,7 @@ def test_when_none_can_be_read_training_starts_anew(tmp_path, caplog):
     for path in checkpoint.saved(tmp_path):
         path.write_bytes(b"")
     assert checkpoint.load_newest(tmp_path, "f") is None
-    assert caplog.text.count("cannot be read") == 2
+    assert caplog.text.count("so the work starts anew") == 2
 
 
 def test_a_kill_while_writing_keeps_the_previous_checkpoint(tmp_path, monkeypatch):

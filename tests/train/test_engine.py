@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError
+from salmask.errors import (
+    DataGoneError,
+    InterruptedRunError,
+    NonFiniteLossError,
+    StoppedWaitingError,
+    WorkerDiedError,
+)
 from salmask.job import Job
 from salmask.train import checkpoint, engine
 from salmask.train.engine import Loop
@@ -132,12 +138,13 @@ def test_a_signal_after_the_last_step_is_not_lost():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_images_that_vanish_leave_a_checkpoint(job):
+@pytest.mark.parametrize("kind", [DataGoneError, StoppedWaitingError, WorkerDiedError])
+def test_images_that_do_not_arrive_leave_a_checkpoint(job, kind):
     def batches(first: int) -> Iterator[Tensor]:
         yield from map(batch_of, range(first, 6))
-        raise DataGoneError("the disk is gone")
+        raise kind("the disk is gone")
 
-    with pytest.raises(DataGoneError, match="the disk is gone"):
+    with pytest.raises(kind, match="the disk is gone"):
         engine.train(make_loop(Regression(), batches=batches), job, job.work)
     assert newest(job.work)["step"] == 6
 
@@ -157,6 +164,30 @@ def test_a_loss_that_is_not_finite_ends_the_training(job, value):
     assert newest(job.work)["step"] == 5
     again = make_loop(Regression(), step=step, may_diverge=True)
     assert not math.isfinite(engine.train(again, job, job.work)[-1]["loss"])
+
+
+@pytest.mark.parametrize("place", [0, 3, 1000, -1, -40])
+def test_a_training_resumed_before_a_damaged_checkpoint_ends_in_the_same_bytes(
+    job, tmp_path, caplog, place
+):
+    often = minutes(job, 0)
+    undisturbed = engine.train(make_loop(Regression()), often, tmp_path / "undisturbed")
+
+    def batches(first: int) -> Iterator[Tensor]:
+        yield from map(batch_of, range(first, 6))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(make_loop(Regression(), batches=batches), often, job.work)
+    last = checkpoint.saved(job.work)[0]
+    content = bytearray(last.read_bytes())
+    content[place] ^= 16
+    last.write_bytes(content)
+    resumed = Regression()
+    assert engine.train(make_loop(resumed), often, job.work) == undisturbed
+    assert f"{last} is damaged" in caplog.text
+    assert resumed.steps == STEPS - int(last.stem.removeprefix("step-")) + 1
+    assert differences(newest(job.work), newest(tmp_path / "undisturbed")) == []
 
 
 def test_a_finished_training_takes_no_step(job):
