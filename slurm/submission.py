@@ -1,5 +1,6 @@
 """Submits a piece of work to Slurm, or starts it in separate processes on this machine."""
 
+import hashlib
 import os
 import shlex
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import cloudpickle
 
 from slurm import scheduler
 from slurm.errors import JobFailedError
@@ -69,7 +72,7 @@ def _sbatch(spec: JobSpec, size: int) -> str:
     specs = [replace(spec, array=array, index=index, size=size) for index in range(size)]
     with _environment(scheduler.environment_outside_jobs()):
         try:
-            jobs = executor.map_array(worker.main, specs)
+            jobs = executor.map_array(worker.main, *zip(*map(_pickled, specs), strict=True))
         except submitit.core.utils.FailedJobError as error:
             raise JobFailedError(
                 f"sbatch refused {run_label(spec.recipe)}: {str(error).strip()}"
@@ -80,6 +83,12 @@ def _sbatch(spec: JobSpec, size: int) -> str:
 def _python() -> str:
     """The command in front of submitit's options for Python."""
     return f"{shlex.quote(sys.executable)} -u -m slurm.task"
+
+
+def _pickled(spec: JobSpec) -> tuple[bytes, str]:
+    """The arguments of slurm/worker.py's `main`."""
+    content = cloudpickle.dumps(spec)
+    return content, hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
@@ -123,7 +132,7 @@ def _start_locally(spec: JobSpec) -> str:
         ),
     )
     with _environment(os.environ | profile.environment):
-        return str(executor.submit(worker.main, replace(spec, array=None)).job_id)
+        return str(executor.submit(worker.main, *_pickled(replace(spec, array=None))).job_id)
 
 
 def _visible_gpus(count: int) -> list[int]:

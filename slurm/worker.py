@@ -6,7 +6,9 @@ torch import it.
 """
 
 import errno
+import hashlib
 import os
+import pickle
 import signal
 import socket
 import time
@@ -46,13 +48,21 @@ _GROUP_TIMEOUT = timedelta(minutes=20)
 _EXIT_FAILED, _EXIT_USER_ERROR, _EXIT_STOPPED = 1, 2, 143
 
 
-def main(spec: JobSpec) -> None:
+def main(content: bytes, sha256: str) -> None:
     """Does the work, or this job's share of it, unless it is done.
 
     Expected errors end the process with a message instead of a traceback, as in a stage. A job that
     receives SIGUSR2 goes back into Slurm's queue.
+
+    Args:
+        content: a pickled JobSpec. A job may read it from its file long after it was written.
+        sha256: of the content, hex.
     """
-    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # replaces submitit's handlers
+    for number in (signal.SIGCONT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # replaces submitit's handlers
+    if hashlib.sha256(content).hexdigest() != sha256:
+        _exit("error: the file of this job is damaged: run `dvc repro` again", _EXIT_USER_ERROR)
+    spec: JobSpec = pickle.loads(content)
     for number in STOP_SIGNALS:
         signal.signal(number, raise_interrupted)
     try:

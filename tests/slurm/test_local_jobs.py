@@ -10,7 +10,7 @@ import torch
 from salmask.errors import UserError
 from slurm import local_jobs, worker
 from slurm.profile import Profile
-from slurm.submission import _visible_gpus
+from slurm.submission import _pickled, _visible_gpus
 from tests.helpers.workspace import Workspace, output_of, read_until, wait_until
 
 
@@ -94,6 +94,18 @@ def test_a_job_fails_when_torch_does_not_find_the_gpus_of_the_profile(monkeypatc
     assert worker._device(Profile("local-jobs")).type == "cpu"
     monkeypatch.setenv("SALMASK_DEVICE", "cpu")
     assert worker._device(Profile("local-jobs", gpus=1)).type == "cpu"
+
+
+def test_a_damaged_description_of_a_job_is_not_used(monkeypatch):
+    def end(message: str, code: int) -> None:
+        raise SystemExit(f"{message} ({code})")
+
+    monkeypatch.setattr(worker, "_exit", end)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    content, sha256 = _pickled({"lr": 1.0})
+    damaged = content.replace(b"lr", b"Lr")
+    with pytest.raises(SystemExit, match=r"the file of this job is damaged.*\(2\)"):
+        worker.main(damaged, sha256)
 
 
 def test_cancel_ignores_runs_without_jobs(workspace):
