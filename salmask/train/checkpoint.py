@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     try:
         with partial.open("wb") as stream:
             hashed = _HashedStream(stream)
-            torch.save(state, hashed)
+            torch.save(state, cast(BinaryIO, hashed))
             stream.write(hashed.sha.digest())
             stream.flush()
             os.fsync(stream.fileno())

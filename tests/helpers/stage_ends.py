@@ -33,28 +33,25 @@ stop_signals._GRACE_SECONDS = 0.5
 
 
 class Slow(Dataset[Tensor]):
-    """Items that take no time, and from `blocked` on more than a test waits."""
+    """Items that take no time, and from `blocked` on more than a test waits.
 
-    def __init__(self, blocked: int) -> None:
-        self.blocked = blocked
+    Each worker writes a file with its process id as name.
+    """
+
+    def __init__(self, blocked: int, folder: Path) -> None:
+        self.blocked, self.folder = blocked, folder
 
     def __getitem__(self, index: int) -> Tensor:
+        (self.folder / f"{os.getpid()}.worker").touch()
         if index >= self.blocked:
             time.sleep(1000)
         return torch.full((200_000,), float(index))
 
 
 def batches(blocked: int, folder: Path) -> Iterator[Tensor]:
-    """Items of two workers, whose process ids are written to a file after the first item."""
-    options: dict[str, Any] = {"sampler": range(1000), "batch_size": None}
-    for index, item in enumerate(
-        worker_processes.load_batches(Slow(blocked), workers=2, batch_bytes=1, **options)
-    ):
-        if index == 0:
-            pids = [process.pid for process in multiprocessing.active_children()]
-            (folder / "pids.partial").write_text(json.dumps(pids))
-            (folder / "pids.partial").replace(folder / "pids")
-        yield item
+    """Items of two workers."""
+    options: dict[str, Any] = {"sampler": range(1000), "batch_size": None, "batch_bytes": 1}
+    return worker_processes.load_batches(Slow(blocked, folder), workers=2, **options)
 
 
 def work(kind: str, folder: Path) -> None:
@@ -130,17 +127,13 @@ def running(pids: list[int]) -> list[int]:
 
 
 def result(kind: str, pid: int, folder: Path) -> dict[str, Any]:
-    end = time.monotonic() + LIMIT_SECONDS
-    while not (folder / "pids").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    workers = json.loads((folder / "pids").read_text())
     number = SIGNALS.get(kind.split(",")[0].removeprefix("training "))
     if number:
-        time.sleep(1.5)  # until the stage waits for the next batch
         os.kill(pid, number)
     began = time.monotonic()
-    code = wait(pid, 30)
+    code = wait(pid, LIMIT_SECONDS)
     seconds = time.monotonic() - began
+    workers = [int(path.stem) for path in folder.glob("*.worker")]
     end = time.monotonic() + 5
     while running(workers) and time.monotonic() < end:
         time.sleep(0.05)
@@ -156,6 +149,12 @@ def main() -> None:
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
     started = {kind: start(kind, root / kind) for kind in sys.argv[2:]}
+    end = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < end and any(
+        len(list((root / kind).glob("*.worker"))) < 2 for kind in started
+    ):
+        time.sleep(0.05)
+    time.sleep(2)  # until the stages wait for the next batch
     ends = {kind: result(kind, pid, root / kind) for kind, pid in started.items()}
     print(json.dumps(ends))
 
