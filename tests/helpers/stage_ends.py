@@ -50,7 +50,7 @@ class Slow(Dataset[Tensor]):
 
 def batches(blocked: int, folder: Path) -> Iterator[Tensor]:
     """Items of two workers."""
-    options: dict[str, Any] = {"sampler": range(1000), "batch_size": None, "batch_bytes": 1}
+    options: dict[str, Any] = {"sampler": range(100_000), "batch_size": None, "batch_bytes": 1}
     return worker_processes.load_batches(Slow(blocked, folder), workers=2, **options)
 
 
@@ -58,7 +58,7 @@ def work(kind: str, folder: Path) -> None:
     """What the stage does: it waits for the event of its kind, or makes it."""
     if kind.startswith("training"):
         train(folder)
-    items = batches(1 if kind.endswith("blocked") else 1000, folder)
+    items = batches(1 if kind.endswith("blocked") else 100_000, folder)
     next(items)
     if kind == "error":
         raise ZeroDivisionError
@@ -103,6 +103,10 @@ def start(kind: str, folder: Path) -> int:
     os.dup2(log, 2)
     Stage("stage", callback=lambda: work(kind, folder)).main([])
     raise AssertionError("a command ends its process")
+
+
+def has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def wait(pid: int, seconds: float) -> int | None:
@@ -150,8 +154,9 @@ def main() -> None:
     root = Path(sys.argv[1])
     started = {kind: start(kind, root / kind) for kind in sys.argv[2:]}
     end = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < end and any(
-        len(list((root / kind).glob("*.worker"))) < 2 for kind in started
+    while time.monotonic() < end and not all(
+        has_ended(pid) or len(list((root / kind).glob("*.worker"))) == 2
+        for kind, pid in started.items()
     ):
         time.sleep(0.05)
     time.sleep(2)  # until the stages wait for the next batch
