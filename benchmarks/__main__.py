@@ -27,7 +27,7 @@ BENCHMARKS = {
     "saliency": "saliency_stage --count 128 --rounds 2",
     "evaluation": "evaluation --sizes 10000 --sizes 20000",
     "scale": "scale",
-    "detect": "detect",
+    "detect": "detect --rounds 1",
     "start-up": "startup",
 }
 

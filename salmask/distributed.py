@@ -133,7 +133,12 @@ def broadcast_from_first(make: Callable[[], T]) -> T:
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with its gradients averaged over all processes. Buffers are not synchronised."""
+    """The module with its gradients averaged over all processes. Buffers are not synchronised.
+
+    Gradients are views of the messages, which saves a copy. `static_graph` is not set: it saves the
+    search for unused parameters, which `find_unused_parameters=False` already leaves out, and would
+    read one number per parameter on the host in every step.
+    """
     if world_size() == 1:
         return module
     ids = [device] if device.type == "cuda" else None
