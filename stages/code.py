@@ -1,5 +1,6 @@
 """Digests of the code that decides the result of each stage."""
 
+import os
 from pathlib import Path
 
 import click
@@ -18,12 +19,28 @@ DEMO = ("salmask.datasets.demo",)  # the demo has no folder of images: DVC watch
 def main() -> None:
     """Writes artifacts/code/<key>.sha256 for every stage, run, protocol and data set."""
     params, project = Params.read(), Path.cwd()
+    _link_images(params)
     modules = {key: stage_modules(params, key) for key in stage_keys(params)}
     digests: dict[tuple[str, ...], str] = {}  # many runs share their modules
     for key, names in (modules | {"demo": DEMO}).items():
         if names not in digests:
             digests[names] = code_digest(names, project)
         write_bytes(OUT / f"{key}.sha256", f"{digests[names]}\n".encode())
+
+
+def _link_images(params: Params) -> None:
+    """Links relative folders of images into a copy of the project that lacks them.
+
+    `dvc exp run --temp` and `dvc exp run --queue` run the stages in a copy without the files that
+    git ignores. DVC_ROOT is then the project itself.
+    """
+    project = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    sets = [params.value("data"), *(params.value("transfer") or {}).values()]
+    sets += [entry.get("data") for entry in (params.value("detect") or {}).values()]
+    for root in (entry["root"] for entry in sets if entry and isinstance(entry.get("root"), str)):
+        if not Path(root).exists() and (project / root).is_dir():
+            Path(root).parent.mkdir(parents=True, exist_ok=True)
+            Path(root).symlink_to(project / root)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import contextlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -242,21 +241,9 @@ def _pack(files: int, sample: list[Path]) -> Finding:
 
 
 def _dvc(root: Any) -> Iterator[Finding]:
-    """Yields a finding if DVC cannot watch data.root, or does not have it in every command.
-
-    DVC reads every file below it.
-    """
+    """Yields a finding if DVC cannot watch data.root. DVC reads every file below it."""
     if not isinstance(root, str) or not is_folder(Path(root)):
         return
-    ignored = ["git", "check-ignore", "--quiet", root]
-    if not Path(root).is_absolute() and not subprocess.run(ignored, capture_output=True).returncode:
-        yield Finding(
-            "note",
-            f"data.root: git ignores {root}, and `dvc exp run --temp` and `dvc exp run --queue` "
-            "work in a copy without what git ignores: for these commands, set data.root to an "
-            f"absolute path, or run `salmask fingerprint-folder {root} images.json` and set it to "
-            "images.json",
-        )
     problems = list(islice(untrackable(Path(root)), _MAX_LISTED))
     if problems:
         files = "; ".join(f"{path}: {reason}" for path, reason in problems)

@@ -1,7 +1,6 @@
 """`salmask doctor`: its findings about machine, parameters, data and weights."""
 
 import copy
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +135,3 @@ def test_drawings_of_the_demo_beside_other_images_are_named(photos, tmp_path, mo
     evaluate["chosen"]["transfer"] = list(TINY["runs"])[:1]
     result = doctor(tmp_path, monkeypatch, **sections, evaluate=evaluate)
     assert "transfer.shapes are drawings of the demo" in result.output, result.output
-
-
-def test_images_that_copies_of_the_project_lack_are_named(photos, tmp_path, monkeypatch):
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    result = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
-    assert "dvc exp run" not in result.output
-    (tmp_path / ".gitignore").write_text("/photos/\n")
-    result = doctor(tmp_path, monkeypatch, data=imagefolder(photos))
-    assert result.exit_code == 0 and "git ignores photos" in result.output
-    (tmp_path / ".gitignore").unlink()

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers.project import ROOT, TINY, Project, git_files
 
@@ -49,8 +50,17 @@ def test_an_experiment_runs_in_a_fresh_clone(clone: Project) -> None:
     assert "80" in (clone.folder / "params.yaml").read_text()
 
 
-def test_a_queued_experiment_runs_in_a_fresh_clone(clone: Project) -> None:
-    clone.run("dvc", "exp", "run", "--queue", "prepare", "-S", "data.images.train=64")
-    clone.run("dvc", "exp", "run", "--run-all")
-    status = clone.run("dvc", "queue", "status").splitlines()
+def test_a_queued_experiment_finds_images_that_git_ignores(tmp_path: Path) -> None:
+    data = {"name": "imagefolder", "root": "own/images", "min_side": 8}
+    project = Project(tmp_path, TINY | {"data": data})
+    for number in range(4):
+        file = tmp_path / "own/images" / f"{number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(file)
+    (tmp_path / ".gitignore").write_text("/own/\n")
+    commit(project, ".")
+    project.run("dvc", "exp", "run", "--queue", "prepare", "-S", "data.min_side=30")
+    project.run("dvc", "exp", "run", "--run-all")
+    status = project.run("dvc", "queue", "status").splitlines()
     assert sum("Success" in line for line in status) == 1
+    assert len(list((tmp_path / "own/images").rglob("*.png"))) == 4  # not removed with the copy
