@@ -168,7 +168,8 @@ def publish_files(folder: Path, destination: Path) -> None:
 
     The copy is complete before anything at the destination is removed.
     """
-    (folder / FAILURE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder may belong to another person
+        (folder / FAILURE).unlink()
     shutil.rmtree(folder / "work", ignore_errors=True)  # left by a process that died in `finish`
     new, old = (destination.with_name(f".{destination.name}.{end}") for end in ("partial", "old"))
     for left in (new, old):  # by a process that was killed here

@@ -71,7 +71,8 @@ def run(
             state = "finished"
             if not _run_in_job(spec):
                 return
-        with locked(folder):
+        # A finished result does not change any more, and its lock may belong to another person.
+        with contextlib.nullcontext() if is_done(folder) else locked(folder):
             if is_done(folder):
                 print(f"{label}: {state}; publishing its result to {publish}", flush=True)
             elif profile.executor == "local":

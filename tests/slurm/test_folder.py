@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from salmask.code_digests import code_digest
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
+from salmask.job import Job
+from salmask.provenance import Recipe
+from slurm import launch
 from slurm.errors import DiskFullError, JobFailedError, named_folder_errors
 from slurm.folder import (
     failures,
@@ -20,6 +24,7 @@ from slurm.folder import (
     publish_files,
     read_job_json,
     recorded_failure,
+    run_label,
 )
 
 
@@ -145,3 +150,25 @@ def test_a_signal_during_the_imports_of_a_task_is_held_back(tmp_path):
         command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == ["handled", "__main__ ['/a folder']"], done.stderr
+
+
+def test_a_finished_result_is_published_without_its_lock(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SALMASK_CLUSTER", raising=False)
+    monkeypatch.setenv("SALMASK_RUNS", str(tmp_path / "runs"))
+    recipe = Recipe("stage", "name", (), code_digest((), tmp_path), {}, {})
+
+    def publish() -> bytes:
+        launch.run(recipe, 0, write_result, {}, tmp_path / "published")
+        return (tmp_path / "published" / "result").read_bytes()
+
+    first = publish()
+    lock = tmp_path / "runs" / run_label(recipe) / "lock"
+    lock.unlink()
+    lock.mkdir()  # cannot be opened, like the file of another person
+    shutil.rmtree(tmp_path / "published")
+    assert publish() == first
+
+
+def write_result(job: Job) -> None:
+    (job.out / "result").write_bytes(os.urandom(8))
