@@ -21,7 +21,7 @@ from torch.backends import cudnn
 from salmask.data.decode import decode
 from salmask.data.resample import resample
 from salmask.devices import Precision, autocast, place
-from salmask.params.values import Choice, bind, pick
+from salmask.params.values import bind, pick
 from salmask.saliency.localizers import LOCALIZERS
 from salmask.saliency.scda import activation_map, foreground
 from salmask.saliency.store_rows import scaled
@@ -80,8 +80,8 @@ def main(
     beside: tuple[Path, ...],
 ) -> None:
     """Prints a table that compares each kind with float32 on this CPU."""
-    chosen = Choice(localizer, dict(option.split("=", 1) for option in options))
-    find = pick(LOCALIZERS, chosen, "--localizer")
+    chosen = dict(option.split("=", 1) for option in options)
+    find = pick(LOCALIZERS, localizer, "--localizer")
     spec, tensors = find(**bind(find, chosen, "-o"))
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)

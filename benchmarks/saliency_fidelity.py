@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import true_masks
 from benchmarks.views_and_maps import BORDER, Measured, ViewMaps, measure
 from salmask.devices import pick_device, place
-from salmask.params.values import Choice, bind, pick
+from salmask.params.values import bind, pick
 from salmask.saliency import correction, crops
 from salmask.saliency.localizers import LOCALIZERS
 from salmask.saliency.scda import foreground
@@ -198,8 +198,8 @@ def main(
     overlays: Path | None,
 ) -> None:
     """Prints the tables in Markdown."""
-    chosen = Choice(localizer, dict(option.split("=", 1) for option in options))
-    find = pick(LOCALIZERS, chosen, "--localizer")
+    chosen = dict(option.split("=", 1) for option in options)
+    find = pick(LOCALIZERS, localizer, "--localizer")
     spec, tensors = find(**bind(find, chosen, "-o"))
     trunk = Trunk(spec)
     trunk.layers.load_state_dict(tensors)

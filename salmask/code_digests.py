@@ -30,12 +30,16 @@ WITHOUT_EFFECT = frozenset(
         "salmask.job",
         "salmask.lineage",
         "salmask.memory",
+        "salmask.params.mistakes",
         "salmask.params.probe",
+        "salmask.params.ranges",
+        "salmask.params.yaml_lines",
         "salmask.progress",
         "salmask.temporary_folder",
         "salmask.provenance",
         "salmask.stop_signals",
         "salmask.threads",
+        "salmask.train.check_run",
         "salmask.train.speed",
         "stages.errors",
     }
@@ -51,6 +55,7 @@ _DESCRIPTIONS = {
     "Evaluation": {"label", "main_suffix"},
     "Dataset": {"layout", "origin", "terms", "note", "downloads", "train_images"},
 }
+_RANGES = "salmask.params.ranges"
 
 
 def code_digest(modules: Sequence[str], project: Path, messages: bool = False) -> str:
@@ -156,6 +161,7 @@ def _parsed(text: str) -> _Parsed:
     imports: list[tuple[str, list[str]]] = []
     messages: list[ast.AST] = []
     descriptions: list[ast.AST] = []
+    _remove_ranges(tree)
     for node in ast.walk(tree):  # visits a node before its children, so what is removed is left out
         if isinstance(node, ast.Import):
             imports += [(alias.name, []) for alias in node.names]
@@ -176,6 +182,21 @@ def _parsed(text: str) -> _Parsed:
                 messages += _remove_arguments(node)
     ours = [entry for entry in imports if entry[0].split(".")[0] in OUR_PACKAGES]
     return _Parsed(_digest([tree]), _digest(messages), _digest(descriptions), ours)
+
+
+def _remove_ranges(tree: ast.Module) -> None:
+    """Replaces the ranges of numbers in annotations, and `int` and `float`, by one word: which
+    numbers an option accepts decides no result."""
+    ranges = [
+        node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == _RANGES
+    ]
+    tree.body = [node for node in tree.body if node not in ranges]
+    numbers = {"int", "float", *(alias.name for node in ranges for alias in node.names)}
+    for node in ast.walk(tree):
+        annotation = getattr(node, "annotation", None)
+        for name in ast.walk(annotation) if annotation is not None else ():
+            if isinstance(name, ast.Name) and name.id in numbers:
+                name.id = "number"
 
 
 def _remove_arguments(call: ast.Call) -> list[ast.AST]:

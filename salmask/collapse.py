@@ -3,9 +3,10 @@
 docs/probe.md gives the reasons for the limits.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from salmask import stored_files
 
 LEAST_RANK, LEAST_SPREAD = 2.0, 0.02
 FIRST_STEP = 50  # of training; before it, batch norms do not have their statistics yet
@@ -60,15 +61,18 @@ def signs(history: Rows, measurements: Rows) -> dict[str, str]:
 
 def signs_of_run(folder: Path) -> dict[str, str]:
     """`signs` of the files in a run's output folder; none without files."""
-    return signs(read_rows(folder / "history.csv"), read_rows(folder / "probe.csv"))
+    history, measurements = read_rows(folder / "history.csv"), read_rows(folder / "probe.csv")
+    with stored_files.damage_reported(folder / ("probe.csv" if measurements else "history.csv")):
+        return signs(history, measurements)
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:
     """The rows of history.csv or probe.csv, without empty cells; none if there is no such file."""
     if not file.is_file():
         return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
+    rows = stored_files.read_rows(file)
+    with stored_files.damage_reported(file):
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
 
 def _negative_is_like_key(row: Mapping[str, float]) -> bool:

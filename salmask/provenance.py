@@ -5,7 +5,6 @@ between equal runs (no time, host or job id: they are in the folder of the run),
 artifact has the same bytes.
 """
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,31 +112,6 @@ def record(
         "outputs": {p.relative_to(outputs).as_posix(): file_digest(p) for p in files},
         **environment(device),
     }
-
-
-def refuse_changed_outputs(folder: Path, names: Sequence[str]) -> None:
-    """Raises UserError if files of an artifact differ from the record in its provenance.json.
-
-    A folder without this file, which comes from elsewhere, is not checked.
-
-    Args:
-        folder: of the artifact.
-        names: of the files.
-    """
-    if not (folder / FILE_NAME).is_file():
-        return
-    try:
-        outputs = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["outputs"]
-        changed = [name for name in names if file_digest(folder / name) != outputs[name]]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: run `dvc repro`") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / FILE_NAME} is damaged: run `dvc repro`") from None
-    if changed:
-        raise UserError(
-            f"{folder / changed[0]} has changed since it was made (its sha256 is not the one in "
-            f"{FILE_NAME}): remove {folder} and run `dvc repro`, which makes it again"
-        )
 
 
 def environment(device: "torch.device") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from salmask.by_name import ByName
 from salmask.params.encoder import EncoderConfig
-from salmask.params.names import import_names, run_names
+from salmask.params.names import import_names, protocol_names, run_names
 from salmask.params.overlay import run_choice, run_section
 from salmask.params.yaml_file import Params
 
@@ -31,7 +31,7 @@ def stage_modules(params: Params, key: str) -> tuple[str, ...]:
 def stage_keys(params: Params) -> list[str]:
     """The keys of all stages of a project."""
     params = Params(params.values, params.source)
-    protocols = {*params.section("evaluate.protocols", list[str]), *CHOSEN_PROTOCOLS}
+    protocols = {*protocol_names(params), *CHOSEN_PROTOCOLS}
     return [
         *("prepare", "localizer", "saliency", "transfer", "detect", "report"),
         *(f"pretrain/{run}" for run in run_names(params)),

@@ -7,6 +7,7 @@ import click
 
 from salmask.code_digests import code_digest
 from salmask.files import write_bytes
+from salmask.params.names import evaluation_folders
 from salmask.params.yaml_file import Params
 from salmask.stage_modules import stage_keys, stage_modules
 from stages.errors import Stage
@@ -19,6 +20,7 @@ DEMO = ("salmask.datasets.demo",)  # the demo has no folder of images: DVC watch
 def main() -> None:
     """Writes artifacts/code/<key>.sha256 for every stage, run, protocol and data set."""
     params, project = Params.read(), Path.cwd()
+    evaluation_folders(params)  # refuses names that are no runs, before DVC runs their commands
     _link_images(params)
     modules = {key: stage_modules(params, key) for key in stage_keys(params)}
     digests: dict[tuple[str, ...], str] = {}  # many runs share their modules

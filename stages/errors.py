@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from salmask.errors import InterruptedRunError, NonFiniteLossError, UserError, WorkerDiedError
+from salmask.params.mistakes import full_message
 from salmask.stop_signals import STOP_SIGNALS, raise_interrupted
 from salmask.temporary_folder import use_short_temporary_folder
 
@@ -34,7 +35,7 @@ class Stage(click.Command):
             with _stop_signals_as_errors():
                 return super().invoke(ctx)
         except UserError as error:
-            _exit(f"error: {error}", EXIT_USER_ERROR)
+            _exit(f"error: {full_message(error)}", EXIT_USER_ERROR)
         except (NonFiniteLossError, WorkerDiedError) as error:
             _exit(f"error: {error}", EXIT_FAILED)
         except InterruptedRunError as error:

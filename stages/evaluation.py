@@ -8,10 +8,9 @@ from salmask.artifacts import DATA, ENCODER_FILES, EVALUATE, PRETRAIN
 from salmask.data import manifest as manifests
 from salmask.distributed import rank
 from salmask.encoders import on_disk as encoder_file
-from salmask.evaluate import Evaluation
+from salmask.evaluate import Evaluation, read_options
 from salmask.files import write_json
 from salmask.job import Job
-from salmask.params.values import Choice, bind
 from salmask.params.yaml_file import Params
 from slurm import launch
 from stages.provenance import stage_recipe
@@ -46,9 +45,7 @@ def evaluate_encoder(
         inputs: arguments of the protocol after the job.
         files: further files that decide the result.
     """
-    key = f"evaluate.{protocol}"
-    choice = Choice(protocol, params.section(key, dict[str, Any]))
-    options = bind(evaluation.run, choice, f"params.yaml: {key}")
+    options = read_options(params, protocol, [run])
     seed = params.seed()
     encoder = encoder or PRETRAIN / run
     name, result = (f"{part}-{suffix}" if suffix else part for part in (run, protocol))

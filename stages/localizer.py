@@ -17,8 +17,8 @@ def main() -> None:
     params = Params.read()
     choice = params.choice("localizer")
     made_by = stage_recipe(params, "localizer")
-    function = pick(LOCALIZERS, choice, "params.yaml: localizer")
-    localizer, tensors = function(**bind(function, choice, "params.yaml: localizer"))
+    function = pick(LOCALIZERS, choice.name, "params.yaml: localizer.name")
+    localizer, tensors = function(**bind(function, choice.options, "params.yaml: localizer"))
     stored_localizer.save(localizer, tensors, LOCALIZER)
     write_provenance(made_by, LOCALIZER)
     print(

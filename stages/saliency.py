@@ -87,16 +87,17 @@ def earlier_stores(task: SaliencyTask, device: torch.device) -> list[Path]:
     def same(out: Path) -> bool:
         try:
             recorded: dict[str, Any] = json.loads((out / FILE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # the folder was removed
-            return False
-        return bool(
-            (recorded["code"], recorded["params"]) == (made_by.code, made_by.params)
-            and all(
-                recorded["inputs"].get(str(w)) == made_by.inputs[str(w)] for w in LOCALIZER_FILES
+            return bool(
+                (recorded["code"], recorded["params"]) == (made_by.code, made_by.params)
+                and all(
+                    recorded["inputs"].get(str(file)) == made_by.inputs[str(file)]
+                    for file in LOCALIZER_FILES
+                )
+                and recorded["versions"] == here["versions"]
+                and recorded["device"]["type"] == here["device"]["type"]
             )
-            and recorded["versions"] == here["versions"]
-            and recorded["device"]["type"] == here["device"]["type"]
-        )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # removed or damaged
+            return False
 
     finished = [done.parent / "out" for done in sorted(task.runs.glob("saliency-*/DONE"))]
     return [out / STORE.name for out in finished if same(out)]

@@ -1,5 +1,6 @@
 """Fixtures for all tests. They use neither the network nor files outside tmp_path."""
 
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,13 @@ from salmask.job import Job
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in xdist's workers and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.register_profile(
+    "suite",
+    deadline=None,
+    max_examples=int(os.environ.get("SALMASK_EXAMPLES", "40")),
+    derandomize=True,
+    database=None,
+)
 settings.load_profile("suite")
 
 CPU = torch.device("cpu")

@@ -117,6 +117,11 @@ def reword_errors(source: Path) -> None:
         ("salmask/evaluate/probe.py", "20, 0.07", "21, 0.07"),
         ("salmask/evaluate/unlabelled.py", "1e-7", "1e-5"),
         ("salmask/params/probe.py", "= 5", "= 6"),
+        ("salmask/params/ranges.py", "8192", "4096"),
+        ("salmask/params/mistakes.py", "did you mean", "perhaps"),
+        ("salmask/frameworks/moco.py", "temperature: Positive", "temperature: float"),
+        ("salmask/frameworks/moco.py", "import Finite, ", "import Few, Finite, "),
+        ("salmask/masks/blur.py", "kernel: Kernel", "kernel: int"),
         ("salmask/collapse.py", "0.02", "0.03"),
     ],
 )

@@ -16,13 +16,15 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 
 
 class _Commands(click.Group):
-    """Commands whose UserErrors are printed as one line, with exit code 2."""
+    """Commands whose UserErrors are printed as messages, with exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"error: {error}", err=True)
+            from salmask.params.mistakes import full_message
+
+            click.echo(f"error: {full_message(error)}", err=True)
             sys.exit(2)
 
 

@@ -10,23 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from salmask.errors import UserError
-from salmask.params.names import run_names
-from salmask.params.yaml_file import Params
 
 
 def is_grid(entry: Any) -> bool:
     """Whether the entry of a run describes several runs."""
     return isinstance(entry, Mapping) and bool(_axes(entry))
-
-
-def refuse_grids(params: Params) -> None:
-    """Raises UserError if params.yaml holds a grid, because DVC would take it for one run."""
-    for name in run_names(params):
-        if is_grid(params.raw(f"runs.{name}")):
-            raise UserError(
-                f"{params.source}: runs.{name}: a grid is expanded by `salmask suite NAME`: keep "
-                "it in suites/NAME.yaml"
-            )
 
 
 def expand(entries: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,6 +10,7 @@ from salmask.artifacts import EVALUATE, REPORT
 from salmask.errors import UserError
 from salmask.lineage import TraceCache, trace
 from salmask.provenance import find_root
+from salmask.stored_files import damage_reported, read_json
 
 
 def marked_results() -> str:
@@ -26,9 +27,11 @@ def marked_results() -> str:
     if not (report / "results.txt").is_file():
         raise UserError(f"{report} has no results yet: run `dvc repro`")
     text = (report / "results.txt").read_text(encoding="utf-8").rstrip()
-    rows = json.loads((report / "results.json").read_text(encoding="utf-8"))["rows"]
-    cache = TraceCache()
-    problems = {row["run"]: list(dict.fromkeys(_problems(row, root, cache))) for row in rows}
+    results, cache = read_json(report / "results.json"), TraceCache()
+    with damage_reported(report / "results.json"):
+        problems = {
+            row["run"]: list(dict.fromkeys(_problems(row, root, cache))) for row in results["rows"]
+        }
     stale = [run for run, texts in problems.items() if texts]
     if stale:
         text = "\n".join(_marked(line, stale) for line in text.splitlines())
@@ -42,11 +45,12 @@ def _problems(row: dict[str, Any], root: Path, cache: TraceCache) -> Iterator[st
     metrics: dict[str, float] = {}
     for file in sorted((root / EVALUATE / row["run"]).glob("*/metrics.json")):
         try:
-            own = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+            own: dict[str, float] = json.loads(file.read_bytes())
+            in_report = own.keys() & row["metrics"].keys()
+        except (ValueError, AttributeError, RecursionError):
             yield f"{file.relative_to(root)} is damaged"
             continue
-        if not own.keys() & row["metrics"].keys():
+        if not in_report:
             continue  # of a protocol that is not in the report
         metrics |= own
         yield from trace(file, root, cache).all_problems()

@@ -23,6 +23,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # unusual metadata does not 
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112  # EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values that exchange height and width
 _ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -85,14 +86,14 @@ def load_pixels(
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))
         image.load()
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         upright = to_rgb(image)
         if orientation in _ROTATIONS:
             upright = upright.transpose(_ROTATIONS[orientation])
-        return upright, size[::-1] if orientation in (5, 6, 7, 8) else size
+        return upright, size[::-1] if orientation in SIDEWAYS else size
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, which may come after the pixels of a PNG; 1 for none."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))

@@ -4,13 +4,13 @@ also names the folder of their pack, if there is one.
 No later stage depends on this file, so that moved images cost one run of `prepare` only.
 """
 
-import json
 import os
 from pathlib import Path
 
 from salmask.data.file_bytes import missing_folder
 from salmask.errors import UserError
 from salmask.files import write_json
+from salmask.stored_files import damage_reported, read_json
 
 _FILE = "location.json"
 
@@ -51,8 +51,9 @@ def load_pack(folder: Path) -> Path | None:
 
 def _read(folder: Path) -> dict[str, Path]:
     try:
-        stored = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        stored = read_json(folder / _FILE)
+    except FileNotFoundError:
+        raise UserError(f"{folder / _FILE} is missing: run `dvc repro`") from None
+    with damage_reported(folder / _FILE):
         names = [name for name in ("images", "pack") if name == "images" or name in stored]
         return {name: Path(os.path.normpath(folder / stored[name])) for name in names}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / _FILE} is missing or damaged: run `dvc repro`") from None

@@ -1,6 +1,5 @@
 """The manifest: one row per image. Saliency maps, views and features refer to images by row."""
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from salmask.data.file_bytes import ImageError, missing_folder, open_file, open_
 from salmask.data.pack import Pack, open_pack
 from salmask.errors import DataGoneError, UserError
 from salmask.files import file_digest
+from salmask.stored_files import command_for, damage_reported, read_json
 
 log = logging.getLogger(__name__)
 _REPLACEMENT = "replacement"  # key in the `info` of gray images
@@ -90,22 +90,25 @@ def load(folder: Path) -> Manifest:
     images are not packed.
     """
     try:
-        dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        dataset = read_json(folder / "dataset.json")
         digest = file_digest(folder / "manifest.csv")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro prepare`") from None
-    if digest != dataset["digest"]:
+    with damage_reported(folder / "dataset.json"):
+        name, classes, expected = dataset["name"], tuple(dataset["classes"]), dataset["digest"]
+    file = folder / "manifest.csv"
+    if digest != expected:
         raise UserError(
-            f"{folder}/manifest.csv was edited after `prepare` wrote it: run "
-            f"`dvc repro --force prepare`"
+            f"{file} was edited or damaged after it was written: run "
+            f"`{command_for(file) or 'dvc repro'}`"
         )
     rows = columns.read(folder, digest)
     pack_folder = location.load_pack(folder)
     pack = open_pack(pack_folder, digest) if pack_folder else None
     return Manifest(
-        name=dataset["name"],
+        name=name,
         root=location.load(folder, check=pack is None),
-        classes=tuple(dataset["classes"]),
+        classes=classes,
         digest=digest,
         paths=rows.paths,
         splits=np.array(rows.split_names, dtype=object)[rows.splits],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from salmask.devices import constant
 from salmask.filters import gaussian_blur
-from salmask.params.values import PerView
+from salmask.params.ranges import SharePerView
 from salmask.params.view import ViewConfig
 from salmask.pieces import change_chosen, in_pieces
 from salmask.randomness import Draws
@@ -126,6 +126,6 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     return result
 
 
-def _value_of(view: str, value: PerView) -> float:
+def _value_of(view: str, value: SharePerView) -> float:
     """The value for a view: the second of a pair is for the key, the first for all others."""
     return value[view == "key"] if isinstance(value, tuple) else value

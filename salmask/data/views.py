@@ -8,7 +8,7 @@ defaults are the augmentation of MoCo v2 (Chen et al. 2020b).
 import torch
 from torch import Tensor
 
-from salmask.params.values import Range
+from salmask.params.ranges import PositiveRange
 from salmask.params.view import ViewConfig
 from salmask.randomness import Draws
 
@@ -48,7 +48,9 @@ def view_geometry(
     return boxes, {b: flips(draws, b, config.flip) for b in branches}
 
 
-def crop_boxes(draws: Draws, view: str, sizes: Tensor, crop: Range, aspect: Range) -> Tensor:
+def crop_boxes(
+    draws: Draws, view: str, sizes: Tensor, crop: PositiveRange, aspect: PositiveRange
+) -> Tensor:
     """Boxes of random resized crops, as torchvision's RandomResizedCrop draws them.
 
     Of ten random areas and aspect ratios the first that fits is used, or else the largest central

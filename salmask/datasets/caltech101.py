@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import NonNegativeInt, PositiveInt
-
 from salmask.datasets import Dataset, Download, Listing
 from salmask.datasets.folders import LayoutError, class_of, images_below, select_folder
 from salmask.datasets.listing import listing_by_class
 from salmask.datasets.random_split import path_hash
 from salmask.errors import UserError
+from salmask.params.ranges import NonNegativeInt, PositiveInt
 
 _IMAGES = "101_ObjectCategories"
 _NO_CLASS = "BACKGROUND_Google"

@@ -1,15 +1,28 @@
 """The procedural demo, which `prepare` draws."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
+from pydantic import AfterValidator
 
 from salmask.datasets import Dataset, ListedFile, Listing
-from salmask.datasets.demo_images import CLASSES, SPLITS, render
+from salmask.datasets.demo_images import CLASSES, SPLITS, Split, render
+from salmask.params.ranges import NonNegativeInt, PositiveInt
+
+
+def _check_train(images: Mapping[Split, int]) -> Mapping[Split, int]:
+    if "train" not in images:
+        raise ValueError("the number for train is missing")
+    return images
+
+
+Images = Annotated[Mapping[Split, PositiveInt], AfterValidator(_check_train)]
 
 
 def read(
-    out: Path, seed: int, *, root: str, images: dict[str, int] = SPLITS, first: int = 0
+    out: Path, seed: int, *, root: str, images: Images = SPLITS, first: NonNegativeInt = 0
 ) -> Listing:
     """Draws the images into out/images, and the true object masks into out/masks.
 

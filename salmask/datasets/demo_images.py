@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 Field = NDArray[np.float64]
 Colour = tuple[float, float, float]
 
-SPLITS = {"train": 1300, "val": 400, "decorrelated": 400}
+Split = Literal["train", "val", "decorrelated"]
+SPLITS: dict[Split, int] = {"train": 1300, "val": 400, "decorrelated": 400}
 BACKGROUND_FOLLOWS_CLASS = {"train": 0.5, "val": 0.5, "decorrelated": 0.0}
 
 

@@ -28,7 +28,7 @@ class Scene:
 
 def scene(seed: int, split: str, index: int, side: int = 96, most: int = 3) -> Scene:
     """Image `index` of a split of the demo, with up to `most` - 1 smaller objects drawn over it."""
-    entropy = np.random.SeedSequence([seed, list(SPLITS).index(split), index, most])
+    entropy = np.random.SeedSequence([seed, list[str](SPLITS).index(split), index, most])
     rng = np.random.Generator(np.random.Philox(entropy))
     ground = render(seed, split, index, side)
     image, masks, labels = ground.image.copy(), [ground.mask.copy()], [ground.label]

@@ -3,7 +3,9 @@
 Folders may contain symbolic links and subfolders that cannot be read.
 """
 
+import codecs
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ _SYSTEM_FOLDERS = (
     *("system volume information", "lost+found"),
 )
 _MAX_KINDS = 8  # in one note
+_DRIVE = re.compile("[A-Za-z]:")
 
 
 class LayoutError(UserError):
@@ -34,6 +37,14 @@ def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file exists at `path`; False for a path that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
         return False
 
 
@@ -164,5 +175,22 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A file as UTF-8 text; other bytes are kept as surrogates. Raises LayoutError."""
-    return read_bytes(path).decode("utf-8", "surrogateescape")
+    """The text of a file in UTF-8 or, after its byte order mark, UTF-16; bytes that are not UTF-8
+    are kept as surrogates. Raises LayoutError."""
+    content = read_bytes(path)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path with either separator is absolute or has a part `..`."""
+    parts = path.replace("\\", "/").split("/")
+    return ".." in parts or parts[0] == "" or bool(_DRIVE.fullmatch(parts[0]))
+
+
+def require_inside(root: Path, path: str, where: str) -> str:
+    """`path`, relative to `root`. Raises UserError for a path that leads out of `root`."""
+    if leads_out(path):
+        raise UserError(f"{where}: {path} leads out of {root}, which DVC watches")
+    return path

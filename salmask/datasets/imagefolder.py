@@ -14,13 +14,14 @@ from salmask.datasets.folders import (
 from salmask.datasets.listing import printable_names, shorten
 from salmask.datasets.random_split import is_held_out
 from salmask.errors import UserError
+from salmask.params.ranges import Share
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "dev")
 _TEST = ("test", "testing")
 
 
-def read(out: Path, seed: int, *, root: Path, val_share: float = 0.1) -> Listing:
+def read(out: Path, seed: int, *, root: Path, val_share: Share = 0.1) -> Listing:
     """A folder of images in one of three layouts.
 
     - root/train/CLASS/... and root/val/CLASS/... (or valid, validation, dev, test). With both a

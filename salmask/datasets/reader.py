@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from salmask.datasets import DATASETS, Listing
 from salmask.datasets.folder_fingerprint import folder_of
-from salmask.datasets.folders import LayoutError
+from salmask.datasets.folders import LayoutError, require_inside
 from salmask.errors import UserError
-from salmask.params.values import STRICT, Choice, bind, check, pick
+from salmask.params.ranges import PositiveInt, Share
+from salmask.params.values import STRICT, Choice, bind, pick
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -25,7 +24,7 @@ class FilePolicy:
         pack: whether to copy the files into a few large ones, from which the stages then read.
     """
 
-    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_rejected: Share = 0.05
     min_side: PositiveInt = 8
     pack: bool = False
 
@@ -40,20 +39,29 @@ def dataset_reader(choice: Choice, where: str) -> tuple[FilePolicy, Callable[[Pa
     Raises UserError for an unknown name or option; so does the returned function when `root` does
     not have the expected layout.
     """
-    names = {field.name for field in fields(FilePolicy)}
-    policy = {key: value for key, value in choice.options.items() if key in names}
-    own = {key: value for key, value in choice.options.items() if key not in names}
-    dataset = pick(DATASETS, choice, where)
-    options = bind(dataset.read, Choice(choice.name, own), where)
+    dataset = pick(DATASETS, choice.name, f"{where}.name")
+    options = bind(dataset.read, choice.options, where, FilePolicy)
+    policy = FilePolicy(**{field.name: options.pop(field.name) for field in fields(FilePolicy)})
 
     def read(out: Path, seed: int) -> Listing:
         root = options["root"]
         try:
             if isinstance(root, Path):
                 root = folder_of(root, f"{where}.root")
-            return dataset.read(out, seed, **options | {"root": root})
+            listing = dataset.read(out, seed, **options | {"root": root})
         except LayoutError as error:
             instructions = dataset.instructions(choice.name, root)
             raise UserError(f"{error}. {instructions}" if instructions else str(error)) from None
+        for file in listing.files:
+            require_inside(listing.root, file.path, where)
+        return listing
 
-    return check(policy, FilePolicy, where), read
+    return policy, read
+
+
+def check_root(choice: Choice, where: str) -> None:
+    """Raises UserError if the folder of a data set, which `root` names, is not there."""
+    dataset = pick(DATASETS, choice.name, f"{where}.name")
+    root = bind(dataset.read, choice.options, where, FilePolicy)["root"]
+    if isinstance(root, Path):  # not the demo's, which is not read
+        folder_of(root, f"{where}.root")

@@ -1,6 +1,5 @@
 """A folder of images whose splits are given by folders or by lists."""
 
-import codecs
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +7,11 @@ from salmask.datasets import Dataset, Listing
 from salmask.datasets.folders import (
     class_of,
     images_below,
+    is_file,
     is_folder,
     note_on_unread,
-    read_bytes,
+    read_text,
+    require_inside,
 )
 from salmask.datasets.listing import listing_by_class
 from salmask.errors import UserError
@@ -45,6 +46,7 @@ def read(
     splits: dict[str, str] = {}
     unread: list[str] = []
     for split, name in names.items():
+        require_inside(root, name, split)
         paths = _paths(root, name, unread)
         if paths is None and (split != "val" or val is not None):
             raise UserError(f"{root}: neither a folder {name} nor a list {name} or {name}.txt")
@@ -68,16 +70,8 @@ def _paths(root: Path, name: str, unread: list[str]) -> list[str] | None:
     file = next((path for path in lists if path.is_file()), None)
     if file is None:
         return None
-    lines = enumerate(_text(file).split("\n"), start=1)
+    lines = enumerate(read_text(file).split("\n"), start=1)
     return [_path(root, line, f"{file}, line {n}") for n, line in lines if line.strip(" \t\r\0")]
-
-
-def _text(file: Path) -> str:
-    """The text of a list in UTF-8 or, after its byte order mark, UTF-16."""
-    content = read_bytes(file)
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", "replace")
-    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
 def _path(root: Path, line: str, where: str) -> str:
@@ -91,10 +85,8 @@ def _path(root: Path, line: str, where: str) -> str:
     columns = [line, *(line.partition(mark)[0] for mark in ",;\t" if mark in line)]
     plain = [column.strip().strip("\"'") for column in columns]
     readings = [_below(root, text) for text in (*plain, *(t.replace("\\", "/") for t in plain))]
-    path = next((p for p in readings if _is_file(root / p)), readings[0])
-    if path.startswith("/") or ".." in path.split("/"):
-        raise UserError(f"{where}: {path} leads out of {root}, which DVC watches")
-    return path
+    path = next((p for p in readings if is_file(root / p)), readings[0])
+    return require_inside(root, path, where)
 
 
 def _below(root: Path, text: str) -> str:
@@ -103,13 +95,6 @@ def _below(root: Path, text: str) -> str:
     while text.startswith("./"):
         text = text[2:].lstrip("/")
     return text
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 DATASET = Dataset(read)

@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from salmask.data.decode import open_image
+from salmask.data.decode import SIDEWAYS, open_image, orientation_of
 from salmask.data.file_bytes import ImageError, open_file
+from salmask.datasets.listing import shorten
 from salmask.detection.objects import AnnotatedImage, Annotations, Rle, Rule
 from salmask.errors import UserError
 
@@ -57,6 +58,10 @@ class AnnotationCollector:
     bad: Bad
     images: list[AnnotatedImage] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    listed_images: int = 0
+    listed_objects: int = 0
+    turned: list[str] = field(default_factory=list)
 
     def add_image(
         self,
@@ -73,17 +78,30 @@ class AnnotationCollector:
             objects: all its objects.
             masks: whether the objects have masks.
         """
+        self.listed_images += 1
+        self.listed_objects += len(objects)
         try:
             with open_file(file) as stream:
-                width, height = open_image(stream).size
+                image = open_image(stream)
+                (width, height), orientation = image.size, orientation_of(image)
         except ImageError as error:
             self.problems.append(f"{file}: {error}")
             return
-        if sorted((height, width)) != sorted(size):  # a photograph may be stored rotated
+        if orientation in SIDEWAYS:
+            if (height, width) == tuple(size) and height != width:
+                self.problems.append(
+                    f"{file}: it is annotated as it is stored ({width}x{height} px), but its EXIF "
+                    "data turn it by 90 degrees; save it without EXIF data, or annotate it upright"
+                )
+                return
+            width, height = height, width
+        if (height, width) != tuple(size):
             self.problems.append(
                 f"{file}: {width}x{height} px, but annotated as {size[1]}x{size[0]}"
             )
             return
+        if orientation != 1 and (orientation not in SIDEWAYS or height == width):
+            self.turned.append(file.name)  # the size does not show how it was annotated
         usable = [(item, box) for item in objects if (box := self._clipped_box(file, size, item))]
         boxes = np.array([box for _, box in usable], dtype=np.float64).reshape(-1, 4)
         box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).tolist()
@@ -148,15 +166,24 @@ class AnnotationCollector:
                 f"{len(self.problems)} problems in {source}:\n  {listed}\n"
                 "Correct them, or leave these images and objects out with `bad: skip`"
             )
+        lost = (
+            self.listed_images - len(self.images),
+            self.listed_objects - sum(map(len, self.images)),
+        )
+        notes = list(self.notes)
+        if any(lost):
+            notes.append(
+                f"{source.name}: {lost[0]} of {self.listed_images} images and {lost[1]} of "
+                f"{self.listed_objects} objects were left out"
+            )
+        if self.turned:
+            notes.append(
+                f"{source.name}: EXIF data turn or mirror {len(self.turned)} images of unchanged "
+                f"size ({shorten(self.turned)}); their objects are read as annotated on the "
+                "upright image"
+            )
         if self.problems:
             log.warning("%s: %d left out or clipped:\n  %s", source, len(self.problems), listed)
-        return Annotations(self.classes, tuple(self.images), rule, tuple(self.problems))
-
-
-def read_text(file: Path) -> str:
-    """The text of a file of annotations. Raises UserError when it cannot be read."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{file} cannot be read: {reason}") from None
+        return Annotations(
+            self.classes, tuple(self.images), rule, tuple(self.problems), tuple(notes)
+        )

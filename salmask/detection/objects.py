@@ -47,12 +47,14 @@ class Annotations:
         images: the images of the split.
         rule: the rule that scores detections in these images.
         skipped: one line for each image or object that was left out or changed, with the reason.
+        notes: sentences about how the annotations were read.
     """
 
     classes: tuple[str, ...]
     images: tuple[AnnotatedImage, ...]
     rule: Rule
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def has_masks(self) -> bool:
         """Whether all images have masks."""

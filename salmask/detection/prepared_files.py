@@ -13,6 +13,7 @@ from salmask.data.file_bytes import ImageError, open_with_digest
 from salmask.detection.objects import AnnotatedImage, Annotations, DetectionData
 from salmask.errors import UserError
 from salmask.files import file_digest, write_bytes, write_json, write_rows
+from salmask.stored_files import command_for, damage_reported, read_json
 from salmask.threads import thread_pool
 
 FILES = ("dataset.json", "pictures.jsonl")
@@ -32,9 +33,10 @@ def save(data: DetectionData, root: Path, folder: Path) -> dict[str, Any]:
         The content of dataset.json.
 
     Raises:
-        UserError: an image cannot be read any more.
+        UserError: an image cannot be read any more, or a split has no object.
     """
     splits = {"train": data.train, "test": data.test}
+    _require_objects(data)
     digests: dict[str, set[str]] = {}
     lines = []
     for name, split in splits.items():
@@ -49,6 +51,8 @@ def save(data: DetectionData, root: Path, folder: Path) -> dict[str, Any]:
     skipped = [{"split": name, "what": line} for name, s in splits.items() for line in s.skipped]
     write_rows(folder / "skipped.csv", skipped, ["split", "what"])
     in_both = len(digests["train"] & digests["test"])
+    notes = list(dict.fromkeys([*data.train.notes, *data.test.notes]))
+    notes += [f"{in_both} test images are also trained on"] if in_both else []
     location.save(root.resolve(), folder.resolve(), Path.cwd())
     metadata = {
         "name": data.name,
@@ -58,7 +62,7 @@ def save(data: DetectionData, root: Path, folder: Path) -> dict[str, Any]:
         "objects": {name: sum(map(len, split.images)) for name, split in splits.items()},
         "masks": all(split.has_masks() for split in splits.values()),
         "skipped": len(skipped),
-        "notes": [f"{in_both} test images are also trained on"] if in_both else [],
+        "notes": notes,
         "digest": file_digest(folder / _IMAGES),
     }
     write_json(folder / _DATASET, metadata)
@@ -72,23 +76,39 @@ def load(folder: Path) -> DetectionData:
         UserError: the files are missing or were edited, or the folder of images is missing.
     """
     try:
-        metadata = json.loads((folder / _DATASET).read_text(encoding="utf-8"))
+        metadata = read_json(folder / _DATASET)
         digest = file_digest(folder / _IMAGES)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro detect_data`") from None
-    if digest != metadata["digest"]:
+    with damage_reported(folder / _DATASET):
+        name, rule, masks = metadata["name"], metadata["rule"], metadata["masks"]
+        classes, expected = tuple(metadata["classes"]), metadata["digest"]
+    if digest != expected:
         raise UserError(
             f"{folder}/{_IMAGES} has changed since it was written: run "
-            "`dvc repro --force detect_data`"
+            f"`{command_for(folder / _IMAGES) or 'dvc repro'}`"
         )
     root = location.load(folder)
     splits: dict[str, list[AnnotatedImage]] = {"train": [], "test": []}
     with (folder / _IMAGES).open(encoding="utf-8") as stream:
         for line in map(json.loads, stream):
-            splits[line["split"]].append(_from_json(line, root, metadata["masks"]))
-    classes = tuple(metadata["classes"])
-    train, test = (Annotations(classes, tuple(s), metadata["rule"]) for s in splits.values())
-    return DetectionData(metadata["name"], train, test)
+            splits[line["split"]].append(_from_json(line, root, masks))
+    train, test = (Annotations(classes, tuple(s), rule) for s in splits.values())
+    return DetectionData(name, train, test)
+
+
+def _require_objects(data: DetectionData) -> None:
+    """Raises UserError if there is no object to learn from, or none that is scored."""
+    for name, split in (("train", data.train), ("test", data.test)):
+        objects = sum(map(len, split.images))
+        scored = sum(int((~image.ignored).sum()) for image in split.images)
+        if not scored and not (name == "train" and objects and split.rule == "voc"):
+            raise UserError(
+                f"the {name} split of {data.name} has {len(split.images)} images, {objects} "
+                f"objects, of which {objects - scored} are crowds or difficult: none is left to "
+                f"{'learn from' if name == 'train' else 'score'}. Check the file that lists them, "
+                "and its classes"
+            )
 
 
 def _image_digest(file: Path) -> str:

@@ -1,9 +1,7 @@
 """The detection protocol: an encoder as the trunk of Faster or Mask R-CNN, trained and scored."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
-
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from typing import Any
 
 from salmask.detection import score_coco, score_voc
 from salmask.detection.architecture import ANCHORS, Norm
@@ -20,10 +18,19 @@ from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
 from salmask.files import write_bytes, write_rows
 from salmask.job import Job
-from salmask.params.values import Share, bind_options
+from salmask.params.ranges import (
+    Milestones,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Several,
+    Share,
+    Side,
+)
+from salmask.params.values import bind
 
 CLASSES, SHEET = "classes.csv", "detections.png"
-Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # px
+Sides = Several[Side]  # px
 
 
 def run(
@@ -37,15 +44,15 @@ def run(
     norm: Norm = "sync",
     precise_norm: NonNegativeInt = 200,
     iterations: PositiveInt | None = None,
-    milestones: tuple[PositiveInt, ...] | None = None,
+    milestones: Milestones | None = None,
     batch: PositiveInt | None = None,
-    lr: PositiveFloat | None = None,
+    lr: Positive | None = None,
     scale_lr: bool = False,
     warmup: NonNegativeInt | None = None,
     warmup_factor: Share | None = None,
     short_sides: Sides | None = None,
-    test_short_side: PositiveInt = 800,
-    long_side: PositiveInt = 1333,
+    test_short_side: Side = 800,
+    long_side: Side = 1333,
     flip: Share = 0.5,
     difficult: bool = True,
     anchors: Sides = ANCHORS,
@@ -161,12 +168,12 @@ def training_options(given: Mapping[str, Any], where: str) -> tuple[dict[str, An
     Raises:
         UserError: an option is missing or has a wrong value, or there is no such recipe.
     """
-    options = bind_options(run, given, where)
+    options = bind(run, given, where)
     changes = {key: options[key] for key in REPLACEABLE}
     try:
         return options, resolved(options["recipe"], options["scale_lr"], **changes)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}.{error}") from None
 
 
 def score(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from salmask.errors import UserError
+from salmask.params.mistakes import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,16 @@ def resolved(name: str, scale_lr: bool = False, **changes: Any) -> DetectorRecip
         UserError: there is no such recipe, or the values do not fit together.
     """
     if name not in RECIPES:
-        raise UserError(f"recipe: no `{name}` here; choose from {', '.join(RECIPES)}")
+        raise UserError(
+            f"recipe: no `{name}` here; choose from {', '.join(RECIPES)}"
+            f"{did_you_mean(name, RECIPES)}"
+        )
     published = RECIPES[name]
     recipe = replace(published, **{key: v for key, v in changes.items() if v is not None})
     milestones = list(recipe.milestones)
     if milestones != sorted(set(milestones)) or recipe.iterations <= max(milestones, default=0):
         raise UserError(
-            f"milestones {milestones} must increase and be smaller than iterations "
+            f"milestones: {milestones} must increase and be smaller than iterations "
             f"({recipe.iterations}): set both"
         )
     if scale_lr:

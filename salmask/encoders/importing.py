@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -22,10 +21,12 @@ from salmask.encoders.on_disk import InputSpec
 from salmask.errors import UserError
 from salmask.files import file_digest
 from salmask.params.encoder import EncoderConfig
+from salmask.params.mistakes import did_you_mean
+from salmask.params.ranges import Finite, Positive, PositiveInt, Sha256, Side, ViewSide, Width
 from salmask.params.values import STRICT
 
 Tensors = dict[str, Tensor]
-Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Deviations = tuple[Positive, Positive, Positive]
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _NUMBERED = {  # the layers of a ResNet in a sequence of its children
     "0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4",
@@ -44,7 +45,7 @@ class InputFilter:
 
     name: Literal["high_pass"]
     kernel: PositiveInt
-    sigma: PositiveFloat
+    sigma: Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,26 +71,27 @@ class Import:
     path: Path
     arch: str
     layout: str = "auto"
-    width: PositiveInt = 64
+    width: Width = 64
     stem: Literal["imagenet", "small", "small2"] = "imagenet"
-    size: PositiveInt = 224
-    shorter: PositiveInt | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    size: ViewSide = 224
+    shorter: Side | None = None
+    mean: tuple[Finite, Finite, Finite] = IMAGENET_MEAN
     std: Deviations = IMAGENET_STD
     filter: InputFilter | None = None
-    sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+    sha256: Sha256 | None = None
     drop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layout != "auto" and self.layout not in LAYOUTS:
             raise ValueError(
-                f"there is no layout `{self.layout}`; choose from auto, {', '.join(LAYOUTS)}"
+                f"layout no layout `{self.layout}`; choose from auto, {', '.join(LAYOUTS)}"
+                f"{did_you_mean(self.layout, LAYOUTS)}"
             )
         if self.shorter is not None and self.shorter < self.size:
             raise ValueError(f"shorter {self.shorter} is less than size {self.size}")
         if self.filter and (self.filter.kernel % 2 == 0 or self.filter.kernel >= 2 * self.size):
             raise ValueError(
-                f"filter.kernel must be odd and below twice the size, got {self.filter.kernel}"
+                f"filter kernel must be odd and below twice the size, got {self.filter.kernel}"
             )
 
     @property

@@ -4,7 +4,6 @@ A folder holds encoder.safetensors (weights), encoder.json (architecture and inp
 encoders that were trained here, projector.safetensors (the projection head of the pretraining).
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from salmask.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, PerChannel, normalise
@@ -24,7 +23,7 @@ from salmask.errors import NonFiniteLossError, UserError
 from salmask.files import write_json, write_tensors
 from salmask.filters import high_pass
 from salmask.params.encoder import EncoderConfig
-from salmask.provenance import refuse_changed_outputs
+from salmask.stored_files import damage_reported, read_json, read_tensors
 
 _WEIGHTS, _DESCRIPTION = "encoder.safetensors", "encoder.json"
 _PROJECTOR = "projector.safetensors"
@@ -145,10 +144,9 @@ def load(folder: Path, device: torch.device) -> Encoder:
     Raises UserError when it is missing, when a file differs from the record in provenance.json, or
     when the weights do not fit the description.
     """
-    refuse_changed_outputs(folder, (_DESCRIPTION, _WEIGHTS))
     encoder = describe(folder)
     try:
-        encoder.network.load_state_dict(load_file(folder / _WEIGHTS))
+        encoder.network.load_state_dict(read_tensors(folder / _WEIGHTS))
     except FileNotFoundError:
         raise UserError(f"{folder / _WEIGHTS} is missing: run `dvc repro pretrain`") from None
     except RuntimeError as error:
@@ -183,12 +181,12 @@ def random_like(folder: Path, seed: int, device: torch.device) -> Encoder:
 def describe(folder: Path, seed: int = 0) -> Encoder:
     """The encoder that encoder.json describes, with random weights."""
     try:
-        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / _DESCRIPTION)
     except FileNotFoundError:
         raise UserError(f"{folder} holds no encoder: run `dvc repro pretrain`") from None
-    config, source = EncoderConfig(**description["encoder"]), description["input"]
-    mean, std = tuple(source["mean"]), tuple(source["std"])
-    spec = InputSpec(source["size"], source["shorter"], source["filter"], mean, std)
+    with damage_reported(folder / _DESCRIPTION):
+        config = EncoderConfig(**description["encoder"])
+        spec = TypeAdapter(InputSpec).validate_python(description["input"])
     return Encoder(build_encoder(config, seed=seed), config, spec)
 
 
@@ -208,7 +206,10 @@ def load_projector(folder: Path, device: torch.device) -> nn.Module:
     Raises UserError when there is none, as with imported encoders.
     """
     try:
-        weights = load_file(folder / _PROJECTOR)
+        weights = read_tensors(folder / _PROJECTOR)
     except FileNotFoundError:
         raise UserError(f"{folder} holds no {_PROJECTOR}: run `dvc repro pretrain`") from None
-    return from_weights(weights).to(device)
+    try:
+        return from_weights(weights).to(device)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder / _PROJECTOR} holds no head: {error}") from None

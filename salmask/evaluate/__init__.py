@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from salmask.by_name import ByName
+from salmask.errors import UserError
+from salmask.params.values import bind
 from salmask.params.yaml_file import Params
 
 
@@ -32,6 +34,26 @@ class Evaluation:
     parallel: bool = True
     own_section: bool = True
     check: Callable[[Params, Sequence[str], Mapping[str, Any]], None] = lambda *given: None
+
+
+def read_options(params: Params, name: str, runs: Sequence[str]) -> dict[str, Any]:
+    """The options of a protocol, with defaults filled in.
+
+    Args:
+        params: the parameters.
+        name: of the protocol, whose section is `evaluate.<name>`.
+        runs: the runs that it is chosen for.
+
+    Raises UserError for options that are not allowed or do not fit.
+    """
+    evaluation, key = EVALUATIONS[name], f"evaluate.{name}"
+    options = bind(evaluation.run, params.mapping(key), f"{params.source}: {key}")
+    try:  # what only the check reads is not recorded as read
+        evaluation.check(Params(params.values, params.source), runs, options)
+    except UserError as error:
+        text = str(error)
+        raise UserError(f"{params.source}: {text}" if text.startswith(key) else text) from None
+    return options
 
 
 EVALUATIONS: ByName[Evaluation] = ByName("salmask.evaluate", "EVALUATION")

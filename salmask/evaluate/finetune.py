@@ -9,11 +9,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -27,11 +26,20 @@ from salmask.evaluate.features import extract, labelled_splits, top, width
 from salmask.evaluate.subsets import balanced, labelled_ids
 from salmask.files import file_digest
 from salmask.job import Job
+from salmask.params.ranges import (
+    Milestones,
+    Momentum,
+    NonNegative,
+    Percent,
+    Positive,
+    PositiveInt,
+    Several,
+    Sha256,
+)
 from salmask.params.values import STRICT
 from salmask.params.yaml_file import Params
 from salmask.randomness import Draws
 
-Percent = Annotated[int, Field(ge=1, le=100)]
 # Percent of the labels -> the rates of trunk and head at batch 256.
 PRESETS: dict[str, dict[int, tuple[float, float]]] = {
     "mscn": {1: (0.002, 0.5)},
@@ -49,7 +57,7 @@ class PublishedList:
     """
 
     path: Path
-    sha256: str
+    sha256: Sha256
 
 
 def run(
@@ -58,16 +66,16 @@ def run(
     job: Job,
     *,
     preset: Literal["mscn", "mixmask"] = "mixmask",
-    shares: tuple[Percent, ...] | None = None,
+    shares: Several[Percent] | None = None,
     lists: Mapping[Percent, PublishedList] | None = None,
-    lr: float | None = None,
-    head_lr: float | None = None,
+    lr: Positive | None = None,
+    head_lr: Positive | None = None,
     batch: PositiveInt = 256,
     epochs: PositiveInt = 20,
-    milestones: tuple[int, ...] = (12, 16),
-    gamma: float = 0.2,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
+    milestones: Milestones = (12, 16),
+    gamma: NonNegative = 0.2,
+    momentum: Momentum = 0.9,
+    weight_decay: NonNegative = 0.0,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     images: Literal["auto", "stream", "resident"] = "auto",
 ) -> dict[str, float]:

@@ -10,6 +10,7 @@ from salmask.encoders.on_disk import Encoder
 from salmask.evaluate import Evaluation
 from salmask.evaluate.features import Labelled, accuracy, extract, labelled_splits, set_precision
 from salmask.job import Job
+from salmask.params.ranges import NonNegativeInt, Positive, PositiveInt, Several
 
 _QUERIES = 2048  # queries that are compared at once, to limit memory
 _BANK = 8192  # neighbours that are compared at once
@@ -93,9 +94,9 @@ def run(
     manifest: Manifest,
     job: Job,
     *,
-    k: tuple[int, ...] = (20, 200),
-    temperature: float = 0.07,
-    random_seeds: int = 3,
+    k: Several[PositiveInt] = (20, 200),
+    temperature: Positive = 0.07,
+    random_seeds: NonNegativeInt = 3,
     precision: Precision = "float32",
 ) -> dict[str, float]:
     """Top-1 accuracy in percent.

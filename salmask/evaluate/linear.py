@@ -3,6 +3,7 @@
 The encoder is in eval mode. Views are crops and flips. The last epoch is the result.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from salmask.data.manifest import Manifest
 from salmask.devices import Precision
 from salmask.encoders.on_disk import Encoder
+from salmask.errors import UserError
 from salmask.evaluate import Evaluation
 from salmask.evaluate.classifier import (
     ClassifierSchedule,
@@ -27,6 +29,8 @@ from salmask.evaluate.features import (
 from salmask.evaluate.logistic import predict
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
+from salmask.params.ranges import Milestones, Momentum, NonNegative, Positive, PositiveInt, Several
+from salmask.params.yaml_file import Params
 
 Preset = Literal["moco", "mscn", "simclr", "byol"]
 # lr: at batch 256. Of several rates, the best on held-out training images is chosen.
@@ -63,13 +67,13 @@ def run(
     job: Job,
     *,
     preset: Preset = "moco",
-    lr: float | tuple[float, ...] | None = None,
-    batch: int | None = None,
-    epochs: int | None = None,
+    lr: Positive | Several[Positive] | None = None,
+    batch: PositiveInt | None = None,
+    epochs: PositiveInt | None = None,
     schedule: Literal["step", "cosine"] | None = None,
-    milestones: tuple[int, ...] | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
+    milestones: Milestones | None = None,
+    momentum: Momentum | None = None,
+    weight_decay: NonNegative | None = None,
     nesterov: bool | None = None,
     images: Literal["auto", "stream", "resident"] = "auto",
     precision: Precision = "float32",
@@ -149,4 +153,11 @@ def run(
     return metrics
 
 
-EVALUATION = Evaluation(run, label="linear")
+def _check(params: Params, runs: Sequence[str], options: Mapping[str, Any]) -> None:
+    given = {name: value for name, value in options.items() if name in _COMMON}
+    chosen = settings(options["preset"], **given)
+    if chosen["nesterov"] and not chosen["momentum"]:
+        raise UserError("evaluate.linear.momentum: must be above 0 for `nesterov: true`")
+
+
+EVALUATION = Evaluation(run, label="linear", check=_check)

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from salmask.data.manifest import Manifest
@@ -27,6 +26,7 @@ from salmask.evaluate.features import (
 from salmask.evaluate.logistic import best_l2, fit, predict
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
+from salmask.params.ranges import NonNegativeInt, Positive, PositiveInt, Several
 
 L2 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _HELD_OUT = 0.1  # share of each class on which the penalty is chosen
@@ -37,9 +37,9 @@ def run(
     manifest: Manifest,
     job: Job,
     *,
-    l2: PositiveFloat | tuple[PositiveFloat, ...] = L2,
+    l2: Positive | Several[Positive] = L2,
     views: NonNegativeInt = 0,
-    iterations: int = 300,
+    iterations: PositiveInt = 300,
     images: Literal["stream", "resident"] = "stream",
     precision: Precision = "float32",
 ) -> dict[str, float]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from salmask.evaluate.features import (
 from salmask.evaluate.logistic import best_l2, fit, predict
 from salmask.evaluate.subsets import hold_out, labelled_ids
 from salmask.job import Job
+from salmask.params.ranges import Milestones, NonNegative, Positive, PositiveInt, PositiveRange
 from salmask.params.values import STRICT
 
 _HELD_OUT = 0.2  # share of each class that is held out if there is no validation split
@@ -59,11 +59,11 @@ class SgdOptions:
         weight_decay: L2 penalty.
     """
 
-    lr: float = 0.01
+    lr: Positive = 0.01
     batch: PositiveInt = 256
     epochs: PositiveInt = 84
-    milestones: tuple[int, ...] = (24, 48, 72)
-    weight_decay: float = 5e-4
+    milestones: Milestones = (24, 48, 72)
+    weight_decay: NonNegative = 5e-4
 
 
 def run(
@@ -71,7 +71,7 @@ def run(
     manifest: Manifest,
     job: Job,
     *,
-    l2: tuple[PositiveFloat, PositiveFloat] = (1e-6, 1e5),
+    l2: PositiveRange = (1e-6, 1e5),
     l2_steps: PositiveInt = 45,
     iterations: PositiveInt = 500,
     sgd: Mapping[str, SgdOptions] | None = None,

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from salmask import filters
@@ -30,7 +29,8 @@ from salmask.job import Job
 from salmask.masks import MASKS
 from salmask.masks.options import function_of, input_filter, reads_saliency
 from salmask.params.overlay import run_choice
-from salmask.params.values import Choice, pick
+from salmask.params.ranges import PositiveInt, TwoOrMore
+from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
 from salmask.progress import progress
@@ -68,7 +68,7 @@ def run(
     job: Job,
     run_views: RunViews,
     *,
-    views: PositiveInt = 32,
+    views: TwoOrMore = 32,
     masked: bool = True,
     batch: PositiveInt = 8,
     images: Literal["stream", "resident"] = "stream",
@@ -97,10 +97,10 @@ def run(
         encoder adds `_through_<run>`.
 
     Raises:
-        UserError: for a single view, or a mask that learns.
+        UserError: for a mask that learns.
     """
     set_precision(encoders, precision)
-    _check(run_views.run, run_views.mask, views, masked)
+    _check(run_views.run, run_views.mask, masked)
     name = "variance" if masked else "variance_unmasked"
     name += f"_through_{run_views.through}" if run_views.through else ""
     projector = encoder_file.load_projector(run_views.encoder, job.device)
@@ -181,20 +181,18 @@ def uniformity(unit: Tensor) -> float:
     return float(((total - own) / (count * (count - 1))).log())
 
 
-def _check(run: str, mask: Choice, views: int, masked: bool) -> None:
-    """Raises UserError for a single view, and for a mask that learns."""
-    if views < 2:
-        raise UserError("evaluate.variance: views must be at least 2 for a variance")
-    if masked and pick(MASKS, mask, f"runs.{run}: mask").learns:
+def _check(run: str, mask: Choice, masked: bool) -> None:
+    """Raises UserError for a mask that learns."""
+    if masked and MASKS[mask.name].learns:
         raise UserError(
-            f"evaluate.variance: the mask of run {run} ({mask.name}) learns, and its masks are not "
-            "measured: remove the run, or set `masked: false`"
+            f"evaluate.variance.masked: the mask of run {run} ({mask.name}) learns, and its masks "
+            "are not measured: remove the run, or set `masked: false`"
         )
 
 
 def _check_runs(params: Params, runs: Sequence[str], options: Mapping[str, Any]) -> None:
     for name in runs:
-        _check(name, run_choice(params, name, "mask"), options["views"], options["masked"])
+        _check(name, run_choice(params, name, "mask"), options["masked"])
 
 
 EVALUATION = Evaluation(run, label="variance of features", main_suffix="_pooled", check=_check_runs)

@@ -81,7 +81,7 @@ def wiring_of(choice: Choice, batch: int) -> Wiring:
 
     Raises UserError for an unknown framework and for options that do not fit.
     """
-    framework, options = _framework_and_options(choice)
+    framework, options = framework_and_options(choice)
     return _check(framework, options, batch)
 
 
@@ -95,13 +95,17 @@ def build(choice: Choice, encoder: EncoderConfig, batch: int) -> BaseFramework:
 
     Raises UserError for an unknown framework and for options that do not fit.
     """
-    framework, options = _framework_and_options(choice)
+    framework, options = framework_and_options(choice)
     return framework(encoder, _check(framework, options, batch), **options)
 
 
-def _framework_and_options(choice: Choice) -> tuple[type[BaseFramework], dict[str, Any]]:
-    framework = pick(FRAMEWORKS, choice, "framework")
-    return framework, bind(framework.__init__, choice, "framework")
+def framework_and_options(choice: Choice) -> tuple[type[BaseFramework], dict[str, Any]]:
+    """The class of a framework, and its options with defaults filled in.
+
+    Raises UserError for an unknown framework and for options that are not allowed.
+    """
+    framework = pick(FRAMEWORKS, choice.name, "framework.name")
+    return framework, bind(framework.__init__, choice.options, "framework")
 
 
 def _check(framework: type[BaseFramework], options: Mapping[str, Any], batch: int) -> Wiring:

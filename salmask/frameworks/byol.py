@@ -14,6 +14,7 @@ from salmask.encoders.norms import without_statistics
 from salmask.frameworks import BaseFramework
 from salmask.losses import cosine, lambda_mix, spread
 from salmask.params.encoder import EncoderConfig
+from salmask.params.ranges import NonNegativeInt, Share, Units
 from salmask.shapes import Views, Wiring
 
 
@@ -34,10 +35,10 @@ class Framework(BaseFramework):
         encoder: EncoderConfig,
         wiring: Wiring,
         *,
-        dim: int = 256,
-        hidden: int = 4096,
-        momentum: float = 0.996,
-        bn_group: int = 32,
+        dim: Units = 256,
+        hidden: Units = 4096,
+        momentum: Share = 0.996,
+        bn_group: NonNegativeInt = 32,
     ) -> None:
         super().__init__(encoder, wiring)
         self.momentum = momentum

@@ -16,6 +16,7 @@ from salmask.errors import UserError
 from salmask.frameworks import BaseFramework
 from salmask.losses import first_wins, info_nce_logits, lambda_mix
 from salmask.params.encoder import EncoderConfig
+from salmask.params.ranges import Finite, NonNegativeInt, Positive, Queue, Share, Units
 from salmask.shapes import Views, Wiring
 
 
@@ -49,13 +50,13 @@ class Framework(BaseFramework):
         encoder: EncoderConfig,
         wiring: Wiring,
         *,
-        dim: int = 128,
-        hidden: int | None = 2048,
-        temperature: float = 0.2,
-        queue: int = 65536,
-        momentum: float = 0.999,
-        penalty: float = 2.0,
-        bn_group: int = 32,
+        dim: Units = 128,
+        hidden: Units | None = 2048,
+        temperature: Positive = 0.2,
+        queue: Queue = 65536,
+        momentum: Share = 0.999,
+        penalty: Finite = 2.0,
+        bn_group: NonNegativeInt = 32,
         head: Literal["mlp", "linear"] = "mlp",
         symmetric: bool = False,
     ) -> None:

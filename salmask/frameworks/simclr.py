@@ -12,6 +12,7 @@ from salmask.encoders.heads import mlp
 from salmask.frameworks import BaseFramework
 from salmask.losses import in_batch, lambda_mix, nt_xent_logits
 from salmask.params.encoder import EncoderConfig
+from salmask.params.ranges import Finite, NonNegativeInt, Positive, Units
 from salmask.shapes import Views, Wiring
 
 
@@ -35,11 +36,11 @@ class Framework(BaseFramework):
         encoder: EncoderConfig,
         wiring: Wiring,
         *,
-        dim: int = 128,
-        hidden: int | None = 2048,
-        temperature: float = 0.1,
-        penalty: float = 2.0,
-        bn_group: int = 32,
+        dim: Units = 128,
+        hidden: Units | None = 2048,
+        temperature: Positive = 0.1,
+        penalty: Finite = 2.0,
+        bn_group: NonNegativeInt = 32,
     ) -> None:
         super().__init__(encoder, wiring)
         self.temperature, self.penalty = temperature, penalty

@@ -11,6 +11,7 @@ from salmask.encoders.heads import mlp
 from salmask.frameworks import BaseFramework
 from salmask.losses import cosine, lambda_mix, spread
 from salmask.params.encoder import EncoderConfig
+from salmask.params.ranges import Few, NonNegativeInt, Units
 from salmask.shapes import Views, Wiring
 
 
@@ -33,10 +34,10 @@ class Framework(BaseFramework):
         encoder: EncoderConfig,
         wiring: Wiring,
         *,
-        dim: int = 2048,
-        hidden: int = 512,
-        layers: int = 3,
-        bn_group: int = 32,
+        dim: Units = 2048,
+        hidden: Units = 512,
+        layers: Few = 3,
+        bn_group: NonNegativeInt = 32,
     ) -> None:
         super().__init__(encoder, wiring)
         self.encoder = build_encoder(encoder, bn_group, zero_init=True)

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from salmask.encoders.backbones import build_encoder, feature_dim
 from salmask.frameworks import BaseFramework
 from salmask.params.encoder import EncoderConfig
+from salmask.params.ranges import NonNegativeInt, Units
 from salmask.shapes import Views, Wiring
 
 
@@ -32,8 +32,8 @@ class Framework(BaseFramework):
         encoder: EncoderConfig,
         wiring: Wiring,
         *,
-        classes: PositiveInt,
-        bn_group: int = 32,
+        classes: Units,
+        bn_group: NonNegativeInt = 32,
     ) -> None:
         super().__init__(encoder, wiring)
         self.encoder = build_encoder(encoder, bn_group)

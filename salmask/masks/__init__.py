@@ -73,7 +73,8 @@ class Mask:
             views needs such a mask.
         input_filter: (options, side in px) -> the filter that the trained encoder needs on every
             input: its name, kernel and sigma in px; None for no filter.
-        check: raises ValueError for options that contradict each other.
+        check: raises ValueError for options that contradict each other. The text begins with the
+            key of one of them.
         kinds: title -> options that force one kind of a mask that is drawn at random, for figures.
     """
 

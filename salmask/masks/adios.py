@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from salmask.errors import UserError
 from salmask.masks import LearnedMask, Mask
 from salmask.masks.unet import Norm, UNet
+from salmask.params.ranges import Finite, Momentum, NonNegative, TwoOrMore, Width
 from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Pair, Views, Wiring
@@ -45,14 +44,14 @@ class Masker(LearnedMask):
         side: int,
         wiring: Wiring,
         *,
-        masks: Annotated[int, Field(ge=2)] = 4,
+        masks: TwoOrMore = 4,
         single: bool = True,
-        penalty: float = 0.75,
-        entropy: float = 0.0,
-        lr: NonNegativeFloat = 0.499,
-        momentum: NonNegativeFloat = 0.9,
-        weight_decay: NonNegativeFloat = 1e-4,
-        base: PositiveInt = 8,
+        penalty: Finite = 0.75,
+        entropy: Finite = 0.0,
+        lr: NonNegative = 0.499,
+        momentum: Momentum = 0.9,
+        weight_decay: NonNegative = 1e-4,
+        base: Width = 8,
         norm: Norm = "group",
     ) -> None:
         super().__init__()
@@ -62,7 +61,7 @@ class Masker(LearnedMask):
         try:
             self.unet = UNet(side, masks, base, norm)
         except ValueError as error:
-            raise UserError(f"mask (name: adios): view.size: {error}") from None
+            raise UserError(f"view.size: {error}") from None
 
     def forward(self, images: Tensor) -> Tensor:
         """Soft masks (B,N,H,W) of normalised views (B,3,H,W). They sum to 1 in every pixel.

@@ -6,7 +6,7 @@ from salmask.filters import gaussian_blur, scaled, scaled_kernel
 from salmask.masks import Mask, guided
 from salmask.masks.fill import fill_patches
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
-from salmask.params.values import ShareRange
+from salmask.params.ranges import Finite, Kernel, Positive, ShareRange
 from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
@@ -21,9 +21,9 @@ def blur(
     hard_negative: HardNegative | None = HARD_NEGATIVE,
     where: Where = "balanced",
     masked: Branch = "query",
-    threshold: float = 0.6,
-    kernel: int = 31,
-    sigma: float = 10.0,
+    threshold: Finite = 0.6,
+    kernel: Kernel = 31,
+    sigma: Positive = 10.0,
 ) -> Masked:
     """Masked patches show the strongly blurred view. Chin et al. 2024, Sec. 3.2.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from salmask.masks import Mask
 from salmask.masks.mixing import MaskPer, Shape, keep_mask, kept_share
-from salmask.params.values import ShareOrRange
+from salmask.params.ranges import ShareOrRange
 from salmask.pieces import in_pieces
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Mixed, Pair

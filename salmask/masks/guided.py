@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from salmask.masks import where
-from salmask.params.values import STRICT, ShareRange
+from salmask.params.ranges import Few, Finite, ShareRange
+from salmask.params.values import STRICT
 from salmask.randomness import Draws
 from salmask.saliency.scda import foreground as scda_foreground
 from salmask.shapes import Masked, Pair
@@ -32,18 +33,11 @@ class HardNegative:
     Args:
         ratio: range of the share of foreground patches that are masked, drawn for each image
             (beta in the paper).
-        count: number of hard negatives of each key.
+        count: number of hard negatives of each key; `hard_negative: null` makes none.
     """
 
     ratio: ShareRange = (0.4, 0.7)
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(
-                f"count must be at least 1, got {self.count}; for no hard negatives write "
-                "`hard_negative: null`"
-            )
+    count: Few = 1
 
 
 HARD_NEGATIVE = HardNegative()
@@ -66,7 +60,7 @@ class Placement:
     ratio: ShareRange
     where: Where
     masked: Branch
-    threshold: float
+    threshold: Finite
     hard_negative: HardNegative | None
 
 
@@ -117,7 +111,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Raises ValueError for hard negatives without saliency."""
     if options["where"] == "random" and options["hard_negative"] is not None:
         raise ValueError(
-            "a hard negative masks the foreground, but `where: random` reads no saliency; add "
+            "hard_negative: it masks the foreground, but `where: random` reads no saliency; add "
             "`hard_negative: null`"
         )
 

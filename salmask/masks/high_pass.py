@@ -9,7 +9,7 @@ from salmask.filters import scaled, scaled_kernel
 from salmask.masks import Mask, guided
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
 from salmask.masks.noise import add_noise, high_pass_filter
-from salmask.params.values import Share, ShareRange
+from salmask.params.ranges import Finite, Kernel, NonNegative, Positive, Share, ShareRange
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 
@@ -23,15 +23,15 @@ def high_pass(
     hard_negative: HardNegative | None = HARD_NEGATIVE,
     where: Where = "balanced",
     masked: Branch = "query",
-    threshold: float = 0.6,
-    kernel: int = 11,
-    sigma: float = 5.0,
+    threshold: Finite = 0.6,
+    kernel: Kernel = 11,
+    sigma: Positive = 5.0,
     focal: Share = 0.2,
     channel: Share = 0.7,
-    focal_keep: float = 200.0,
-    focal_drop: float = 130.0,
-    noise: float = 0.18,
-    hard_negative_noise: float = 0.14,
+    focal_keep: Positive = 200.0,
+    focal_drop: Positive = 130.0,
+    noise: NonNegative = 0.18,
+    hard_negative_noise: NonNegative = 0.14,
 ) -> Masked:
     """All views are high-pass filtered, and masked areas are filled with Gaussian noise.
 

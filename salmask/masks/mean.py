@@ -5,7 +5,7 @@ from torch import Tensor
 from salmask.masks import Mask, guided
 from salmask.masks.fill import fill_patches
 from salmask.masks.guided import HARD_NEGATIVE, Branch, HardNegative, Placement, Where
-from salmask.params.values import ShareRange
+from salmask.params.ranges import Finite, ShareRange
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 
@@ -19,7 +19,7 @@ def mean(
     hard_negative: HardNegative | None = HARD_NEGATIVE,
     where: Where = "balanced",
     masked: Branch = "query",
-    threshold: float = 0.6,
+    threshold: Finite = 0.6,
 ) -> Masked:
     """Masked patches show the mean colour of the view. Chin et al. 2024, Sec. 3.2.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from salmask.masks import where
-from salmask.params.values import ShareOrRange
+from salmask.params.ranges import ShareOrRange
 from salmask.randomness import Draws
 from salmask.shapes import Mixed
 

@@ -2,7 +2,7 @@
 
 from salmask.masks import Mask
 from salmask.masks.mixing import MaskPer, Shape, keep_mask, mixture, reversed_rows
-from salmask.params.values import ShareOrRange
+from salmask.params.ranges import ShareOrRange
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from salmask.masks import Mask
 from salmask.masks.mixing import MaskPer, Shape, keep_mask, mixture, reversed_rows, unmix_weight
-from salmask.params.values import Share, ShareOrRange
+from salmask.params.ranges import Share, ShareOrRange
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 

@@ -1,13 +1,12 @@
 """Masked Siamese ConvNets (Jing et al. 2022): random noise masks on high-pass filtered views."""
 
 import torch
-from pydantic import NonNegativeInt
 from torch import Tensor
 
 from salmask.filters import high_pass, scaled, scaled_kernel
 from salmask.masks import Mask, where
 from salmask.masks.noise import add_noise, high_pass_filter
-from salmask.params.values import Share
+from salmask.params.ranges import FewOrNone, Kernel, NonNegative, Positive, Share
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 
@@ -19,15 +18,15 @@ def mscn(
     *,
     ratio: Share = 0.15,
     key_ratio: Share | None = 0.05,
-    extra_views: NonNegativeInt = 2,
+    extra_views: FewOrNone = 2,
     share_view: bool = False,
-    kernel: int = 11,
-    sigma: float = 5.0,
+    kernel: Kernel = 11,
+    sigma: Positive = 5.0,
     filtered: bool = True,
     focal: Share = 0.4,
     channel: Share = 0.7,
-    focal_keep: float = 200.0,
-    noise: float = 0.18,
+    focal_keep: Positive = 200.0,
+    noise: NonNegative = 0.18,
 ) -> Masked:
     """All views are high-pass filtered, and random patches, or everything outside a window, are
     noise.

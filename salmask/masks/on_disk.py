@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from salmask import frameworks
 from salmask.errors import UserError
 from salmask.files import write_tensors
 from salmask.masks import MASKS, LearnedMask
 from salmask.masks.wiring import wire_mask
 from salmask.params.run import RunConfig
-from salmask.params.values import pick
-from salmask.provenance import refuse_changed_outputs
+from salmask.stored_files import read_tensors
 
 _MASKER = "masker.safetensors"
 
@@ -27,14 +24,13 @@ def load_masker(folder: Path, config: RunConfig) -> LearnedMask | None:
     Raises UserError when the file is missing, has changed since it was made, or does not fit the
     run.
     """
-    if not pick(MASKS, config.mask, f"runs.{config.name}: mask").learns:
+    if not MASKS[config.mask.name].learns:
         return None
     wiring = frameworks.wiring_of(config.framework, config.train.batch)
     masker = wire_mask(config.mask, wiring, config.view).masker
     assert masker is not None
-    refuse_changed_outputs(folder, [_MASKER])
     try:
-        masker.load_state_dict(load_file(folder / _MASKER))
+        masker.load_state_dict(read_tensors(folder / _MASKER))
     except FileNotFoundError:
         raise UserError(f"{folder / _MASKER} is missing: run `dvc repro pretrain`") from None
     except RuntimeError as error:

@@ -19,12 +19,13 @@ def options_of(choice: Choice, where: str = "mask") -> dict[str, Any]:
 
     Raises UserError for an unknown mask and for options that do not fit.
     """
-    mask = pick(MASKS, choice, where)
-    options = bind(mask.function.__init__ if mask.learns else mask.function, choice, where)
+    mask = pick(MASKS, choice.name, f"{where}.name")
+    function = mask.function.__init__ if mask.learns else mask.function
+    options = bind(function, choice.options, where)
     try:
         mask.check(options)
     except ValueError as error:
-        raise UserError(f"{where} (name: {choice.name}): {error}") from None
+        raise UserError(f"{where}.{error}") from None
     return options
 
 

@@ -2,7 +2,7 @@
 
 from salmask.masks import Mask
 from salmask.masks.mixing import mixture, reversed_rows, unmix_weight
-from salmask.params.values import Share
+from salmask.params.ranges import Share
 from salmask.randomness import Draws
 from salmask.shapes import Masked, Pair
 

@@ -46,29 +46,28 @@ def wire_mask(choice: Choice, wiring: Wiring, view: ViewConfig, where: str = "ma
     and for a grid that does not divide the view, if the mask needs this.
     """
     options, mask = options_of(choice, where), MASKS[choice.name]
-    where = f"{where} (name: {choice.name})"
     if view.size % view.grid and not mask.uneven_patches:
         raise UserError(
-            f"{where}: view.grid: {view.grid} does not divide view.size ({view.size}): patches of "
-            "this mask must have equal sizes in whole px"
+            f"view.grid: {view.grid} does not divide view.size ({view.size}): patches of the mask "
+            f"{choice.name} must have equal sizes in whole px"
         )
     if mask.hard_negatives(options) and not wiring.hard_negatives:
         raise UserError(
-            f"{where}: {wiring.label} has no negatives, so it cannot use hard negatives; add "
-            "`hard_negative: null`"
+            f"{where}.hard_negative: {wiring.label} has no negatives, so it cannot use hard "
+            "negatives; add `hard_negative: null`"
         )
     if wiring.classes:
         if not mask.query_only(options):
             raise UserError(
-                f"{where}: {wiring.label} compares no views and trains on the query alone, so it "
-                "needs a mask that changes the query only: `none`, or `high_pass`, `blur`, `mean` "
-                "with `masked: query, hard_negative: null`, or `mscn` with `key_ratio: null, "
-                "extra_views: 0`"
+                f"{where}.name: {wiring.label} compares no views and trains on the query alone, so "
+                "it needs a mask that changes the query only: `none`, or `high_pass`, `blur`, "
+                "`mean` with `masked: query, hard_negative: null`, or `mscn` with `key_ratio: "
+                "null, extra_views: 0`"
             )
     elif mask.frameworks and not (wiring.published and wiring.framework in mask.frameworks):
         raise UserError(
-            f"{where}: no paper defines this mask for {wiring.label}; it is defined for the "
-            f"published form of {', '.join(mask.frameworks)}"
+            f"{where}.name: no paper defines {choice.name} for {wiring.label}; it is defined for "
+            f"the published form of {', '.join(mask.frameworks)}"
         )
     saliency, extra_views = mask.reads_saliency(options), mask.extra_views(options)
     if mask.learns:

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
+from salmask.params.ranges import Width
 from salmask.params.values import STRICT
 
 RESIDUAL = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -24,7 +24,7 @@ class EncoderConfig:
     """
 
     arch: str = "resnet50"
-    width: PositiveInt = 64
+    width: Width = 64
     stem: Literal["imagenet", "small", "small2"] = "imagenet"
 
     @property

@@ -1,10 +1,8 @@
 """The section `probe:` of params.yaml."""
 
-from typing import Annotated
-
-from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from salmask.params.ranges import AtLeastTwo, PositiveInt
 from salmask.params.values import STRICT
 from salmask.params.yaml_file import Params
 
@@ -20,7 +18,7 @@ class ProbeConfig:
     """
 
     every: PositiveInt = 5
-    images: Annotated[int, Field(ge=2)] = 2000
+    images: AtLeastTwo = 2000
 
 
 def read_probe(params: Params) -> ProbeConfig | None:

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from salmask.params.ranges import Levels, NonNegativeInt, PositiveInt
 from salmask.params.values import STRICT
 
 _SHARD_ROWS = 1024  # images per shard by default; more for large sets
@@ -25,15 +25,11 @@ class SaliencyConfig:
         batch: images per forward pass. It is part of the result, because it changes rounding.
     """
 
-    levels: tuple[PositiveInt, ...] = (224, 320, 448)
+    levels: Levels = (224, 320, 448)
     correction: NonNegativeInt = 1024
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     shard_rows: PositiveInt | None = None
     batch: PositiveInt = 32
-
-    def __post_init__(self) -> None:
-        if not self.levels or list(self.levels) != sorted(set(self.levels)):
-            raise ValueError(f"levels must grow, got {list(self.levels)}")
 
     def rows_per_shard(self, images: int) -> int:
         """Images per unit of work, for a number of images."""

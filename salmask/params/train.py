@@ -1,13 +1,11 @@
 """The section `train:` of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from salmask.params.ranges import Milestones, Momentum, NonNegative, NonNegativeInt, PositiveInt
 from salmask.params.values import STRICT
-
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,7 +22,7 @@ class TrainConfig:
         milestones: epochs of the schedule `step`.
         gamma: factor of the schedule `step`.
         lr: peak learning rate, for this batch size.
-        momentum: of SGD and LARS.
+        momentum: of SGD and LARS, below 1.
         weight_decay: L2 penalty; for adamw, decoupled weight decay.
         precision: `auto` is bfloat16 on CUDA and float32 elsewhere.
         compile: whether to compile encoders and heads with `torch.compile`. On a CPU this needs a
@@ -40,10 +38,10 @@ class TrainConfig:
     batch: PositiveInt = 128
     optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: tuple[PositiveInt, ...] = ()
+    milestones: Milestones = ()
     gamma: NonNegative = 0.1
     lr: NonNegative = 0.015
-    momentum: NonNegative = 0.9
+    momentum: Momentum = 0.9
     weight_decay: NonNegative = 1e-4
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
@@ -63,7 +61,5 @@ class TrainConfig:
             raise ValueError("schedule step needs milestones: the epochs where the rate drops")
         if self.schedule != "step" and epochs:
             raise ValueError(f"milestones {epochs} need schedule: step, not {self.schedule}")
-        if epochs != sorted(set(epochs)) or max(epochs, default=0) >= self.epochs:
-            raise ValueError(
-                f"milestones must grow and stay below epochs {self.epochs}, got {epochs}"
-            )
+        if max(epochs, default=0) >= self.epochs:
+            raise ValueError(f"milestones must stay below epochs {self.epochs}, got {epochs}")

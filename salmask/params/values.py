@@ -5,40 +5,17 @@ Every error names the place, the key, the value and what is allowed.
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields as fields_of
 from functools import cache
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.dataclasses import dataclass
 
-from salmask.errors import UserError
+from salmask.params.mistakes import ParamsError, did_you_mean, explain
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid")
-Range = tuple[float, float]
-Share = Annotated[float, Field(ge=0, le=1)]
-PerView = float | tuple[float, float]  # one number for both views, or [query, key]
-
-
-def _check_shares(value: float | Range) -> float | Range:
-    low, high = bounds = value if isinstance(value, tuple) else (value, value)
-    if not 0 <= low <= high <= 1:
-        wanted = "[low, high]" if isinstance(value, tuple) else "a share"
-        shown = list(bounds) if isinstance(value, tuple) else value
-        raise ValueError(f"must be {wanted} from 0 to 1, got {shown}")
-    return value
-
-
-ShareRange = Annotated[Range, AfterValidator(_check_shares)]
-ShareOrRange = Annotated[float | Range, AfterValidator(_check_shares)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,68 +27,56 @@ class Choice:
 
 
 def check(value: Any, schema: type[T], where: str) -> T:
-    """Converts `value` to `schema`. Raises UserError with place, key, value and allowed keys."""
+    """Converts `value` to `schema`. Raises UserError with place, key, value and what is allowed."""
     try:
         return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:
-        raise UserError(_explain(error, where, _allowed(schema))) from None
+        raise explain(error, value, schema, where) from None
 
 
-def bind(function: Callable[..., Any], choice: Choice, where: str) -> dict[str, Any]:
-    """`bind_options` for the options of a choice. Errors contain the name of the choice."""
-    return bind_options(function, choice.options, f"{where} (name: {choice.name})")
-
-
-def bind_options(
-    function: Callable[..., Any], options: Mapping[str, Any], where: str
+def bind(
+    function: Callable[..., Any], options: Mapping[str, Any], where: str, also: Any = None
 ) -> dict[str, Any]:
     """Validates options against the keyword-only arguments of a function.
 
-    Returns all of these arguments, with defaults filled in. Raises UserError as `check` does.
+    Args:
+        function: its keyword-only arguments are the schema.
+        options: what was given.
+        where: file and key of the options.
+        also: a dataclass whose fields are further options.
+
+    Returns all options, with defaults filled in. Raises UserError as `check` does.
     """
-    model = _options_model(function)
+    model, types = _options_model(function, also)
     try:
         checked = model.model_validate(dict(options))
     except ValidationError as error:
-        raise UserError(_explain(error, where, _allowed(model))) from None
+        raise explain(error, options, types, where) from None
     return {name: getattr(checked, name) for name in model.model_fields}
 
 
 @cache
-def _options_model(function: Callable[..., Any]) -> type[BaseModel]:
-    """A pydantic model of the keyword-only arguments of a function."""
+def _options_model(
+    function: Callable[..., Any], also: Any
+) -> tuple[type[BaseModel], dict[str, Any]]:
+    """A pydantic model of the keyword-only arguments of a function and the fields of a dataclass,
+    and their types."""
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    return create_model("options", __config__=STRICT, **fields)
+    if also is not None:
+        hints = get_type_hints(also, include_extras=True)
+        fields |= {field.name: (hints[field.name], field.default) for field in fields_of(also)}
+    types = {name: kind for name, (kind, _) in fields.items()}
+    return create_model("options", __config__=STRICT, **fields), types
 
 
-def pick(table: Mapping[str, T], choice: Choice, where: str) -> T:
-    """The entry of `table` that `choice` names. Raises UserError with the names of all entries."""
-    if choice.name not in table:
-        raise UserError(f"{where}: no `{choice.name}` here; choose from {', '.join(table)}")
-    return table[choice.name]
-
-
-def _allowed(schema: Any) -> str:
-    """The keys of a schema, for an error message."""
-    fields = getattr(schema, "__pydantic_fields__", None)
-    return f" (allowed: {', '.join(fields)})" if fields else ""
-
-
-def _explain(error: ValidationError, where: str, allowed: str) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        got = "" if item["type"] == "missing" else f", got {item['input']!r}"
-        if item["type"] == "value_error":  # raised by our own validators
-            message = str(item["ctx"]["error"])
-            lines.append(f"{key}: {message}" if key else message)
-        elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            lines.append(f"{key}: no such key{got}{allowed}")
-        else:
-            lines.append(f"{key}: {item['msg']}{got}" if key else f"{item['msg']}{got}")
-    return f"{where}: " + "; ".join(lines)
+def pick(table: Mapping[str, T], name: str, where: str) -> T:
+    """The entry of `table` with a name. Raises UserError with the names of all entries."""
+    if name not in table:
+        known = f"choose from {', '.join(table)}{did_you_mean(name, table)}"
+        raise ParamsError([f"{where}: no `{name}` here; {known}"])
+    return table[name]

@@ -1,12 +1,12 @@
 """Results of detectors for the report: the sheet of test images, and the scores of each class."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from salmask.errors import UserError
 from salmask.report.figures import PageFigure
+from salmask.stored_files import damage_reported, read_bytes, read_rows
 
 _NOT_SCORES = ("kind", "class", "objects")  # columns of classes.csv
 
@@ -39,13 +39,13 @@ def read(folder: Path, run: str, dataset: str) -> PageFigure:
         UserError: a file is missing.
     """
     try:
-        png = (folder / "detections.png").read_bytes()
-        with (folder / "classes.csv").open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        png = read_bytes(folder / "detections.png")
+        rows = read_rows(folder / "classes.csv")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro detect`") from None
-    kinds = dict.fromkeys(row["kind"] for row in rows)
-    tables = [_class_table(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
+    with damage_reported(folder / "classes.csv"):
+        kinds = dict.fromkeys(row["kind"] for row in rows)
+        tables = [_class_table(k, [row for row in rows if row["kind"] == k]) for k in kinds]
     return PageFigure(png, {"run": run, "dataset": dataset, "tables": tables})
 
 

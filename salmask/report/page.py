@@ -1,6 +1,5 @@
 """The report: one HTML page with all results and figures, which needs no network."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from salmask.report.figures import PageFigure
 from salmask.report.sweep_charts import Sweep
 from salmask.report.tables import RunMetrics, SplitResults
 from salmask.saliency.store import SaliencyStore
+from salmask.stored_files import damage_reported, read_json
 
 _TEMPLATE = "page.html.j2"
 _MASKED_ROWS, _QUERIES, _NEIGHBOURS = 4, 8, 5
@@ -93,7 +93,7 @@ def build(params: Params, root: Path, device: torch.device, failures: Mapping[st
     pretrain, stored = root / PRETRAIN, (root / STORE).exists()
     store = SaliencyStore.open(root / STORE, rows.digest) if stored else None
     html = render(
-        dataset=json.loads((root / DATA / "dataset.json").read_text(encoding="utf-8")),
+        dataset=read_json(root / DATA / "dataset.json"),
         labelled=rows.labelled(),
         summary=summarize_runs(runs, evaluations),
         seed=seed,
@@ -172,8 +172,10 @@ def summarize_runs(runs: Sequence[RunConfig], evaluations: Sequence[RunMetrics])
 
 def _imported(name: str, pretrain: Path) -> dict[str, Any]:
     """The description of an imported encoder, from its encoder.json."""
-    spec = json.loads((pretrain / name / "encoder.json").read_text(encoding="utf-8"))
-    return {"name": name, "encoder": spec["encoder"], "input": spec["input"]} | spec["source"]
+    file = pretrain / name / "encoder.json"
+    spec = read_json(file)
+    with damage_reported(file):
+        return {"name": name, "encoder": spec["encoder"], "input": spec["input"]} | spec["source"]
 
 
 def _curves(names: Sequence[str], pretrain: Path) -> PageFigure | None:

@@ -4,7 +4,6 @@ Only files of runs and protocols that params.yaml names are read. The files of a
 removed from params.yaml remain on disk, and must not appear in a table.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from salmask.artifacts import EVALUATE, PRETRAIN
 from salmask.evaluate import EVALUATIONS
 from salmask.lineage import Link, TraceCache, summary, trace
 from salmask.report.text import metric, number, text_table
+from salmask.stored_files import damage_reported, read_json
 
 _UNTRAINED = "random_"
 _NOT_MADE = "it has not been made yet"
@@ -184,10 +184,15 @@ def collect(folders: Mapping[str, Sequence[str]], root: Path) -> list[RunMetrics
             file = root / EVALUATE / run / folder / "metrics.json"
             if file.is_file():
                 link = trace(file, root, cache)
-                metrics.append(
-                    RunMetrics(run, folder, json.loads(file.read_text(encoding="utf-8")), link)
-                )
+                metrics.append(RunMetrics(run, folder, read_metrics(file), link))
     return metrics
+
+
+def read_metrics(file: Path) -> dict[str, float]:
+    """The content of metrics.json. Raises UserError when it is damaged."""
+    metrics = read_json(file)
+    with damage_reported(file):
+        return {str(name): float(value) for name, value in metrics.items()}
 
 
 def results(runs: Sequence[str], evaluations: Sequence[RunMetrics], dataset: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A localizer on disk: weights.safetensors and localizer.json in one folder."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from salmask.encoders import weight_files
 from salmask.errors import UserError
 from salmask.files import write_json, write_tensors
 from salmask.saliency.trunks import Localizer, Trunk
+from salmask.stored_files import damage_reported, read_json, read_tensors
 
 _WEIGHTS, _DESCRIPTION = "weights.safetensors", "localizer.json"
 
@@ -26,12 +26,14 @@ def load(folder: Path, device: torch.device) -> tuple[Localizer, Trunk]:
 
     Raises UserError when it is missing, or when its weights do not fit.
     """
-    if not (folder / _DESCRIPTION).is_file():
-        raise UserError(f"{folder} holds no localizer: run `dvc repro localizer`")
-    fields = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-    localizer = Localizer(**fields | {key: tuple(fields[key]) for key in ("mean", "std")})
-    trunk = Trunk(localizer)
     path = folder / _WEIGHTS
-    tensors = weight_files.fitted(weight_files.read(path), trunk.layers.state_dict(), path)
+    try:
+        fields, tensors = read_json(folder / _DESCRIPTION), read_tensors(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: run `dvc repro localizer`") from None
+    with damage_reported(folder / _DESCRIPTION):
+        localizer = Localizer(**fields | {key: tuple(fields[key]) for key in ("mean", "std")})
+        trunk = Trunk(localizer)
+    tensors = weight_files.fitted(tensors, trunk.layers.state_dict(), path)
     trunk.layers.load_state_dict(tensors)
     return localizer, trunk.to(device)

@@ -1,5 +1,6 @@
 """The commands of `salmask`, run from the command line."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,29 +56,35 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"probe": {"every": 2, "image": 9}}, "params.yaml: probe: image: no such key, got 9"),
-        ({"mask": {"name": "blurr"}}, "no `blurr` here; choose from adios, blur, erase"),
+        (
+            {"probe": {"every": 2, "image": 9}},
+            "params.yaml, line 61: probe.image: no such key (did you mean `images`?)",
+        ),
+        ({"mask": {"name": "blurr"}}, "mask.name: no `blurr` here; choose from adios, blur, erase"),
         ({"framework": {"name": "moco", "queue": 100}}, "not a multiple of train.batch (32)"),
         (
             {"framework": {"name": "moco", "bn_group": 5, "queue": 64}},
-            "runs.blurred: framework.bn_group: 5 does not",
+            "framework.bn_group: 5 does not divide train.batch (32) (runs blurred, plain)",
         ),
-        ({"framework": {"name": "supervised"}}, "supervised): classes: Field required"),
+        ({"framework": {"name": "supervised"}}, "framework.classes: is missing: a whole number"),
         (
             {
                 "framework": {"name": "supervised", "classes": 10},
                 "runs": {"a": {"mask": {"name": "mixmask"}}},
             },
-            "runs.a: mask (name: mixmask): supervised training compares no views and trains on",
+            "runs.a.mask.name: supervised training compares no views and trains on",
         ),
         ({"localizer": {"name": "lite1"}}, "choose from coco_resnet50, encoder, file, lite0"),
-        ({"data": {"name": "demo", "root": "x", "colour": 1}}, "colour: no such key, got 1"),
+        ({"data": {"name": "demo", "root": "x", "colour": 1}}, "data.colour: no such key"),
         ({"view": {"size": 32, "grid": 5}}, "view.grid: 5 does not divide view.size (32)"),
-        ({"evaluate": chosen(linear=["nobody"])}, "evaluate.chosen.linear: no run 'nobody'"),
+        (
+            {"evaluate": chosen(linear=["nobody"])},
+            'evaluate.chosen.linear: no run "nobody"; there are: blurred, plain',
+        ),
         ({"evaluate": chosen(lineal=["plain"])}, "lineal: no such key"),
         (
             {"evaluate": chosen(variance=["plain"], variance_through=["nobody"])},
-            "evaluate.chosen.variance_through: no run 'nobody'",
+            'evaluate.chosen.variance_through: no run "nobody"',
         ),
         (
             {"evaluate": chosen(linear=["plain"]) | {"protocols": ["knn", "linear"]}},
@@ -85,27 +92,27 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         (
             {"evaluate": TINY["evaluate"] | {"chosen": {"linear": []}}},
-            "`evaluate.chosen.finetune` is missing",
+            "evaluate.chosen.finetune: is missing",
         ),
         (
             {"evaluate": chosen(finetune=["plain"]) | {"finetune": {"share": 1}}},
-            "share: no such key, got 1",
+            "finetune.share: no such key (did you mean `shares`?)",
         ),
         ({"transfer": {"a b": TINY["data"]}}, "transfer.a b: a name is made of a-z, 0-9 and -"),
         (
             {"detect": {"voc": {"data": DATA, "training": {}}}},
-            "detect.voc.training: recipe: Field",
+            "detect.voc.training.recipe: is missing: a text",
         ),
         (
             {"detect": {"a": SCENES | {"lr": 1}}},
-            "detect.a: no such key `lr` (allowed: data, training",
+            "detect.a.lr: no such key; allowed: data, training",
         ),
         (
             {"detect": {"a": {"data": DATA, "training": {"recipe": "voc", "iterations": 5}}}},
             "must increase and be smaller than iterations (5)",
         ),
         ({"detect": {"a_b": SCENES}}, "detect.a_b: a name is made of a-z, 0-9 and -"),
-        ({"evaluate": chosen(detect=["nobody"])}, "evaluate.chosen.detect: no run 'nobody'"),
+        ({"evaluate": chosen(detect=["nobody"])}, 'evaluate.chosen.detect: no run "nobody"'),
         (
             {
                 "detect": {"a": SCENES},
@@ -120,16 +127,16 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         (
             {"mascs": {"name": "blur"}},
-            "params.yaml: no such key `mascs` (allowed: seed, data",
+            "mascs: no such key (did you mean `mask`?); allowed: seed, data",
         ),
         (
             {"evaluate": TINY["evaluate"] | {"knn20": {}}},
-            "evaluate: no such key `knn20` (allowed: protocols, chosen, finetune, knn",
+            "evaluate.knn20: no such key (did you mean `knn`?); allowed: protocols, chosen, fine",
         ),
         (
             # checked although no run has it
             {"evaluate": TINY["evaluate"] | {"linear": {"rate": 1.0}}},
-            "evaluate.linear (name: linear): rate: no such key, got 1.0",
+            "evaluate.linear.rate: no such key; allowed: preset, lr, batch",
         ),
         (
             {"evaluate": chosen(finetune=["plain"]) | {"finetune": {"shares": [5]}}},
@@ -137,7 +144,7 @@ def chosen(**runs: list[str]) -> dict[str, Any]:
         ),
         (
             {"runs": {"a": {"mask": {"name": "adios"}}}, "evaluate": chosen(variance=["a"])},
-            "evaluate.variance: the mask of run a (adios) learns",
+            "evaluate.variance.masked: the mask of run a (adios) learns",
         ),
     ],
 )
@@ -147,6 +154,44 @@ def test_check_names_what_does_not_fit(
     (project / "params.yaml").write_text(yaml.safe_dump(TINY | edit))
     result = call("check")
     assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_check_names_all_mistakes_at_once(project: Path) -> None:
+    """The mistakes of params.yaml, and of the data that it names."""
+    edit: dict[str, Any] = {
+        "seed": -1,
+        "data": {"name": "imagefolder", "root": "nowhere"},
+        "framework": {"name": "moco", "queue": 0, "temperature": 0, "dim": 0, "momentum": 2},
+        "mask": {"name": "high_pass", "sigma": 0, "ratio": 0.3},
+        "localizer": {"name": "lite1"},
+        "saliency": {"levels": 128},
+        "evaluate": chosen(linear=[]) | {"protocols": ["umap"], "knn": {"k": [0]}, "linear": None},
+        "transfer": {"shapes": {"name": "demo", "root": "x", "images": {"train": -5}}},
+        "runs": {"a": {"train.lr": 0.01}, "b": {"trian": {}}, "c" * 240: {}},
+    }
+    (project / "params.yaml").write_text(yaml.safe_dump(TINY | edit, sort_keys=False))
+    result = call("check")
+    assert result.exit_code == 2
+    lines = result.output.splitlines()
+    keys = {line.split(": ")[1] for line in lines if line.startswith("params.yaml, line ")}
+    assert keys >= {
+        "seed", "data.root", "framework.queue", "framework.temperature", "framework.dim",
+        "framework.momentum", "mask.sigma", "mask.ratio", "localizer.name", "saliency.levels",
+        "evaluate.protocols", "evaluate.knn.k", "evaluate.linear", "transfer.shapes.images.train",
+        "runs.a.train.lr", "runs.b.trian", f"runs.{'c' * 240}",
+    }  # fmt: skip
+    assert lines[0] == f"error: {len(lines) - 1} mistakes:"
+
+
+def test_check_compares_the_batch_with_the_images(project: Path) -> None:
+    (project / "params.yaml").write_text(yaml.safe_dump(TINY | {"train": {"batch": 256}}))
+    data = project / "artifacts" / "data"
+    data.mkdir(parents=True)
+    (data / "dataset.json").write_text('{"images": {"train": 96}}')
+    assert "more than the 96" not in call("check").output  # of which data is not known
+    (data / "provenance.json").write_text(json.dumps({"params": {"data": TINY["data"]}}))
+    output = call("check").output
+    assert "train.batch: 256 is more than the 96 training images" in output
 
 
 def test_a_suite_takes_the_place_of_params(project: Path) -> None:

@@ -115,7 +115,7 @@ def test_an_edited_manifest_is_an_error(listing, tmp_path, change):
     changed = text.replace(",1,train", ",0,train") if change == "a label" else "".join(lines[:-1])
     assert changed != text
     path.write_text(changed)
-    with pytest.raises(UserError, match="was edited after `prepare` wrote it"):
+    with pytest.raises(UserError, match="was edited or damaged after it was written"):
         manifest.load(tmp_path / "data")
 
 

@@ -33,11 +33,11 @@ def test_options_are_those_of_the_data_set_and_the_common_ones(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_rejected": 1.5}, r"params.yaml: data: max_rejected: .*got 1.5"),
+        ({"max_rejected": 1.5}, r"params.yaml: data.max_rejected: .*got 1.5"),
         ({"max_rejected": -0.1}, r"max_rejected: .*got -0.1"),
         ({"min_side": 0}, r"min_side: .*got 0"),
-        ({"min_side": "large"}, r"min_side: .*got 'large'"),
-        ({"min_sid": 9}, r"imagefolder\): min_sid: no such key"),
+        ({"min_side": "large"}, r'min_side: .*got "large"'),
+        ({"min_sid": 9}, r"data.min_sid: no such key \(did you mean `min_side`\?\)"),
     ],
 )
 def test_options_are_checked(options, message):
@@ -46,7 +46,9 @@ def test_options_are_checked(options, message):
 
 
 def test_an_unknown_name_is_an_error():
-    with pytest.raises(UserError, match="data: no `mnist` here; choose from caltech101, cifar10, "):
+    with pytest.raises(
+        UserError, match=r"data\.name: no `mnist` here; choose from caltech101, cifar10, "
+    ):
         dataset_reader(Choice("mnist", {"root": "."}), "data")
 
 

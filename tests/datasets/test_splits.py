@@ -1,6 +1,8 @@
 """Folders with given splits."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from salmask.datasets import splits
 from salmask.errors import UserError
@@ -77,3 +79,38 @@ def test_a_list_may_not_lead_out_of_the_root(tmp_path, line):
     (root / "train.txt").write_text(f"cat/1.png\n{line}\n")
     with pytest.raises(UserError, match=r"train\.txt, line 2: .* leads out of"):
         splits.read(tmp_path, 0, root=root)
+
+
+LINES = st.lists(
+    st.sampled_from(
+        [b"cat/1.png", b"dog/2.png", b'"cat/1.png"', b"dog\\2.png", b"./cat/1.png", b"cat/gone.png"]
+    )
+    | st.binary(max_size=20),
+    max_size=5,
+)
+
+
+@given(LINES, st.sampled_from([b"\n", b"\r\n", b"\0\n"]), st.sampled_from([b"", b"\xef\xbb\xbf"]))
+def test_any_list_is_read_or_refused(tmp_path_factory, lines, end, mark):
+    """A listed image is read, or its path is in the listing, where `prepare` rejects it."""
+    folder = tmp_path_factory.mktemp("lists")
+    make_images(folder / "root", "cat/1.png", "dog/2.png", "test/cat/3.png")
+    (folder / "root" / "train.txt").write_bytes(mark + end.join(lines))
+    try:
+        listing = read_dataset(folder, "splits")
+    except UserError:
+        return
+    paths = {file.path for file in listing.files if file.split == "train"}
+    for line in lines:
+        for name in ("cat/1.png", "dog/2.png"):
+            if line.replace(b"\\", b"/").strip(b'"./') == name.encode():
+                assert name in paths
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc", "a/../../b", "C:\\b", "..\\b"])
+def test_splits_outside_root_are_refused(tmp_path, name):
+    make_images(tmp_path / "root", "train/a/1.png", "test/a/2.png")
+    make_images(tmp_path, "other/a/1.png")
+    for option in ("train", "val", "test"):
+        with pytest.raises(UserError, match=f"{option}: .* leads out of"):
+            read_dataset(tmp_path, "splits", **{option: name})

@@ -55,3 +55,11 @@ def test_empty_lists_are_an_error(tmp_path):
     make_texts(tmp_path / "root/VOC2012/ImageSets/Main", trainval__txt="")
     with pytest.raises(UserError, match="root: the lists name no image"):
         read_dataset(tmp_path, "voc", years=[2012])
+
+
+def test_names_with_spaces_and_other_suffixes(tmp_path):
+    pascal(tmp_path / "root")
+    make_images(tmp_path / "root/VOC2012/JPEGImages", "IMG 1.PNG", "IMG 2.webp")
+    make_texts(tmp_path / "root/VOC2012/ImageSets/Main", trainval__txt="IMG 1\nIMG 2  1\n")
+    paths = [file.path for file in read_dataset(tmp_path, "voc", years=[2012]).files]
+    assert paths == ["VOC2012/JPEGImages/IMG 1.PNG", "VOC2012/JPEGImages/IMG 2.webp"]

@@ -98,3 +98,15 @@ def test_an_image_that_was_deleted_meanwhile_is_refused(data, tmp_path):
     (tmp_path / "root/b/1.png").unlink()
     with pytest.raises(UserError, match=r"b/1\.png: it no longer exists"):
         prepared_files.save(data, tmp_path / "root", tmp_path / "out")
+
+
+def test_a_split_without_an_object_is_refused(data, tmp_path):
+    """An evaluation of it would write no score."""
+    images = [
+        dataclasses.replace(image, ignored=np.ones(len(image), dtype=bool))
+        for image in data.test.images
+    ]
+    ignored = dataclasses.replace(data.test, images=tuple(images))
+    for changed, name in (({"test": ignored}, "test"), ({"train": ignored}, "train")):
+        with pytest.raises(UserError, match=f"the {name} split of toy .* none is left to"):
+            prepared_files.save(dataclasses.replace(data, **changed), tmp_path / "root", tmp_path)

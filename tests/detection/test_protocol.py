@@ -212,7 +212,7 @@ def test_the_rate_of_mscns_recipes():
     ("options", "reason"),
     [
         ({"recipe": "fast"}, "no `fast` here; choose from voc"),
-        ({"iterations": 2}, r"milestones \[3\] must increase and be smaller than iterations"),
+        ({"iterations": 2}, r"milestones: \[3\] must increase and be smaller than iterations"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(data, job, options, reason):

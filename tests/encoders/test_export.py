@@ -270,5 +270,8 @@ def test_an_encoder_that_changed_since_it_was_made_is_refused(tmp_path, name):
     content[-9] ^= 1
     (tmp_path / name).write_bytes(content)
     result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 2 and f"{name} has changed since it was made" in result.output
+    assert (
+        result.exit_code == 2
+        and f"{name} is damaged (its sha256 is not the one in" in result.output
+    )
     assert not out.exists()

@@ -262,8 +262,8 @@ def test_only_tensors_are_unpickled(tmp_path):
             r"no layout `vissl`; choose from auto, lightly, moco, moco_v3, simsiam",
         ),
         ({"std": [0.2, 0, 0.2]}, "std"),
-        ({"shorter": 100}, "shorter 100 is less than size 224"),
-        ({"filter": {"name": "high_pass", "kernel": 4, "sigma": 1}}, "filter.kernel must be odd"),
+        ({"shorter": 100}, "shorter: 100 is less than size 224"),
+        ({"filter": {"name": "high_pass", "kernel": 4, "sigma": 1}}, "filter: kernel must be odd"),
         ({"filter": {"name": "low_pass", "kernel": 3, "sigma": 1}}, "filter.name"),
         ({"sha256": "abc"}, "sha256"),
         ({"ached": "resnet50"}, "ached: no such key"),
@@ -304,7 +304,7 @@ def test_check_reads_the_checkpoints(project):
     assert "imports.x: no file at gone.pth" in edited(project, x=theirs | {"path": "gone.pth"})
     assert "of another shape: conv1.weight" in edited(project, x=theirs)
     assert "no network `resnet5`" in edited(project, x=theirs | {"arch": "resnet5"})
-    assert "imports.x: arch: Field required" in edited(project, x={"path": "theirs.pth.tar"})
+    assert "imports.x.arch: is missing: a text" in edited(project, x={"path": "theirs.pth.tar"})
 
 
 def test_a_run_and_an_import_of_one_name_are_refused(project):

@@ -102,7 +102,7 @@ def test_losses_stay_float32_under_autocast(name):
         ({"queue": 3}, r"queue: 3 .*choose 4"),
         ({"queue": 12, "symmetric": True}, r"queue: 12 .*twice train\.batch \(4\).*choose 8"),
         ({"quue": 8}, "quue: no such key"),
-        ({"head": "deep"}, "'mlp' or 'linear'.*'deep'"),
+        ({"head": "deep"}, '`mlp` or `linear`, got "deep"'),
     ],
 )
 def test_options_of_moco_that_do_not_fit_are_refused(options, message):
@@ -112,7 +112,7 @@ def test_options_of_moco_that_do_not_fit_are_refused(options, message):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_an_unknown_option_is_named(name):
-    with pytest.raises(UserError, match=rf"framework \(name: {name}\).*tau: no such key"):
+    with pytest.raises(UserError, match=r"framework\.tau: no such key"):
         build(name, tau=0.1)
 
 

@@ -345,7 +345,7 @@ def test_the_maskers_loss_is_penalty_and_entropy_over_all_masks_less_the_task(na
 
 
 def test_a_single_mask_is_refused():
-    with pytest.raises(UserError, match=r"masks: .*greater than or equal to 2, got 1"):
+    with pytest.raises(UserError, match=r"mask\.masks: must be a whole number from 2 to 64, got 1"):
         wire_mask(Choice("adios", {"masks": 1}), MOCO, ViewConfig(size=SIDE, grid=1))
 
 
@@ -353,7 +353,7 @@ def test_a_single_mask_is_refused():
     ("option", "value"), [("base", 0), ("lr", -0.1), ("momentum", -0.5), ("weight_decay", -0.01)]
 )
 def test_invalid_numbers_are_refused(option, value):
-    with pytest.raises(UserError, match=rf"\(name: adios\): {option}: .*{value}"):
+    with pytest.raises(UserError, match=rf"mask\.{option}: .*{value}"):
         wire_mask(Choice("adios", {option: value}), MOCO, ViewConfig(size=SIDE, grid=1))
 
 

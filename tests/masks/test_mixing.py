@@ -245,9 +245,8 @@ def test_masks_that_mix_accept_any_grid(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["none", "high_pass", "blur", "mean", "mscn", "adios"])
 def test_other_masks_need_a_grid_that_divides_the_view(name: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"{name}\): view\.grid: 5 does not divide view\.size \(32"
-    ):
+    message = rf"view\.grid: 5 does not divide view\.size \(32\): patches of the mask {name} "
+    with pytest.raises(UserError, match=message):
         wire_mask(Choice(name, {}), MOCO, ViewConfig(size=32, grid=5))
 
 
@@ -370,12 +369,12 @@ def test_erased_pixels_may_be_noise() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mixmask", {"shape": "round"}, r"shape: .*'round'"),
-        ("mixmask", {"mask_per": "pixel"}, r"mask_per: .*'pixel'"),
-        ("mixmask", {"ratio": "half"}, r"ratio.*'half'"),
+        ("mixmask", {"shape": "round"}, r'shape: .*"round"'),
+        ("mixmask", {"mask_per": "pixel"}, r'mask_per: .*"pixel"'),
+        ("mixmask", {"ratio": "half"}, r'ratio.*"half"'),
         ("mixmask", {"global_p": 0.5}, r"global_p: no such key"),
-        ("mixmask_star", {"permutation": "none"}, r"permutation: .*'none'"),
-        ("erase", {"fill": "black"}, r"fill: .*'black'"),
+        ("mixmask_star", {"permutation": "none"}, r'permutation: .*"none"'),
+        ("erase", {"fill": "black"}, r'fill: .*"black"'),
         ("erase", {"switch": False}, r"switch: no such key"),
         ("unmix", {"ratio": 0.5}, r"ratio: no such key"),
     ],

@@ -147,16 +147,15 @@ def test_details_bypass_the_perceptron():
     ("side", "advice"), [(100, "96 or 112"), (50, "48 or 56"), (33, "32 or 40")]
 )
 def test_a_side_that_cannot_be_halved_is_refused_with_sides_that_can(side, advice):
-    with pytest.raises(UserError, match=rf"view\.size: {side} px .*{advice}") as message:
+    with pytest.raises(UserError, match=rf"view\.size: {side} px .*{advice}"):
         wire_mask(Choice("adios", {}), MOCO, ViewConfig(size=side, grid=1))
-    assert "adios" in str(message.value)
     for near in map(int, advice.split(" or ")):
         wire_mask(Choice("adios", {}), MOCO, ViewConfig(size=near, grid=1))
 
 
 @pytest.mark.parametrize("side", [1, 4, 7])
 def test_a_side_too_small_for_two_blocks_is_refused_as_that(side):
-    with pytest.raises(UserError, match=rf"view\.size: {side} px is too small.*8"):
-        wire_mask(Choice("adios", {}), MOCO, ViewConfig(size=side, grid=1))
+    with pytest.raises(ValueError, match=rf"{side} px is too small.*8"):
+        build(side)
     with torch.no_grad():
         assert build(8)(noise(1, 8)).shape == (1, 3, 8, 8)

@@ -232,7 +232,7 @@ def test_mixtures_are_added_to_the_clean_views_once(
 @pytest.mark.parametrize("wiring", [BYOL, SIMSIAM])
 @pytest.mark.parametrize("name", ["blur", "mean", "high_pass"])
 def test_hard_negatives_need_a_framework_with_negatives(name: str, wiring: Wiring) -> None:
-    message = rf"runs\.a \(name: {name}\): {wiring.label} has no negatives.*hard_negative: null"
+    message = rf"runs\.a\.hard_negative: {wiring.label} has no negatives.*hard_negative: null"
     with pytest.raises(UserError, match=message):
         wire_mask(Choice(name, {}), wiring, VIEW, "runs.a")
     wire_mask(Choice(name, {"hard_negative": None}), wiring, VIEW)
@@ -243,9 +243,7 @@ def test_hard_negatives_need_a_framework_with_negatives(name: str, wiring: Wirin
 )
 def test_unpublished_combinations_are_refused(name: str, wiring: Wiring) -> None:
     published = "moco, simclr, byol" + (", simsiam" if name == "adios" else "")
-    message = (
-        rf"runs\.a \(name: {name}\): no paper .* {wiring.label};.*published form of {published}"
-    )
+    message = rf"runs\.a\.name: no paper .*{name} for {wiring.label};.*form of {published}"
     with pytest.raises(UserError, match=message):
         wire_mask(Choice(name, {}), wiring, VIEW, "runs.a")
 

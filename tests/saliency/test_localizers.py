@@ -291,10 +291,10 @@ def test_an_encoder_gets_the_same_input_as_in_its_evaluation(tmp_path, mask, fil
     [
         (lambda d: d["encoder"].update(width=16), "of another shape: conv1.weight"),
         (lambda d: d["encoder"].update(arch="resnet19"), r"encoder\.json: encoder\.arch: .*19"),
-        (lambda d: d.pop("encoder"), r"encoder\.json: encoder: Field required"),
-        (lambda d: d["input"].pop("std"), r"encoder\.json: input\.std: Field required"),
+        (lambda d: d.pop("encoder"), r"encoder\.json: encoder: is missing"),
+        (lambda d: d["input"].pop("std"), r"encoder\.json: input\.std: is missing"),
         (lambda d: d["input"].update(std=[1, 0, 1]), r"localizer\.std: must be positive"),
-        (lambda d: d["input"].update(filter={"kernel": 3}), r"input\.filter\.name: Field required"),
+        (lambda d: d["input"].update(filter={"kernel": 3}), r"input\.filter\.name: is missing"),
     ],
 )
 def test_an_encoder_that_is_not_as_described_is_refused(tmp_path, change, message):
@@ -316,7 +316,7 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no weights at .*encoder\.safetensors"):
         LOCALIZERS["encoder"](path=tmp_path)
     (tmp_path / "encoder.json").write_text("{")
-    with pytest.raises(UserError, match=r"encoder\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"encoder\.json is damaged"):
         LOCALIZERS["encoder"](path=tmp_path)
 
 

@@ -102,7 +102,9 @@ def plain(value: Any) -> Any:
 def resolved(name: str, params: Params, run: str) -> Resolved:
     config = read_run(params, run)
     sections = {
-        "framework": bind(FRAMEWORKS[config.framework.name].__init__, config.framework, "x"),
+        "framework": bind(
+            FRAMEWORKS[config.framework.name].__init__, config.framework.options, "x"
+        ),
         "mask": options_of(config.mask),
         "train": asdict(config.train),
         "view": asdict(config.view),

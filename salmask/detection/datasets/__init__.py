@@ -9,22 +9,20 @@ in `root`; only the demo draws its own images into `folder`.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from salmask.by_name import ByName
+from salmask.datasets.folders import require_inside
 from salmask.detection.objects import Annotations
-from salmask.errors import UserError
+from salmask.params.ranges import Name, Several
 from salmask.params.values import Choice, bind, pick
 
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Names = Several[Name]
 Splits = tuple[Path, Annotations, Annotations]  # root of the images, to train on, to test on
 
 DATASETS: ByName[Callable[..., Splits]] = ByName(__name__, "DATASET")
 
 
-def configured_reader(choice: Choice, where: str) -> Callable[[Path, int], Splits]:
+def configured_reader(choice: Choice, where: str) -> partial[Splits]:
     """The function (folder, seed) -> Splits that a section `detect.<name>.data` selects.
 
     Args:
@@ -34,12 +32,10 @@ def configured_reader(choice: Choice, where: str) -> Callable[[Path, int], Split
     Raises:
         UserError: there is no such data set, or an option is missing or has a wrong value.
     """
-    dataset = pick(DATASETS, choice, where)
-    return partial(dataset, **bind(dataset, choice, where))
+    dataset = pick(DATASETS, choice.name, f"{where}.name")
+    return partial(dataset, **bind(dataset, choice.options, where))
 
 
 def path_inside(root: Path, name: str) -> Path:
     """The path `name` below `root`. DVC watches `root` only, so other paths raise UserError."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"{name} must be a path inside root ({root}), which DVC watches")
-    return root / name
+    return root / require_inside(root, name, "a path of the annotations")

@@ -1,20 +1,32 @@
 """Drawings with several objects, whose masks are known exactly."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from salmask.datasets.demo_images import CLASSES
 from salmask.datasets.demo_scenes import scene
 from salmask.detection import rle
 from salmask.detection.datasets import Splits
 from salmask.detection.objects import AnnotatedImage, Annotations
-from salmask.errors import UserError
+from salmask.params.ranges import Few, NonNegativeInt, PositiveInt, ViewSide
+from salmask.params.values import STRICT
 
 _DRAWN_SPLITS = {"train": "train", "test": "val"}  # our split -> the split of the drawings
+
+
+@dataclass(frozen=True, config=STRICT)
+class Images:
+    """Numbers of images."""
+
+    train: PositiveInt = 200
+    test: PositiveInt = 60
+
+
+_IMAGES = Images()
 
 
 def read(
@@ -22,9 +34,9 @@ def read(
     seed: int,
     *,
     root: str,
-    images: dict[Literal["train", "test"], PositiveInt] = {"train": 200, "test": 60},  # noqa: B006
-    side: PositiveInt = 96,
-    objects: PositiveInt = 3,
+    images: Images = _IMAGES,
+    side: ViewSide = 96,
+    objects: Few = 3,
     first: NonNegativeInt = 20_000,
 ) -> Splits:
     """Draws images into folder/images.
@@ -38,10 +50,8 @@ def read(
         objects: maximum number of objects in an image.
         first: number of the first drawing of each split.
     """
-    if set(images) != set(_DRAWN_SPLITS):
-        raise UserError(f"images: give the numbers of images for train and for test, got {images}")
     splits = {}
-    for name, count in images.items():
+    for name, count in asdict(images).items():
         target = folder / "images" / name
         target.mkdir(parents=True, exist_ok=True)
         annotated = []

@@ -5,12 +5,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from salmask.datasets.folder_fingerprint import folder_of
-from salmask.detection.annotations import (
-    AnnotatedObject,
-    AnnotationCollector,
-    Bad,
-    read_text,
-)
+from salmask.datasets.folders import read_bytes
+from salmask.datasets.voc import listed_images
+from salmask.detection.annotations import AnnotatedObject, AnnotationCollector, Bad
 from salmask.detection.datasets import Names, Splits, path_inside
 from salmask.detection.objects import Annotations
 from salmask.errors import UserError
@@ -20,7 +17,6 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
 
 
 def read(
@@ -52,7 +48,8 @@ def read(
         parts = [read_split(path.parent, path.name, classes, bad) for path in paths]
         images = tuple(image for part in parts for image in part.images)
         skipped = tuple(line for part in parts for line in part.skipped)
-        return Annotations(classes, images, "voc", skipped)
+        notes = tuple(note for part in parts for note in part.notes)
+        return Annotations(classes, images, "voc", skipped, notes)
 
     return root, joined(train), joined(test)
 
@@ -75,22 +72,21 @@ def read_split(
         UserError: the list of the split is missing or empty, or no image is usable.
     """
     split_list = folder / "ImageSets" / "Main" / f"{split}.txt"
-    lines = read_text(split_list).splitlines()
-    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-    if not names:
+    images = listed_images(folder, split)
+    if not images:
         raise UserError(f"{split_list} lists no image")
     collector = AnnotationCollector(tuple(classes), bad)
-    for name in names:
+    for name, path in images.items():
         xml = folder / "Annotations" / f"{name}.xml"
         try:
-            root = ElementTree.fromstring(read_text(xml))
+            root = ElementTree.fromstring(read_bytes(xml))  # it may declare its encoding
             size = (_number(root, "size/height"), _number(root, "size/width"))
             objects = list(_objects(root))
-        except (UserError, ElementTree.ParseError, ValueError, OverflowError) as error:
+        except (UserError, ElementTree.ParseError, ValueError, OverflowError, LookupError) as error:
             collector.problems.append(f"{xml}: {error}")
+            collector.listed_images += 1
             continue
-        files = [folder / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
-        collector.add_image(next((f for f in files if f.exists()), files[0]), size, objects)
+        collector.add_image(folder / "JPEGImages" / path, size, objects)
     return collector.annotations("voc", split_list)
 
 

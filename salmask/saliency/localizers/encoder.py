@@ -1,6 +1,5 @@
 """A trained or imported encoder of this project, so that saliency uses no labels."""
 
-import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from salmask.params.values import check
 from salmask.saliency.localizers import FittedLocalizer
 from salmask.saliency.localizers.assembly import assemble
 from salmask.saliency.trunks import Triple
+from salmask.stored_files import read_json
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,7 @@ def encoder(*, path: Path, sha256: str | None = None) -> FittedLocalizer:
     advice = "localizer.path must name a folder with encoder.json and encoder.safetensors"
     if not file.is_file():
         raise UserError(f"localizer: {path} holds no encoder: {advice}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from None
-    description = check(content, _Description, str(file))
+    description = check(read_json(file), _Description, str(file))
     arch = {"encoder": asdict(description.encoder), "filter": asdict(description.input)["filter"]}
     locate = partial(weight_files.local, path / "encoder.safetensors", sha256, advice)
     mean, std = description.input.mean, description.input.std

@@ -71,8 +71,14 @@ def test_coco_boxes_crowds_and_masks_of_every_kind(coco_file, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (entry(8, 5, 44, [1, 1, 5, 5], SQUARE), "annotation 8: 5 is missing"),
-        (entry(8, 17, 45, [1, 1, 5, 5], SQUARE), "annotation 8: 45 is missing"),
+        (
+            entry(8, 5, 44, [1, 1, 5, 5], SQUARE),
+            "annotation 8: there is no image of its image_id 5",
+        ),
+        (
+            entry(8, 17, 45, [1, 1, 5, 5], SQUARE),
+            "annotation 8: there is no category of its category_id 45",
+        ),
         (entry(8, 17, 44, [1, 1, 5], SQUARE), "annotation 8: not enough values"),
         (entry(8, 17, 44, [1, 1, 5, 5]), "annotation 8: 'segmentation' is missing"),
         (entry(8, 17, 44, [1, 1, 5, 5], [[1, 1, 5, 5]]), "fewer than 3 points"),
@@ -164,6 +170,7 @@ def test_a_missing_image_is_listed_and_a_long_list_is_cut(coco_file, tmp_path):
         ),
         ("[]", "is not in COCO's format"),
         ('{"images": [], "annotations": []}', "'categories'"),
+        ('{"images": [], "categories": []}', "'annotations' is missing; a file without them"),
         ('{"images": [], "annotations": [], "categories": []}', "no usable image in"),
     ],
 )
@@ -213,7 +220,7 @@ def test_one_coco_file_can_be_split_by_the_seed(tmp_path):
         read(tmp_path, 0, **(options | {"test_share": 0.0}))
 
 
-def test_masks_are_read_where_every_object_has_one(tmp_path):
+def test_masks_are_read_where_nearly_every_object_has_one(tmp_path):
     content = coco_folder(tmp_path)
     both = ONE_FILE | {"root": tmp_path, "test": "all.json", "test_images": "images"}
     _, train, test = read(tmp_path, 0, **both)
@@ -221,15 +228,22 @@ def test_masks_are_read_where_every_object_has_one(tmp_path):
     assert not read(tmp_path, 0, **both, masks=False)[1].has_masks()
     del content["annotations"][3]["segmentation"]
     (tmp_path / "all.json").write_text(json.dumps(content))
+    most = read(tmp_path, 0, **both)[1]  # 18 of 19 have one
+    assert most.has_masks() and sum(map(len, most.images)) == 18 and len(most.skipped) == 1
+    assert most.notes == ("all.json: 0 of 20 images and 1 of 19 objects were left out",)
+    for entry in content["annotations"][:3]:
+        entry["segmentation"] = []
+    (tmp_path / "all.json").write_text(json.dumps(content))
     plain = read(tmp_path, 0, **both)[1]
     assert not plain.has_masks() and sum(map(len, plain.images)) == 19
+    assert "masks are not read, because only 15 of 19 objects have one" in plain.notes[0]
     with_masks = read(tmp_path, 0, **both, masks=True)[1]
-    assert with_masks.has_masks() and sum(map(len, with_masks.images)) == 18
+    assert with_masks.has_masks() and sum(map(len, with_masks.images)) == 15
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other.json", "a/../../b.json"])
 def test_files_outside_root_are_refused(tmp_path, name):
-    with pytest.raises(UserError, match="must be a path inside root"):
+    with pytest.raises(UserError, match="leads out of"):
         read(tmp_path, 0, root=tmp_path, train=name)
 
 
@@ -241,3 +255,92 @@ def test_root_may_be_a_fingerprint_file_and_must_exist(tmp_path):
     assert root == tmp_path / "data" and train.images
     with pytest.raises(UserError, match=r"^root: .*nowhere is neither a folder nor"):
         read(tmp_path, 0, root=tmp_path / "nowhere", **options)
+
+
+def test_ids_may_be_texts_and_the_file_may_have_a_byte_order_mark(coco_file, tmp_path):
+    file = coco_file(entry("5", "17", "44", [5, 5, 10, 10]), entry(6, 17.0, 7, [0, 0, 9, 9]))
+    expected = [[5, 5, 15, 15], [0, 0, 9, 9]]
+    text = file.read_text()
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        file.write_bytes(text.encode(encoding))
+        annotations = read_file(file, tmp_path)
+        assert annotations.images[1].boxes.tolist() == expected and not annotations.skipped
+    file.write_bytes(b"\xff" + text.encode())
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_file(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("images", {"id": "17"}, r"1 of 2 images have the id of an earlier one .*x\.png.*y\.png"),
+        ("images", {"file_name": "y.png"}, r"1 of 2 images have the file of an earlier one"),
+        ("categories", {"id": 7}, r"1 of 2 categories have the id .*tree.*house"),
+        ("images", {"file_name": "../x.png"}, r"image 900: \.\./x\.png leads out of"),
+        (
+            "images",
+            {"file_name": "C:\\a\\y.png"},
+            r"y\.png and C:.* are both .*y\.png here|are both",
+        ),
+    ],
+)
+def test_joined_files_with_colliding_entries_are_refused(
+    coco_file, tmp_path, part, change, message
+):
+    file = coco_file(entry(1, 17, 44, [1, 1, 5, 5]))
+    content = json.loads(file.read_text())
+    content[part][0] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_file(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["sub\\x.png", "/home/me/data/sub/x.png", "D:\\data\\sub\\x.png", "./sub/x.png"]
+)
+def test_names_of_another_system_are_read_as_meant(coco_file, tmp_path, name):
+    file = coco_file(entry(1, 900, 44, [1, 1, 5, 5]))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "x.png").rename(tmp_path / "sub" / "x.png")
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = name
+    file.write_text(json.dumps(content))
+    annotations = read_file(file, tmp_path)
+    assert [image.file.name for image in annotations.images] == ["x.png", "y.png"]
+    assert len(annotations.images[0]) == 1 and not annotations.skipped
+    moved = [note for note in annotations.notes if "1 of 2 file names are those of another" in note]
+    assert len(moved) == (name[0] != ".")
+
+
+def test_classes_without_objects_are_noted(coco_file, tmp_path):
+    annotations = read_file(coco_file(entry(1, 17, 44, [1, 1, 5, 5])), tmp_path)
+    assert annotations.notes == ("instances.json: classes without an object: house",)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_photographs_are_read_upright_or_listed(tmp_path, orientation):
+    """40x30 stored pixels, which half of the orientations show as 30x40."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "x.jpg", exif=exif.tobytes())
+
+    def annotated(width, height):
+        image = {"id": 1, "file_name": "x.jpg", "width": width, "height": height}
+        content = {
+            "images": [image, image | {"id": 2, "file_name": "y.png"}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [entry(1, 1, 1, [0, 0, 20, 10]), entry(2, 2, 1, [0, 0, 20, 10])],
+        }
+        Image.new("RGB", (width, height)).save(tmp_path / "y.png")
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        return read_file(tmp_path / "a.json", tmp_path)
+
+    stored, turned = annotated(40, 30), annotated(30, 40)
+    sideways = orientation > 4
+    assert len((turned if sideways else stored).images) == 2
+    refused = stored if sideways else turned
+    assert [image.file.name for image in refused.images] == ["y.png"]
+    (reason,) = refused.skipped
+    assert ("EXIF data turn it" if sideways else "but annotated as") in reason
+    noted = [note for note in stored.notes if "EXIF data turn or mirror 1 images" in note]
+    assert len(noted) == (orientation in (2, 3, 4))

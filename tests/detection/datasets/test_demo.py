@@ -1,14 +1,12 @@
 import numpy as np
-import pytest
 from PIL import Image
 
 from salmask.detection import rle
-from salmask.detection.datasets.demo import read
-from salmask.errors import UserError
+from salmask.detection.datasets.demo import Images, read
 
 
 def test_boxes_and_masks_are_where_the_objects_are_drawn(tmp_path):
-    options = {"root": "", "images": {"test": 2, "train": 6}, "side": 48}
+    options = {"root": "", "images": Images(train=6, test=2), "side": 48}
     root, train, test = read(tmp_path, 3, **options)
     assert root == tmp_path and (len(train.images), len(test.images)) == (6, 2)
     assert train.has_masks() and len(train.classes) == 10
@@ -26,8 +24,3 @@ def test_boxes_and_masks_are_where_the_objects_are_drawn(tmp_path):
         assert one.file.read_bytes() == other.file.read_bytes()
     other = read(tmp_path / "other", 4, **options)[1]
     assert train.images[0].file.read_bytes() != other.images[0].file.read_bytes()
-
-
-def test_both_splits_are_needed(tmp_path):
-    with pytest.raises(UserError, match="for train and for test"):
-        read(tmp_path, 0, root="", images={"train": 1})

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from salmask.detection.datasets.voc import VOC_CLASSES, read, read_split
@@ -95,7 +97,7 @@ def test_missing_and_broken_files_are_listed(voc_folder):
     skipped = "\n".join(annotations.skipped)
     for reason in (
         "a.xml: no element found",
-        "b.xml cannot be read: No such file",
+        "b.xml cannot be read: no such file",
         "c.jpg: ",
         "d.jpg: broken or truncated",
         "e.jpg: 41x30 px, but annotated as 40x30",
@@ -106,7 +108,7 @@ def test_missing_and_broken_files_are_listed(voc_folder):
 
 def test_a_missing_or_empty_split_is_refused(voc_folder):
     folder = voc_folder()
-    with pytest.raises(UserError, match=r"val\.txt cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"val\.txt cannot be read: no such file"):
         read_split(folder, "val")
     with pytest.raises(UserError, match="lists no image"):
         read_split(folder, "test")
@@ -154,9 +156,77 @@ def test_voc_of_one_folder_with_classes_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other", "a/../../b"])
 def test_files_outside_root_are_refused(tmp_path, name):
-    with pytest.raises(UserError, match="must be a path inside root"):
+    with pytest.raises(UserError, match="leads out of"):
         read(tmp_path, 0, root=tmp_path, train=(name,))
 
 
 def test_there_are_twenty_classes():
     assert len(set(VOC_CLASSES)) == 20
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".PNG", ".bmp", ".webp"])
+def test_names_with_spaces_and_other_suffixes(tmp_path, suffix):
+    names = ["photo", "photo (1)", "IMG 1", "IMG 2", "a.b", "ä"]
+    folder = write_year(tmp_path, 1, test=names)
+    for name in names:
+        with Image.open(folder / f"JPEGImages/{name}.jpg") as image:
+            image.save(folder / f"JPEGImages/x{suffix}")
+        (folder / f"JPEGImages/{name}.jpg").unlink()
+        (folder / f"JPEGImages/x{suffix}").rename(folder / f"JPEGImages/{name}{suffix}")
+    annotations = read_split(folder, "test")
+    assert [image.file.stem for image in annotations.images] == names and not annotations.skipped
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("IMG 1 -1\nIMG 2  1\na  0\n", "utf-8"),
+        ("IMG 1\r\nIMG 2\r\na\r\n", "utf-8-sig"),
+        ("IMG 1\r\nIMG 2\r\na\r\n", "utf-16"),
+        ('"IMG 1.jpg"\n./IMG 2.jpg\nJPEGImages\\a.xml\n', "utf-8"),
+        ("IMG 1\n\nIMG 1\n  IMG 2\t\na", "utf-8"),
+    ],
+)
+def test_lists_of_other_programs(tmp_path, text, encoding):
+    folder = write_year(tmp_path, 1, test=["IMG 1", "IMG 2", "a"])
+    (folder / "ImageSets/Main/test.txt").write_bytes(text.encode(encoding))
+    assert names(read_split(folder, "test")) == ["IMG 1.jpg", "IMG 2.jpg", "a.jpg"]
+
+
+def test_a_list_that_leads_out_is_refused(voc_folder):
+    folder = voc_folder(a="")
+    (folder / "ImageSets/Main/test.txt").write_text("a\n../../b\n")
+    with pytest.raises(UserError, match=r"test\.txt, line 2: \.\./\.\./b leads out of"):
+        read_split(folder, "test")
+
+
+def test_xml_may_declare_its_encoding_and_counts_are_noted(voc_folder):
+    folder = voc_folder(a=voc_object("cat", 1, 1, 9, 9), b=voc_object("dog", 1, 1, 9, 9))
+    xml = (folder / "Annotations/a.xml").read_text().replace("cat", "k\xe4fer")
+    declared = "<?xml version='1.0' encoding='iso-8859-1'?>" + xml
+    (folder / "Annotations/a.xml").write_bytes(declared.encode("iso-8859-1"))
+    annotations = read_split(folder, "test", ("k\xe4fer",))
+    assert len(annotations.images[0]) == 1
+    assert annotations.notes == ("test.txt: 0 of 2 images and 1 of 2 objects were left out",)
+
+
+def mutated(draw, content):
+    """Bytes with a part removed, repeated or replaced."""
+    start = draw(st.integers(0, len(content)))
+    stop = draw(st.integers(start, len(content)))
+    middle = draw(st.sampled_from([b"", content[start:stop] * 2]) | st.binary(max_size=9))
+    return content[:start] + middle + content[stop:]
+
+
+@given(st.data())
+def test_any_file_is_read_or_refused(tmp_path_factory, data):
+    folder = write_year(tmp_path_factory.mktemp("odd"), 1, test=["IMG 1", "b"])
+    name = data.draw(st.sampled_from(["Annotations/b.xml", "ImageSets/Main/test.txt"]))
+    (folder / name).write_bytes(mutated(data.draw, (folder / name).read_bytes()))
+    named = (folder / "ImageSets/Main/test.txt").read_bytes()
+    try:
+        annotations = read_split(folder, "test", bad="skip")
+    except UserError:
+        return
+    lost = 2 - sum(map(len, annotations.images))
+    assert lost <= 0 or annotations.skipped or named != b"IMG 1\nb"
