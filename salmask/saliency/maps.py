@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from salmask.data.manifest import Manifest, verified_image
+from salmask.data.prefetch import on_device
 from salmask.data.resample import resample
 from salmask.data.views import crop_boxes
 from salmask.data.worker_processes import load_batches
@@ -49,7 +50,7 @@ class _Images(Dataset[LevelImages]):
 def _batches(
     images: _Images, batches: list[list[int]], job: Job
 ) -> Iterator[tuple[list[Tensor], list[str]]]:
-    yield from load_batches(
+    loaded = load_batches(
         images,
         batch_sampler=batches,
         workers=job.workers if batches else 0,
@@ -57,6 +58,7 @@ def _batches(
         * max(map(len, batches), default=0),
         pin_memory=job.device.type == "cuda",
     )
+    return on_device(loaded, job.device)
 
 
 def plan(manifest: Manifest, config: SaliencyConfig, spec: Localizer) -> StorePlan:
@@ -213,7 +215,7 @@ def score_batch(
     """The activation maps of images: (n,3,S,S) uint8, at most one batch -> (n,U,V) float32 on the
     device."""
     count = len(pixels)
-    if missing := config.batch - count:  # without padding, the tensor stays in pinned memory
+    if missing := config.batch - count:
         pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
     images = pixels.to(device, non_blocking=True).float() / 255
     with inference(device, config.precision):

@@ -12,7 +12,7 @@ from torch import nn
 
 from salmask.encoders.on_disk import Encoder, InputSpec
 from salmask.errors import UserError
-from salmask.evaluate import features, finetune
+from salmask.evaluate import classifier, features, finetune
 from salmask.evaluate.features import top
 from salmask.evaluate.finetune import PublishedList
 from salmask.evaluate.subsets import balanced
@@ -134,6 +134,19 @@ def test_separable_colours_are_classified_in_every_split(rows, job, images):
     options = OPTIONS | {"images": images, "epochs": 15, "milestones": (12,)}
     result = finetune.run(encoders(), rows, job, **options)
     assert result == {"finetune100_top1": 100.0, "other_finetune100_top1": 100.0}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_in_memory_train_the_same_network(rows, job, workers, monkeypatch):
+    trained = []
+    train = classifier.train
+    monkeypatch.setattr(
+        classifier, "train", lambda model, *more: trained.append(model) or train(model, *more)
+    )
+    for images in ("stream", "auto"):
+        own = dataclasses.replace(job, work=job.work / images, workers=workers)
+        finetune.run(encoders(), rows, own, **(OPTIONS | {"images": images}))
+    assert differences(*(model.state_dict() for model in trained)) == []
 
 
 def test_top5_is_given_for_more_than_five_classes(make_manifest, job):
