@@ -37,10 +37,10 @@ def _link_images(params: Params) -> None:
     git ignores. DVC_ROOT is then the project itself.
     """
     project = Path(os.environ.get("DVC_ROOT") or ".").resolve()
-    sets = [params.value("data"), *(params.value("transfer") or {}).values()]
-    sets += [entry.get("data") for entry in (params.value("detect") or {}).values()]
-    for root in (entry["root"] for entry in sets if entry and isinstance(entry.get("root"), str)):
-        if not Path(root).exists() and (project / root).is_dir():
+    keys = ["data", *(f"transfer.{name}" for name in params.names("transfer"))]
+    keys += [f"detect.{name}.data" for name in params.names("detect")]
+    for root in (params.value(f"{key}.root") for key in keys):
+        if isinstance(root, str) and not Path(root).exists() and (project / root).is_dir():
             Path(root).parent.mkdir(parents=True, exist_ok=True)
             Path(root).symlink_to(project / root)
 

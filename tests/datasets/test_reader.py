@@ -68,3 +68,15 @@ def test_data_sets_are_imported_without_torch():
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert output == "set()\n"
+
+
+def test_a_listed_path_that_leads_out_is_refused(tmp_path):
+    """Whatever data set lists it."""
+    make_images(tmp_path, "secret.jpg", "root/images256/a/1.jpg")
+    lists = tmp_path / "root" / "trainvalsplit_places205"
+    lists.mkdir()
+    (lists / "train_places205.csv").write_text("a/1.jpg 0\n")
+    (lists / "val_places205.csv").write_text("../../secret.jpg 0\n")
+    choice = Choice("places205", {"root": str(tmp_path / "root")})
+    with pytest.raises(UserError, match=r"data: images256/\.\./\.\./secret\.jpg leads out of"):
+        dataset_reader(choice, "data")[1](tmp_path, 0)
