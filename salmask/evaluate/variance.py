@@ -29,7 +29,7 @@ from salmask.job import Job
 from salmask.masks import MASKS
 from salmask.masks.options import function_of, input_filter, reads_saliency
 from salmask.params.overlay import run_choice
-from salmask.params.ranges import PositiveInt, TwoOrMore
+from salmask.params.ranges import AtLeastTwo, PositiveInt
 from salmask.params.values import Choice
 from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
@@ -68,7 +68,7 @@ def run(
     job: Job,
     run_views: RunViews,
     *,
-    views: TwoOrMore = 32,
+    views: AtLeastTwo = 32,
     masked: bool = True,
     batch: PositiveInt = 8,
     images: Literal["stream", "resident"] = "stream",

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from salmask.masks import where
-from salmask.params.ranges import Few, Finite, ShareRange
+from salmask.params.ranges import Finite, HardNegatives, ShareRange
 from salmask.params.values import STRICT
 from salmask.randomness import Draws
 from salmask.saliency.scda import foreground as scda_foreground
@@ -37,7 +37,7 @@ class HardNegative:
     """
 
     ratio: ShareRange = (0.4, 0.7)
-    count: Few = 1
+    count: HardNegatives = 1
 
 
 HARD_NEGATIVE = HardNegative()

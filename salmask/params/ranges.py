@@ -14,11 +14,15 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
 AtLeastTwo = Annotated[int, Field(ge=2, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Side = Annotated[int, Field(ge=1, le=8192)]  # of an image in px
-ViewSide = Annotated[int, Field(ge=8, le=8192)]  # px: smaller ones do not fit filters
+ViewSide = Annotated[int, Field(ge=4, le=8192)]  # px: smaller ones do not fit filters
 Width = Annotated[int, Field(ge=1, le=512)]  # channels of the first stage of a network
 Units = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 Kernel = Annotated[int, Field(ge=1, le=223)]  # px of views of 224 px
 Few = Annotated[int, Field(ge=1, le=64)]  # views, masks or layers, each computed in every step
+HardNegatives = Annotated[
+    int,
+    Field(ge=1, le=64, description="a whole number from 1 to 64; for 0 write hard_negative: null"),
+]
 TwoOrMore = Annotated[int, Field(ge=2, le=64)]
 FewOrNone = Annotated[int, Field(ge=0, le=64)]
 Queue = Annotated[int, Field(ge=1, le=2**24)]  # keys of a framework's queue

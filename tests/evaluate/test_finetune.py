@@ -114,7 +114,7 @@ def test_a_list_that_changed_or_is_missing_is_refused(rows, tmp_path):
     with pytest.raises(UserError, match="sha256"):
         finetune.rows_of_share(rows, 1, 0, good)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        finetune.rows_of_share(rows, 1, 0, PublishedList(tmp_path / "2.txt", ""))
+        finetune.rows_of_share(rows, 1, 0, PublishedList(tmp_path / "2.txt", "0" * 64))
 
 
 def test_presets_have_rates_for_each_share():

@@ -20,7 +20,7 @@ from salmask.evaluate.variance import RunViews
 from salmask.job import Job
 from salmask.masks.options import input_filter
 from salmask.params.encoder import EncoderConfig
-from salmask.params.values import Choice
+from salmask.params.values import Choice, bind
 from salmask.params.view import ViewConfig
 from salmask.saliency.store_rows import StorePlan, scaled
 from tests.helpers.small_store import fill
@@ -246,8 +246,8 @@ def test_a_filtered_view_is_filtered_once(rows, job, tmp_path):
 def test_a_mask_that_learns_and_a_single_view_are_refused(rows, job):
     with pytest.raises(UserError, match="learns"):
         measured(rows, job, config("adios"))
-    with pytest.raises(UserError, match="at least 2"):
-        measured(rows, job, views=1)
+    with pytest.raises(UserError, match="views: must be a whole number from 2 to 1 billion, got 1"):
+        bind(variance.run, {"views": 1}, "evaluate.variance")
 
 
 def test_without_a_validation_split_there_is_nothing_to_measure(make_manifest, job):

@@ -265,14 +265,14 @@ def test_several_hard_negatives_have_ratios_and_patches_of_their_own() -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_count_below_1_is_refused(count: int) -> None:
-    with pytest.raises(UserError, match=r"at least 1.*`hard_negative: null`"):
+    with pytest.raises(UserError, match="from 1 to 64; for 0 write hard_negative: null, got"):
         function_of(Choice("blur", {"hard_negative": {"count": count}}))
 
 
 @pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("options", [{}, {"hard_negative": {"count": 2}}])
 def test_hard_negatives_without_saliency_are_refused(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"runs\.a\.mask \(.*`where: random`.*hard_negative: null"):
+    with pytest.raises(UserError, match=r"runs\.a\.mask\.hard_negative: .*`where: random`.*null"):
         function_of(Choice(name, {"where": "random", **options}), "runs.a.mask")
 
 
