@@ -250,7 +250,11 @@ def main(device_name: str, small: bool, workers: int, output: Path | None) -> No
     seconds = content["seconds"] = {}
     for name, measure in parts.items():
         start = time.monotonic()
-        figures[name] = measure()
+        try:
+            figures[name] = measure()
+        except torch.OutOfMemoryError:
+            print(f"{name}: the memory of the GPU is too small")
+            figures[name] = {}
         seconds[name] = round(time.monotonic() - start, 1)
         rows = figures[name].items()
         print(tabulate.tabulate(rows, headers=(name, ""), floatfmt=".4g"), "\n", flush=True)

@@ -51,11 +51,18 @@ class Pack:
     places: np.ndarray
 
     def read(self, row: int, sha256: bytes) -> bytes:
-        """The bytes of a file, which must have the digest `sha256`. Raises ImageError."""
+        """The bytes of a file.
+
+        Raises ImageError if they do not have the digest `sha256`, and DataGoneError if their shard
+        is missing.
+        """
         start, size = self.places[row].tolist()
         file = _shard_file(self.folder, row // self.shard_rows)
         try:
             content = os.pread(_descriptor(file), size, start)
+        except FileNotFoundError:
+            again = "restore it, or run `dvc repro --force prepare`"
+            raise DataGoneError(f"{file} with images does not exist: {again}") from None
         except OSError as error:
             raise UnreadableError(f"{file} cannot be read ({error.strerror})") from error
         if hashlib.sha256(content).digest() != sha256:

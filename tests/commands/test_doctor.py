@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from salmask.commands import doctor as doctor_module
 from salmask.commands.cli import main
 from salmask.commands.doctor import _duration
 from salmask.data import worker_processes
@@ -109,6 +110,17 @@ def test_too_little_shared_memory_is_named(tmp_path, monkeypatch, free, code, me
     result = doctor(tmp_path, monkeypatch)
     assert result.exit_code == code and message in result.output, result.output
     assert ("shared memory" in result.output) == bool(message)
+
+
+DISKS = [(100, 1, "GB are free: set SALMASK_RUNS"), (10**12, 0, "data.pack: about 0.0 GB in ")]
+
+
+@pytest.mark.parametrize(("free", "code", "message"), DISKS)
+def test_a_pack_that_does_not_fit_is_named(photos, tmp_path, monkeypatch, free, code, message):
+    usage = doctor_module.shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(doctor_module.shutil, "disk_usage", lambda path: usage)
+    result = doctor(tmp_path, monkeypatch, data=imagefolder(photos) | {"pack": True})
+    assert message in result.output and result.exit_code == code
 
 
 @pytest.mark.parametrize(

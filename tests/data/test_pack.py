@@ -165,11 +165,13 @@ def test_without_a_usable_pack_the_files_are_read(rows, tmp_path, damage, caplog
         manifest.load(tmp_path / "data")
 
 
-def test_a_pack_that_vanishes_ends_the_work(rows, tmp_path):
+@pytest.mark.parametrize("read", [read_image, verified_image])
+def test_a_shard_that_vanishes_ends_the_work(rows, tmp_path, read):
     from_pack = packed(rows, tmp_path)
-    shutil.rmtree(tmp_path / "pack")
-    with pytest.raises(DataGoneError, match="pack does not exist"):
-        read_image(from_pack, 0)
+    (tmp_path / "pack/00001.tar").unlink()
+    read(from_pack, 0)
+    with pytest.raises(DataGoneError, match=r"00001.tar with images does not exist: restore it"):
+        read(from_pack, 2)
 
 
 def test_there_are_never_too_many_shards(rows, tmp_path, monkeypatch):
