@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import psutil
 from submitit import JobEnvironment
 
 from salmask.errors import (
@@ -46,6 +48,7 @@ _OTHER_TASKS_SECONDS = 10.0  # how long other tasks wait for the first one to re
 _LOCK_MINUTES = 10.0  # how long to wait for a writer on a node that Slurm considers lost
 _GROUP_TIMEOUT = timedelta(minutes=20)
 _EXIT_FAILED, _EXIT_USER_ERROR, _EXIT_STOPPED = 1, 2, 143
+_all_tasks_done = threading.Event()
 
 
 def main(content: bytes, sha256: str) -> None:
@@ -68,6 +71,8 @@ def main(content: bytes, sha256: str) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see slurm/task.py
         use_short_temporary_folder()
+        if not _in_slurm():
+            threading.Thread(target=_watch_job, daemon=True).start()
         with recorded_failure(spec.folder), named_folder_errors(spec.folder):
             if not spec.array or _do_share(spec, spec.array):
                 # The first task holds the folder's lock, so that no two jobs work in it.
@@ -176,6 +181,8 @@ def _process_group(device: "torch.device") -> Iterator[None]:
     """A process group over all tasks of the job; nothing if there is one task."""
     import torch.distributed as dist
 
+    from salmask.distributed import all_reduce_max
+
     tasks = JobEnvironment().num_tasks
     if tasks == 1:
         yield
@@ -188,7 +195,29 @@ def _process_group(device: "torch.device") -> Iterator[None]:
         timeout=_GROUP_TIMEOUT,
     )
     yield
+    all_reduce_max(0)  # wait for the other tasks
+    _all_tasks_done.set()
     dist.destroy_process_group()
+
+
+def _watch_job() -> None:
+    """Ends this task of a local job when its controller or another task has ended, as Slurm does.
+
+    Otherwise, it would run on unseen, or wait for the other task in a collective operation.
+    """
+    controller, tasks = os.getppid(), JobEnvironment().num_tasks
+    while True:
+        time.sleep(1)
+        if os.getppid() != controller:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        try:
+            states = [process.status() for process in psutil.Process(controller).children()]
+        except psutil.Error:  # a process ended at this moment
+            continue
+        running = len(states) - states.count(psutil.STATUS_ZOMBIE)
+        if running < tasks and not _all_tasks_done.is_set():
+            _exit("stopped: another task of this job ended", _EXIT_FAILED)
 
 
 def _first_task_address() -> str:
@@ -266,7 +295,8 @@ def _ignore_stop_signals() -> None:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    _ignore_stop_signals()
+    if threading.current_thread() is threading.main_thread():
+        _ignore_stop_signals()
     print(message, flush=True)
     if not _in_slurm():
         os.kill(os.getppid(), signal.SIGTERM)  # ends the other tasks, as srun does

@@ -36,6 +36,10 @@ def work(job: Job, steps: int, fault: str) -> None:
         block(job)
     if rank() and fault == "blocked":
         return
+    if fault == "second killed":
+        if rank():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)  # as in a collective operation
     if rank():
         raise ValueError("the second task is broken")
     if fault == "memory at start":

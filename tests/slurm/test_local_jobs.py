@@ -4,6 +4,7 @@ import os
 import re
 import signal
 
+import psutil
 import pytest
 import torch
 
@@ -11,7 +12,13 @@ from salmask.errors import UserError
 from slurm import local_jobs, worker
 from slurm.profile import Profile
 from slurm.submission import _pickled, _visible_gpus
-from tests.helpers.workspace import Workspace, output_of, read_until, wait_until
+from tests.helpers.workspace import (
+    Workspace,
+    leftovers,
+    output_of,
+    read_until,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -76,6 +83,7 @@ def test_failures_are_reported(workspace):
         "exception": ["--fault", "exception"],
         "killed": ["--fault", "killed"],
         "second": ["--steps", "300", "--parallel"],
+        "second killed": ["--fault", "second killed", "--parallel"],
     }
     launchers |= {name: workspace.start_counting(name, *more) for name, more in options.items()}
     outputs = {name: output_of(launcher, 1) for name, launcher in launchers.items()}
@@ -84,6 +92,17 @@ def test_failures_are_reported(workspace):
     assert "disappeared (last state: RUNNING)" in outputs["killed"]
     assert "another task's log" in outputs["second"]
     assert "ValueError: the second task is broken" in outputs["second"]
+    assert "stopped: another task of this job ended" in outputs["second killed"]
+    wait_until(lambda: not leftovers(workspace.folder), 20)
+
+
+def test_a_job_whose_controller_is_killed_ends(workspace):
+    launcher = workspace.start_counting("left", "--steps", "600")
+    wait_until(lambda: workspace.counted("left") > 2)
+    shell = psutil.Process(int(workspace.job_id("left")))
+    shell.children()[0].kill()
+    assert "stopped: received a stop signal" in output_of(launcher, 1)
+    wait_until(lambda: not leftovers(workspace.folder), 20)
 
 
 def test_a_job_fails_when_torch_does_not_find_the_gpus_of_the_profile(monkeypatch):
