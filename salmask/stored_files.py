@@ -73,9 +73,14 @@ def read_bytes(file: Path) -> bytes:
 
 @contextmanager
 def damage_reported(file: Path) -> Iterator[None]:
-    """Turns what the use of a damaged value raises in the block into a UserError."""
+    """Turns what the use of a damaged value raises in the block into a UserError that names the
+    file."""
     try:
         yield
+    except UserError as error:
+        if file.name in str(error):
+            raise
+        raise _damage(file, str(error)) from None
     except RecursionError:
         raise _damage(file, "it is nested too deeply") from None
     except KeyError as error:

@@ -33,6 +33,7 @@ from salmask.encoders import importing
 from salmask.errors import UserError
 from salmask.findings import Finding
 from salmask.lineage import ARTIFACTS
+from salmask.params.mistakes import full_message
 from salmask.params.names import import_names, run_names
 from salmask.params.run import read_run
 from salmask.params.saliency import SaliencyConfig
@@ -66,7 +67,7 @@ def examine_project() -> Iterator[Finding]:
             try:
                 yield from findings
             except UserError as error:  # nothing further can be examined
-                yield Finding("stop", str(error))
+                yield Finding("stop", full_message(error))
 
 
 def _project(params: Params, device: torch.device) -> Iterator[Finding]:

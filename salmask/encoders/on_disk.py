@@ -187,7 +187,7 @@ def describe(folder: Path, seed: int = 0) -> Encoder:
     with damage_reported(folder / _DESCRIPTION):
         config = EncoderConfig(**description["encoder"])
         spec = TypeAdapter(InputSpec).validate_python(description["input"])
-    return Encoder(build_encoder(config, seed=seed), config, spec)
+        return Encoder(build_encoder(config, seed=seed), config, spec)
 
 
 def _ready(encoder: Encoder, device: torch.device) -> Encoder:

@@ -1,5 +1,6 @@
 """`salmask check` is the whole truth: what it accepts can be built."""
 
+import contextlib
 import copy
 import math
 from dataclasses import fields
@@ -10,10 +11,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from salmask import frameworks
 from salmask.commands.check import validate
 from salmask.data.photometry import apply_photometry
+from salmask.datasets import demo
 from salmask.datasets.reader import FilePolicy
 from salmask.encoders.backbones import build_encoder
 from salmask.errors import UserError
@@ -22,6 +25,7 @@ from salmask.frameworks import FRAMEWORKS
 from salmask.masks import MASKS
 from salmask.masks.wiring import wire_mask
 from salmask.params.encoder import EncoderConfig
+from salmask.params.ranges import Seed
 from salmask.params.run import RunConfig, read_run
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.train import TrainConfig
@@ -31,6 +35,7 @@ from salmask.randomness import Draws
 from salmask.shapes import Pair
 from tests.helpers.project import TINY
 
+GUIDED = ["none", "blur", "mean", "high_pass"]
 SECTIONS = {"encoder": EncoderConfig, "view": ViewConfig, "train": TrainConfig}
 ODD: list[Any] = [
     *(None, True, -1, 0, 1, 2, 3, 5, 7, 8, 16, 33, 10**12, 10**30, 0.0, 0.1, 0.5, 1.5, -0.5, 1e-30),
@@ -44,29 +49,40 @@ def options(function: Any) -> dict[str, Any]:
     """The keyword-only arguments of a function or class, with their types."""
     function = function.__init__ if isinstance(function, type) else function
     keys = [p.name for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return {name: get_type_hints(function)[name] for name in keys}
+    hints = get_type_hints(function, include_extras=True)
+    return {name: hints[name] for name in keys}
 
 
-def literals(kind: Any) -> list[Any]:
+def values_of(kind: Any) -> tuple[list[Any], list[Any]]:
+    """Values that a type accepts, and all values."""
     parts = [kind, *get_args(kind)]
-    return [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
+    named = [value for p in parts if get_origin(p) is Literal for value in get_args(p)]
+    adapter, accepted = TypeAdapter(kind), []
+    for value in (every := [*ODD, *named]):
+        with contextlib.suppress(ValidationError):
+            adapter.validate_python(value)
+            accepted.append(value)
+    return accepted or every, every
 
 
 @st.composite
 def projects(draw: Any) -> dict[str, Any]:
-    """Parameters with one mask and one framework, and a few values replaced by any others."""
+    """Parameters with one mask and one framework, and a few values replaced by others: half of them
+    of the right type and range."""
     values: dict[str, Any] = copy.deepcopy(TINY)
-    mask, framework = draw(st.sampled_from(list(MASKS))), draw(st.sampled_from(list(FRAMEWORKS)))
+    framework = draw(st.sampled_from(list(FRAMEWORKS)))
+    fitting = [n for n, m in MASKS.items() if framework in (m.frameworks or (framework,))]
+    mask = draw(st.sampled_from(GUIDED if framework == "supervised" else fitting))
     values["mask"], values["framework"] = {"name": mask}, {"name": framework, "bn_group": 16}
     if framework == "supervised":
         values["framework"]["classes"] = 10
-    if MASKS[mask].reads_saliency is not MASKS["none"].reads_saliency and draw(st.booleans()):
+    if mask in GUIDED[1:] and framework not in ("moco", "simclr"):
         values["mask"]["hard_negative"] = None
     kinds: dict[tuple[str, ...], Any] = {
         **{(s, f.name): f.type for s, c in SECTIONS.items() for f in fields(c)},
         **{("saliency", field.name): field.type for field in fields(SaliencyConfig)},
         **{("data", field.name): field.type for field in fields(FilePolicy)},
-        **{("data", name): int for name in ("images", "first")},
+        **{("data", name): kind for name, kind in options(demo.read).items() if name != "root"},
         **{("mask", n): k for n, k in options(MASKS[mask].function).items()},
         **{("framework", n): k for n, k in options(FRAMEWORKS[framework]).items()},
         **{
@@ -75,13 +91,14 @@ def projects(draw: Any) -> dict[str, Any]:
             if EVALUATIONS[protocol].own_section
             for name, kind in options(EVALUATIONS[protocol].run).items()
         },
-        ("seed",): int,
+        ("seed",): Seed,
     }
+    any_value = draw(st.booleans())
     for key in draw(st.lists(st.sampled_from(list(kinds)), max_size=4)):
         section = values
         for part in key[:-1]:
             section = section[part]
-        section[key[-1]] = draw(st.sampled_from([*ODD, *literals(kinds[key])]))
+        section[key[-1]] = draw(st.sampled_from(values_of(kinds[key])[any_value]))
     return values
 
 
