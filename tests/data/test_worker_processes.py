@@ -120,3 +120,23 @@ def test_an_error_in_a_worker_is_raised_here(workers):
 class _Failing:
     def __getitem__(self, index: int) -> float:
         return 1 / index
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_the_thread_that_pins_batches_ends_too(monkeypatch, locked):
+    """On a pretended accelerator. A worker that is killed may have locked the queue."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
+    monkeypatch.setattr(worker_processes, "_JOIN_SECONDS", 1.0)
+    options = {"batch_size": None, "sampler": range(1000), "pin_memory": True}
+    batches = load_batches(torch.arange(1000), workers=2, batch_bytes=1, **options)
+    assert [int(next(batches)) for _ in range(3)] == [0, 1, 2]
+    iterator = worker_processes._running[0].iterator
+    thread, start = iterator._pin_memory_thread, time.monotonic()
+    if locked:
+        iterator._worker_result_queue._wlock.acquire()
+    batches.close()
+    assert time.monotonic() - start < 10 and not worker_processes._running
+    assert locked or not thread.is_alive()
