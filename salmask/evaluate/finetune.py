@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from salmask.data.manifest import Manifest
+from salmask.datasets.folders import read_text
 from salmask.devices import autocast
 from salmask.encoders.on_disk import Encoder
 from salmask.errors import UserError
@@ -197,7 +198,7 @@ def _listed(manifest: Manifest, ids: Tensor, listed: PublishedList) -> Tensor:
     """The rows of a published list. Its lines are paths or file names of training images."""
     where = f"evaluate.finetune.lists: {listed.path}"
     try:
-        digest, lines = (
+        digest, lines = file_digest(listed.path), read_text(listed.path).splitlines()
             file_digest(listed.path),
             listed.path.read_text(encoding="utf-8").splitlines(),
         )

@@ -1,4 +1,4 @@
-"""ParamsError in params.yaml in words: the place, the key, the value and what is allowed."""
+"""Mistakes in params.yaml in words: the place, the key, the value and what is allowed."""
 
 import difflib
 import json
@@ -84,7 +84,10 @@ def unknown_key(key: object, known: Sequence[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value as YAML shows it, on one line."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # keys that JSON lacks, or a value in itself
+        text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 

@@ -38,7 +38,14 @@ Name = Annotated[str, Field(min_length=1, description="a text that is not empty"
 
 T = TypeVar("T")
 Several = Annotated[tuple[T, ...], Field(min_length=1)]
-Jitter = tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Field(ge=0, le=0.5)]]
+_Hue = Annotated[float, Field(ge=0, le=0.5)]  # turns of the colour circle
+Jitter = Annotated[
+    tuple[NonNegative, NonNegative, NonNegative, _Hue],
+    Field(
+        description="[brightness, contrast, saturation, hue], four numbers of at least 0, the hue "
+        "at most 0.5"
+    ),
+]
 Sha256 = Annotated[
     str, Field(pattern="^[0-9a-fA-F]{64}$", description="the sha256 of a file: 64 hex digits")
 ]

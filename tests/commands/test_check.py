@@ -25,6 +25,7 @@ from salmask.frameworks import FRAMEWORKS
 from salmask.masks import MASKS
 from salmask.masks.wiring import wire_mask
 from salmask.params.encoder import EncoderConfig
+from salmask.params.names import evaluation_folders
 from salmask.params.ranges import Seed
 from salmask.params.run import RunConfig, read_run
 from salmask.params.saliency import SaliencyConfig
@@ -33,6 +34,7 @@ from salmask.params.view import ViewConfig
 from salmask.params.yaml_file import Params
 from salmask.randomness import Draws
 from salmask.shapes import Pair
+from salmask.stage_modules import stage_keys
 from tests.helpers.project import TINY
 
 GUIDED = ["none", "blur", "mean", "high_pass"]
@@ -135,3 +137,44 @@ def test_what_check_accepts_can_be_built(values: dict[str, Any]) -> None:
 def test_every_mask_is_accepted_with_some_framework(name: str) -> None:
     needs = {"mask": {"name": name}, "runs": {"a": {}}}
     validate(Params(TINY | needs))
+
+
+def paths(values: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The keys of a nested mapping, at all depths."""
+    if not isinstance(values, dict):
+        return []
+    keys = [(*prefix, key) for key in values]
+    return keys + [path for key in keys for path in paths(values[key[-1]], key)]
+
+
+SCENES = {"data": {"name": "demo", "root": "x"}, "training": {"recipe": "voc", "lr": 0.1}}
+WHOLE: dict[str, Any] = TINY | {
+    "probe": {"every": 1, "images": 16},
+    "transfer": {"shapes": TINY["data"]},
+    "detect": {"scenes": SCENES},
+    "imports": {"theirs": {"path": "x.pth", "arch": "resnet18", "size": 32, "std": [1, 1, 1]}},
+    "tables": {"chin table1": {"columns": {}, "rows": {}}},
+    "sweeps": {"grid": {"keys": ["train.lr"], "settings": {"a": ["plain"]}}},
+}
+
+
+@given(st.data())
+def test_any_value_anywhere_is_accepted_or_refused(data: st.DataObject) -> None:
+    """By `check`, and by the stage `code`, which reads the names."""
+    values = copy.deepcopy(WHOLE)
+    for path in data.draw(st.lists(st.sampled_from(paths(WHOLE)), min_size=1, max_size=2)):
+        section: Any = values
+        for part in path[:-1]:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            kind = data.draw(st.sampled_from(["replace", "remove", "rename", "add"]))
+            if kind == "replace":
+                section[path[-1]] = data.draw(st.sampled_from(ODD))
+            elif kind == "add":
+                section[data.draw(st.sampled_from(["", "x", 1, None, "a.b", "name"]))] = 1
+            else:
+                old = section.pop(path[-1], None)
+                section |= {f"{path[-1]}x": old} if kind == "rename" else {}
+    for read in (validate, stage_keys, evaluation_folders):
+        with contextlib.suppress(UserError):
+            read(Params(values))

@@ -117,7 +117,10 @@ def test_merge(common, override, expected):
         ({"view": {"crop": [0.0, 1.0]}}, "two numbers above 0 up to 1, got [0.0, 1.0]"),
         ({"view": {"aspect": [2, 1]}}, "view.aspect: must be [low, high], two numbers above 0, g"),
         ({"view": {"blur_sigma": [0, 1]}}, "two numbers above 0, got [0, 1]"),
-        ({"view": {"jitter": [0.4, 0.4, 0.4, 0.6]}}, "a number from 0 to 0.5, got [0.4, 0.4, 0.4"),
+        (
+            {"view": {"jitter": [0.4, 0.4, 0.4, 0.6]}},
+            "the hue at most 0.5, got [0.4, 0.4, 0.4, 0.6]",
+        ),
         ({"trian": {}}, "trian: no such key (did you mean `train`?); allowed: encoder, view, "),
         ({"train.lr": 0.01}, "train.lr: write it as `train: {lr: 0.01}`"),
         ({"train.lr": [0.01, 0.1]}, "train.lr: a grid is expanded by `salmask suite NAME`"),
