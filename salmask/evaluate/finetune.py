@@ -199,9 +199,6 @@ def _listed(manifest: Manifest, ids: Tensor, listed: PublishedList) -> Tensor:
     where = f"evaluate.finetune.lists: {listed.path}"
     try:
         digest, lines = file_digest(listed.path), read_text(listed.path).splitlines()
-            file_digest(listed.path),
-            listed.path.read_text(encoding="utf-8").splitlines(),
-        )
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from None
     if digest != listed.sha256:
