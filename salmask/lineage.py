@@ -113,6 +113,7 @@ def _link(path: Path, root: Path, cache: TraceCache) -> Link:
         record = json.loads(file.read_text(encoding="utf-8"))
         made_by = Recipe(**{name: record[name] for name in vars(Recipe)["__annotations__"]})
         problems = [*_changed_outputs(file.parent, record["outputs"])]
+        _ = record["versions"]["torch"], record["device"]["type"]  # they are shown
     except (ValueError, KeyError, TypeError, AttributeError):
         return Link(relative, {}, [f"{FILE_NAME} is damaged: what made it is unknown"])
     if made_by.fingerprint != record.get("fingerprint"):

@@ -135,7 +135,7 @@ def test_the_demo_has_no_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_side": -1}, "params.yaml: data: min_side: "),
+        ({"min_side": -1}, "params.yaml, line 5: data.min_side: "),
         ({"val_shar": 0.1}, "val_shar: no such key"),
         ({"min_side": 100}, "no usable image under"),
     ],
