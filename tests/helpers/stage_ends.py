@@ -80,6 +80,7 @@ def train(folder: Path) -> None:
     model = nn.Linear(1, 1)
 
     def step(item: Tensor, number: int) -> dict[str, Tensor]:
+        (folder / f"{number}.step").touch()
         return {"loss": model(item[:1]).square().sum().detach()}
 
     loop = engine.Loop(
@@ -103,6 +104,12 @@ def start(kind: str, folder: Path) -> int:
     os.dup2(log, 2)
     Stage("stage", callback=lambda: work(kind, folder)).main([])
     raise AssertionError("a command ends its process")
+
+
+def has_begun(kind: str, folder: Path) -> bool:
+    """Whether both workers run, and a training has taken its two steps."""
+    workers = len(list(folder.glob("*.worker"))) == 2
+    return workers and (not kind.startswith("training") or (folder / "1.step").exists())
 
 
 def has_ended(pid: int) -> bool:
@@ -155,8 +162,7 @@ def main() -> None:
     started = {kind: start(kind, root / kind) for kind in sys.argv[2:]}
     end = time.monotonic() + LIMIT_SECONDS
     while time.monotonic() < end and not all(
-        has_ended(pid) or len(list((root / kind).glob("*.worker"))) == 2
-        for kind, pid in started.items()
+        has_ended(pid) or has_begun(kind, root / kind) for kind, pid in started.items()
     ):
         time.sleep(0.05)
     time.sleep(2)  # until the stages wait for the next batch
