@@ -110,7 +110,9 @@ def _placed(params: Params, run: str, text: str) -> str:
     if match is None:
         return text if text.startswith(params.source) else f"{params.source}: runs.{run}: {text}"
     key, own = match[1], f"runs.{run}.{match[1]}"
-    section = key.partition(".")[0]
-    replaced = "name" in (params.value(f"runs.{run}.{section}") or {})
-    place = own if params.has(own) or (replaced and not params.has(key)) else key
+    name = f"{key.partition('.')[0]}.name"
+    other_name = params.has(f"runs.{run}.{name}") and (
+        params.value(f"runs.{run}.{name}") != params.value(name)
+    )  # the run replaces the whole section, see `merge`
+    place = own if other_name or params.has(own) else key
     return f"{params.source}: {place}{text[len(key) :]}"

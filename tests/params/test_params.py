@@ -5,7 +5,7 @@ import yaml
 
 from salmask.errors import UserError
 from salmask.params.names import chosen_evaluations, run_names
-from salmask.params.overlay import merge, run_seed
+from salmask.params.overlay import in_run, merge, run_seed
 from salmask.params.probe import ProbeConfig, read_probe
 from salmask.params.run import read_run
 from salmask.params.saliency import SaliencyConfig
@@ -147,6 +147,21 @@ def test_all_mistakes_of_a_run_are_named_at_once_where_they_are():
     with pytest.raises(UserError) as error:
         read_run(wrong, "b")
     assert "params.yaml: train.lr: must be a number" in str(error.value)
+
+
+def test_an_option_of_another_mask_than_the_common_one_is_the_runs():
+    wrong = params(
+        mask={"name": "mean", "hard_negative": None},
+        runs={"a": {"mask": {"name": "blur"}}, "b": {"mask": {"name": "mean"}}, "c": {"mask": 5}},
+    )
+    for run, place in (("a", "runs.a.mask"), ("b", "mask"), ("c", "mask")):
+        with (
+            pytest.raises(
+                UserError, match=rf"^params\.yaml: {place}\.hard_negative: x \(run {run}"
+            ),
+            in_run(wrong, run),
+        ):
+            raise UserError("mask.hard_negative: x")
 
 
 @pytest.mark.parametrize(
