@@ -185,7 +185,7 @@ def test_a_mask_is_a_file(project: Project) -> None:
     (line,) = [x for x in project.salmask("suite").splitlines() if x.startswith("mine ")]
     assert "?" not in line
     image = next((project.folder / "artifacts/data/images/val").iterdir())
-    assert "on 1 image" in project.salmask(
+    assert "x.png shows the masks" in project.salmask(
         "gallery", str(image), "--run", "blank", "--out", "x.png"
     )
 
