@@ -16,6 +16,7 @@ from salmask.data.manifest import Manifest
 from salmask.devices import Precision, computes_in_bfloat16, inference
 from salmask.distributed import gather_uneven, local_batches
 from salmask.encoders.on_disk import Encoder
+from salmask.errors import NonFiniteLossError
 from salmask.evaluate import feature_cache
 from salmask.evaluate.subsets import labelled_ids
 from salmask.job import Job
@@ -80,6 +81,9 @@ def extract_rows(
         ids: the rows.
         job: device, workers and folders.
         name: for progress lines; without a name there are none.
+
+    Raises:
+        NonFiniteLossError: a feature is NaN or infinite.
     """
     lost: list[bool] = []  # not empty when an image of the next batch could not be read
 
@@ -94,7 +98,7 @@ def extract_rows(
             workers=job.workers,
             on_lost=lambda: lost.append(True),
         )
-        return map(encoder, images)
+        return map(_refuse_non_finite, map(encoder, images))
 
     def compute_stored(positions: Tensor) -> Iterator[tuple[Tensor, bool]]:
         for features in compute(ids[positions]):
@@ -114,6 +118,16 @@ def extract_rows(
         title,
     )
     return Labelled(_placed(features, job.device), labels)
+
+
+def _refuse_non_finite(features: Tensor) -> Tensor:
+    """The features themselves. Raises NonFiniteLossError if one is NaN or infinite."""
+    if not features.isfinite().all():
+        raise NonFiniteLossError(
+            "the encoder computes features that are NaN or infinite, so nothing can be scored: its "
+            "training diverged. Train it again, for instance with a lower `train.lr`"
+        )
+    return features
 
 
 def _key(encoder: Encoder, manifest: Manifest, ids: Tensor, job: Job) -> dict[str, Any]:
@@ -177,7 +191,7 @@ def extract_views(
             branches=tuple(f"view{n}" for n in range(views)),
         ):
             each = [encoder(pixels.float() / 255) for pixels in crops.crops.values()]
-            yield torch.stack(each, dim=1)
+            yield _refuse_non_finite(torch.stack(each, dim=1))
 
     return _of_all_processes(compute, ids, f"views of {name}")
 

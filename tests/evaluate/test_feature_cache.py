@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from salmask.encoders.on_disk import Encoder, InputSpec
+from salmask.errors import NonFiniteLossError
 from salmask.evaluate import feature_cache, features, finetune, knn, linear_fast, transfer
 from salmask.evaluate.features import extract, extract_rows
 from salmask.files import tree_digest
@@ -212,3 +213,13 @@ def test_the_key_can_be_read(rows, stored):
     extract(encoder(), rows, "train", stored)
     key = json.loads((folder_of(stored) / "key.json").read_text())
     assert (key["manifest"], key["width"], key["dtype"]) == (rows.digest, 4, "float32")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e38])  # 3e38 is finite, and its features are not
+def test_features_that_are_not_finite_are_refused(rows, job, stored, value):
+    broken = encoder()
+    broken.network.weight[0, 1] = value
+    broken.network.weight[1, 1] = value
+    for each in (job, stored):
+        with pytest.raises(NonFiniteLossError, match="its training diverged"):
+            extract(broken, rows, "val", each)
