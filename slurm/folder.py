@@ -148,7 +148,7 @@ def finish(folder: Path, job: Job, recipe: Recipe) -> None:
     """Writes provenance.json and DONE, then removes the unfinished files."""
     write_json(job.out / FILE_NAME, record(recipe, job.out, job.device))
     write_json(folder / "DONE", {FILE_NAME: file_digest(job.out / FILE_NAME)})
-    shutil.rmtree(job.work)
+    shutil.rmtree(job.work, ignore_errors=True)  # a launcher that sees DONE removes it too
 
 
 def is_done(folder: Path) -> bool:
