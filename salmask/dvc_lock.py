@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,20 @@ from salmask.errors import UserError
 from salmask.params.yaml_file import load_yaml
 
 
-def read_lock(root: Path) -> list[Mapping[str, Any]]:
+@dataclass(frozen=True)
+class LockedStage:
+    """The entry of a stage.
+
+    Args:
+        outs: the digest of each output (see `dvc_md5`), by path.
+        params: the values from params.yaml, by dotted key.
+    """
+
+    outs: Mapping[str, str]
+    params: Mapping[str, Any]
+
+
+def read_lock(root: Path) -> list[LockedStage]:
     """The entry of every stage in dvc.lock; none if the project in `root` has no dvc.lock.
 
     Raises UserError for a file that DVC did not write.
@@ -20,14 +34,20 @@ def read_lock(root: Path) -> list[Mapping[str, Any]]:
     file = root / "dvc.lock"
     try:
         content = load_yaml(file.read_text(encoding="utf-8"))
-        return list(content["stages"].values())
+        return [_stage(entry) for entry in content["stages"].values()]
     except FileNotFoundError:
         return []
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError):
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
         raise UserError(
             f"{file} cannot be read: restore it with `git checkout dvc.lock`, or delete it and "
             "run `dvc repro`, which takes finished results from runs/"
         ) from None
+
+
+def _stage(entry: Mapping[str, Any]) -> LockedStage:
+    """Raises KeyError, TypeError, ValueError or AttributeError for an entry of another form."""
+    outs = {str(out["path"]): str(out["md5"]) for out in entry.get("outs", [])}
+    return LockedStage(outs, dict(entry.get("params", {}).get("params.yaml", {})))
 
 
 def remove_empty_lock(root: Path) -> str:
@@ -47,7 +67,7 @@ def remove_empty_lock(root: Path) -> str:
 
 
 def differences(
-    stages: list[Mapping[str, Any]], folder: Path, params: Mapping[str, Any], root: Path
+    stages: Sequence[LockedStage], folder: Path, params: Mapping[str, Any], root: Path
 ) -> list[str]:
     """How an artifact differs from the record of the stage that made it, as texts.
 
@@ -60,16 +80,15 @@ def differences(
     name = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else ""
     problems: list[str] = []
     for stage in stages:
-        outs = [out for out in stage.get("outs", []) if _is_within(out["path"], name)]
-        for out in outs:
-            path = root / out["path"]
-            if path.exists() and dvc_md5(path) != out["md5"]:
-                problems.append(f"{out['path']} is not what dvc.lock records (its md5 differs)")
+        outs = {path: md5 for path, md5 in stage.outs.items() if _is_within(path, name)}
+        for path, md5 in outs.items():
+            file = root / path
+            if file.exists() and dvc_md5(file) != md5:
+                problems.append(f"{path} is not what dvc.lock records (its md5 differs)")
         if outs:
-            locked = stage.get("params", {}).get("params.yaml", {})
             problems += [
                 f"dvc.lock records another value of {key}"
-                for key, value in locked.items()
+                for key, value in stage.params.items()
                 if key in params and params[key] != value
             ]
     return problems

@@ -10,12 +10,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from salmask.code_digests import code_digest
-from salmask.dvc_lock import differences, read_lock
+from salmask.dvc_lock import LockedStage, differences, read_lock
 from salmask.files import absolute, file_digest, tree_digest
 from salmask.provenance import FILE_NAME, Recipe
 
 ARTIFACTS = "artifacts"  # the folder of everything that a stage makes
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What provenance.json has besides the fields of a Recipe."""
+
+    fingerprint: str
+    outputs: dict[str, str]
+    versions: dict[str, str | None]
+    device: dict[str, Any]
+
+
+_RECIPES, _RECORDS = TypeAdapter(Recipe), TypeAdapter(_Record)
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class TraceCache:
     links: dict[Path, Link] = field(default_factory=dict)
     digests: dict[Path, str] = field(default_factory=dict)
     codes: dict[tuple[str, ...], str] = field(default_factory=dict)
-    lock: list[Mapping[str, Any]] | None = None  # the stages in dvc.lock
+    lock: list[LockedStage] | None = None  # the stages in dvc.lock
 
 
 def find_provenance(path: Path, root: Path) -> Path | None:
@@ -111,12 +126,13 @@ def _link(path: Path, root: Path, cache: TraceCache) -> Link:
         return Link(relative, {}, [f"no {FILE_NAME}: what made it is unknown"] if made_here else [])
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        made_by = Recipe(**{name: record[name] for name in vars(Recipe)["__annotations__"]})
+        made_by = _RECIPES.validate_python(record)  # its errors are ValueErrors
+        _RECORDS.validate_python(record)
         problems = [*_changed_outputs(file.parent, record["outputs"])]
         _ = record["versions"]["torch"], record["device"]["type"]  # they are shown
     except (ValueError, KeyError, TypeError, AttributeError):
         return Link(relative, {}, [f"{FILE_NAME} is damaged: what made it is unknown"])
-    if made_by.fingerprint != record.get("fingerprint"):
+    if made_by.fingerprint != record["fingerprint"]:
         problems.append(f"{FILE_NAME} was edited: its fingerprint is that of other content")
     if cache.lock is None:
         cache.lock = read_lock(root)

@@ -1,5 +1,7 @@
 import json
 import os
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -210,7 +212,7 @@ def test_a_summary_names_the_stages_last_first(chain):
         ),
         (lambda r: rewrite(r, inputs={}), ["was edited: its fingerprint is that of other content"]),
         (lambda r: rewrite(r, params={"seed": 1}), ["was edited"]),
-        (lambda r: rewrite(r, code=5), ["was edited", "the code of stage train has changed"]),
+        (lambda r: rewrite(r, code="5"), ["was edited", "the code of stage train has changed"]),
         (lambda r: record_file(r).write_text("{"), ["is damaged: what made it is unknown"]),
         (lambda r: record_file(r).write_text("{}"), ["is damaged: what made it is unknown"]),
         (lambda r: record_file(r).unlink(), ["no provenance.json: what made it is unknown"]),
@@ -257,6 +259,57 @@ def test_dvc_lock_is_a_second_record(chain):
     (chain / "dvc.lock").write_text("")
     with pytest.raises(UserError, match="cannot be read: restore it"):
         trace(folder, chain)
+
+
+def places(value, place=()):
+    """The place of every value inside nested dicts and lists, as keys and indices."""
+    if place:
+        yield place
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*place, key))
+
+
+def altered(text, place, new):
+    """JSON with another value at a place; without the value if `new` is Ellipsis."""
+    content = json.loads(text)
+    parent = reduce(getitem, place[:-1], content)
+    if new is ...:
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = new
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize("name", ["artifacts/encoder/provenance.json", "dvc.lock"])
+def test_a_record_with_any_other_value_is_reported(chain, name):
+    """Python's JSON is YAML, so that dvc.lock is altered in the same way."""
+    lock(chain, seed=0)
+    file, folder = chain / name, chain / "artifacts/encoder"
+    text = json.dumps(yaml.safe_load(file.read_text()))
+    ignored = {
+        "versions",
+        "device",
+        "schema",
+        "cmd",
+        "size",
+        "nfiles",
+        "git",
+    }  # they are not compared
+    count = 0
+    for place in places(json.loads(text)):
+        for new in (..., None, -1, "x", [], {}, ["x"], {"x": 1}):
+            file.write_text(altered(text, place, new))
+            try:
+                link = trace(folder, chain)
+            except UserError as error:
+                assert name in str(error)
+                continue
+            assert isinstance(summary(link), str)
+            count += 1
+            if file.name == "provenance.json" and not ignored & set(place):
+                assert not link.sound(), (place, new)
+    assert count
 
 
 def test_links_into_a_cache_are_not_followed(chain):
