@@ -1,6 +1,7 @@
 """Images in a few large files: the same bytes as from the image files, however often killed."""
 
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -78,9 +79,9 @@ def test_everything_that_is_read_has_the_same_bytes(rows, tmp_path):
 
 def test_other_programs_can_unpack_the_shards(rows, tmp_path):
     packed(rows, tmp_path)
+    (tmp_path / "unpacked").mkdir()
     for shard in sorted((tmp_path / "pack").glob("*.tar")):
-        with tarfile.open(shard) as stream:
-            stream.extractall(tmp_path / "unpacked", filter="data")
+        subprocess.run(["tar", "-xf", shard, "-C", tmp_path / "unpacked"], check=True)
     for name in NAMES:
         original = (tmp_path / "images" / name).read_bytes()
         assert (tmp_path / "unpacked" / name).read_bytes() == original

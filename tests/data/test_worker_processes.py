@@ -16,7 +16,8 @@ from salmask.data import worker_processes
 from salmask.data.worker_processes import fit_into_shared_memory, load_batches
 from salmask.errors import UserError
 
-SCRIPT = Path(__file__).parents[1] / "helpers" / "stage_ends.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = "tests.helpers.stage_ends"
 KINDS: dict[str, tuple[int, str]] = {  # exit code, and a part of the output
     "error": (1, "ZeroDivisionError"),
     "disk full": (1, "no space is left on the disk"),
@@ -30,8 +31,10 @@ KINDS: dict[str, tuple[int, str]] = {  # exit code, and a part of the output
 
 
 def ends_of(folder: Path, kinds: list[str], *before: str) -> dict[str, dict[str, Any]]:
-    command = [*before, sys.executable, str(SCRIPT), str(folder), *kinds]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    command = [*before, sys.executable, "-m", SCRIPT, str(folder), *kinds]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=200, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     ends: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return ends

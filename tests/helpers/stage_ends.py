@@ -1,8 +1,9 @@
 """Ends a stage with worker processes in many ways, and reports how. Run as a command.
 
-`python stage_ends.py FOLDER KIND...` prints a JSON object with one entry per kind: the exit code (a
-negative number for a signal), the seconds from the event to the end, the number of workers that ran
-five seconds later, and the output. One process imports torch, and forks itself for each kind.
+`python -m tests.helpers.stage_ends FOLDER KIND...` prints a JSON object with one entry per kind:
+the exit code (a negative number for a signal), the seconds from the event to the end, the number of
+workers that ran five seconds later, and the output. One process imports torch, and forks itself for
+each kind.
 """
 
 import json
