@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml setup.py $(if $(LOCKED),requirements.lock)
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/installed*
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --no-compile $(if $(LOCKED),--constraint requirements.lock) --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet $(if $(LOCKED),--constraint requirements.lock) --editable '.[dev]'
 	touch $@
 
 install: $(INSTALLED)
