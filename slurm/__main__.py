@@ -46,8 +46,13 @@ def status() -> None:
             click.echo(f"error: {folder.name}: {message}")
         if not folder.name.startswith("pretrain-"):
             continue
-        for text in collapse.signs_of_run(folder / "out").values():
-            click.echo(f"warning: {folder.name}: {text}")
+        try:
+            signs = collapse.signs_of_run(folder / "out")
+        except UserError as error:  # a damaged curve
+            click.echo(f"error: {folder.name}: {error}")
+        else:
+            for text in signs.values():
+                click.echo(f"warning: {folder.name}: {text}")
 
 
 @main.command()

@@ -38,11 +38,15 @@ def test_status_names_runs_that_have_collapsed(runs):
     out = runs / "pretrain-mean-000000000002" / "out"
     out.mkdir()
     (out / "probe.csv").write_text("epoch,step,images,rankme,spread\n5,100,50,1,0.5\n")
+    damaged = runs / "pretrain-blur-000000000001" / "out"
+    damaged.mkdir()
+    (damaged / "probe.csv").write_text("epoch,step\n5\n")
     other = runs / "finetune-mean-000000000003"  # its history has other columns
     (other / "out").mkdir(parents=True)
     (other / "job.json").write_text("{}")
     (other / "out" / "history.csv").write_text("training,epoch,lr,loss\n10%,1,0.1,2\n")
-    *_, last = CliRunner().invoke(main, ["status"]).output.splitlines()
+    *_, error, last = CliRunner().invoke(main, ["status"]).output.splitlines()
+    assert error.startswith("error: pretrain-blur-000000000001: ") and "is damaged" in error
     assert last.startswith("warning: pretrain-mean-000000000002: the embeddings have collapsed")
 
 
