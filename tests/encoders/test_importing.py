@@ -21,7 +21,7 @@ from salmask.params.values import check
 from tests.helpers.project import TINY
 from tests.helpers.tiny_encoders import FILTER, features, pictures, random_network
 
-SLIM = EncoderConfig("resnet18", width=4)
+SLIM = EncoderConfig("resnet18", width=8)
 WHERE = "params.yaml: imports.theirs"
 
 
@@ -97,7 +97,7 @@ def written(folder: Path, tensors: dict[str, Tensor], name: str = "theirs.pth.ta
 
 
 def entry(path: Path, **options: object) -> Import:
-    return check({"path": str(path), "arch": "resnet18", "width": 4} | options, Import, WHERE)
+    return check({"path": str(path), "arch": "resnet18", "width": 8} | options, Import, WHERE)
 
 
 @pytest.mark.parametrize("layout", ["auto", "by name"])
@@ -187,7 +187,7 @@ def without(tensors: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
         (trunk() | noise("layer5.0.conv1.weight"), {}, "unknown: layer5.0.conv1.weight"),
         (under("module.encoder_q.", trunk() | noise("adapter.weight")), {}, "unknown: adapter"),
         (trunk() | {"conv1.weight": torch.ones(4, 3, 3, 3)}, {}, "of another shape: conv1.weight"),
-        (trunk(), {"width": 8}, "of another shape: conv1.weight, bn1.weight"),
+        (trunk(), {"width": 16}, "of another shape: conv1.weight, bn1.weight"),
         (trunk(), {"arch": "resnet34"}, "missing: layer1.2.conv1.weight"),
         (
             moco() | noise("module.teacher.0.weight"),
@@ -222,7 +222,7 @@ def test_misfits_are_reported_with_their_keys(tmp_path, tensors, options, messag
 
 def test_no_weight_may_be_missing(tmp_path):
     """Except the batch counters, which older programs did not save and nothing here uses."""
-    weights = trunk(EncoderConfig("resnet10", width=4))
+    weights = trunk(EncoderConfig("resnet10", width=8))
     complete = under("module.encoder_q.", weights)
     for key in weights:
         config = entry(
@@ -282,7 +282,7 @@ def test_invalid_options(tmp_path, options, message):
 def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     written(tmp_path, moco())
-    theirs = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 4}
+    theirs = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 8}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY | {"imports": {"theirs": theirs}}))
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
@@ -308,6 +308,6 @@ def test_check_reads_the_checkpoints(project):
 
 
 def test_a_run_and_an_import_of_one_name_are_refused(project):
-    theirs = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 4}
+    theirs = {"path": "theirs.pth.tar", "arch": "resnet18", "width": 8}
     assert "imports.plain: there is a run of this name" in edited(project, plain=theirs)
     assert "imports.A_b: a name is made of" in edited(project, A_b=theirs)

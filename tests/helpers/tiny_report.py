@@ -38,7 +38,7 @@ def picture(index: int, width: int = 24, height: int = 24) -> Image.Image:
 def params(**runs: dict) -> dict:
     return {
         "seed": 0,
-        "encoder": {"arch": "resnet10", "width": 4, "stem": "small2"},
+        "encoder": {"arch": "resnet10", "width": 8, "stem": "small2"},
         "view": {"size": 16, "grid": 4, "crop": [0.5, 1.0], "blur_p": 0.0},
         "mask": {"name": "none"},
         "framework": {"name": "moco", "bn_group": 4},
