@@ -29,6 +29,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is not valid, or is nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Writes tensors of any device as a safetensors file."""
     from safetensors.torch import save as to_bytes  # imports torch, which other writers do not need

@@ -4,7 +4,6 @@ Every digest on the way is compared with the files and with the present code, ev
 own fingerprint, and outputs and parameters with dvc.lock, where DVC recorded them a second time.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import TypeAdapter
 
 from salmask.code_digests import code_digest
 from salmask.dvc_lock import LockedStage, differences, read_lock
-from salmask.files import absolute, file_digest, tree_digest
+from salmask.files import absolute, file_digest, parse_json, tree_digest
 from salmask.provenance import FILE_NAME, Recipe
 
 ARTIFACTS = "artifacts"  # the folder of everything that a stage makes
@@ -125,7 +124,7 @@ def _link(path: Path, root: Path, cache: TraceCache) -> Link:
         made_here = relative.parts[:1] == (ARTIFACTS,)
         return Link(relative, {}, [f"no {FILE_NAME}: what made it is unknown"] if made_here else [])
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_bytes())
         made_by = _RECIPES.validate_python(record)  # its errors are ValueErrors
         _RECORDS.validate_python(record)
         problems = [*_changed_outputs(file.parent, record["outputs"])]

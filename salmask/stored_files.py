@@ -7,17 +7,19 @@ its message depends on the caller.
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salmask.errors import UserError
+from salmask.files import file_digest, parse_json
+from salmask.threads import thread_pool
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DIGESTS_AT_ONCE = 4
 _PROVENANCE = "provenance.json"
 # What the use of a damaged value raises.
 _DAMAGED = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, csv.Error)
@@ -27,7 +29,7 @@ def read_json(file: Path) -> Any:
     """The value in a JSON file. Raises UserError when it is damaged."""
     content = read_bytes(file)
     with damage_reported(file):
-        return json.loads(content)
+        return parse_json(content)
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
@@ -69,6 +71,18 @@ def read_bytes(file: Path) -> bytes:
     if recorded is not None and recorded != hashlib.sha256(content).hexdigest():
         raise _damage(file, f"its sha256 is not the one in {_PROVENANCE}")
     return content
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files in a folder that differ from their sha256 in provenance.json next to the folder, if
+    there is one. Missing files are left out."""
+    outputs = _provenance(folder.parent).get("outputs")
+    recorded = outputs if isinstance(outputs, dict) else {}
+    names = [name for name in recorded if name.startswith(f"{folder.name}/")]
+    files = [name for name in names if (folder.parent / name).is_file()]
+    with thread_pool(_DIGESTS_AT_ONCE) as pool:
+        digests = list(pool.map(lambda name: file_digest(folder.parent / name), files))
+    return [name for name, sha in zip(files, digests, strict=True) if sha != recorded[name]]
 
 
 @contextmanager
@@ -133,7 +147,7 @@ def _recorded_digest(file: Path) -> str | None:
 
 def _provenance(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / _PROVENANCE).read_bytes())
-    except (OSError, ValueError, RecursionError):  # lineage reports it
+        content = parse_json((folder / _PROVENANCE).read_bytes())
+    except (OSError, ValueError):  # lineage reports it
         return {}
     return content if isinstance(content, dict) else {}

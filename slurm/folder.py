@@ -16,7 +16,6 @@ that a second attempt continues where the first one stopped:
 import contextlib
 import errno
 import fcntl
-import json
 import math
 import os
 import shutil
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salmask.errors import InterruptedRunError, UserError
-from salmask.files import file_digest, write_bytes, write_json
+from salmask.files import file_digest, parse_json, write_bytes, write_json
 from salmask.job import Job
 from salmask.memory import keep_large_blocks
 from salmask.provenance import FILE_NAME, Recipe, record
@@ -154,10 +153,10 @@ def finish(folder: Path, job: Job, recipe: Recipe) -> None:
 def is_done(folder: Path) -> bool:
     """Whether DONE exists and every file in out/ still has the digest in provenance.json."""
     try:
-        done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
+        done = parse_json((folder / "DONE").read_bytes())
         if done[FILE_NAME] != file_digest(folder / "out" / FILE_NAME):
             return False
-        outputs = json.loads((folder / "out" / FILE_NAME).read_text(encoding="utf-8"))["outputs"]
+        outputs = parse_json((folder / "out" / FILE_NAME).read_bytes())["outputs"]
         return all(file_digest(folder / "out" / name) == sha for name, sha in outputs.items())
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # or damaged
         return False
@@ -229,12 +228,21 @@ def _acquire(descriptor: int, mode: int, seconds: float) -> bool:
 
 
 def read_job_json(folder: Path) -> dict[str, Any]:
-    """The content of job.json; an empty dict if the file is missing or not valid."""
+    """The content of job.json; an empty dict if the file is missing, or damaged in a part that
+    stages and commands use."""
     try:
-        content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        content = parse_json((folder / "job.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return content if _is_valid(content) else {}
+
+
+def _is_valid(content: Any) -> bool:
+    """Whether the content of job.json names a job by its id, and a known executor, if any."""
+    if not isinstance(content, dict):
+        return False
+    job, executor = content.get("job", "0"), content.get("executor", "slurm")
+    return isinstance(job, str) and job.isalnum() and executor in ("slurm", "local-jobs")
 
 
 def job_metadata(recipe: Recipe, **more: Any) -> dict[str, Any]:

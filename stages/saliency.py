@@ -1,6 +1,5 @@
 """Computes the SCDA activation maps of all images, and stores them in a Zarr group."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from salmask.artifacts import DATA, LOCALIZER, LOCALIZER_FILES, MANIFEST_FILES, SALIENCY, STORE
 from salmask.data import manifest
 from salmask.data.manifest import Manifest
-from salmask.files import link_or_copy, write_rows
+from salmask.files import link_or_copy, parse_json, write_rows
 from salmask.job import Job
 from salmask.params.saliency import SaliencyConfig
 from salmask.params.yaml_file import Params
@@ -86,7 +85,7 @@ def earlier_stores(task: SaliencyTask, device: torch.device) -> list[Path]:
 
     def same(out: Path) -> bool:
         try:
-            recorded: dict[str, Any] = json.loads((out / FILE_NAME).read_text(encoding="utf-8"))
+            recorded: dict[str, Any] = parse_json((out / FILE_NAME).read_bytes())
             return bool(
                 (recorded["code"], recorded["params"]) == (made_by.code, made_by.params)
                 and all(

@@ -107,7 +107,7 @@ def damaged(content: bytes, seed: int) -> bytes:
             data[start:start] = rng.bytes(int(rng.integers(1, 40)))
         case 5:
             data = bytearray(
-                [b"", b"null", b"[]", b"{}", b"5", b"[[[", b"\n\n", b"a,b\n1"][start % 8]
+                [b"", b"null", b"[]", b"{}", b"5", b"[" * 20_000, b"\n\n", b"a,b\n1"][start % 8]
             )
         case 6:
             data[start:stop] = rng.permutation(np.frombuffer(data[start:stop], np.uint8)).tobytes()

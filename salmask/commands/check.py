@@ -1,7 +1,6 @@
 """`salmask check`: validates params.yaml before anything is computed."""
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from salmask.detection.protocol import training_options
 from salmask.encoders import importing
 from salmask.errors import UserError
 from salmask.evaluate import EVALUATIONS, read_options
+from salmask.files import parse_json
 from salmask.params.mistakes import Collector, ParamsError, unknown_key
 from salmask.params.names import (
     CHOSEN,
@@ -134,8 +134,8 @@ def _check_batch(params: Params, name: str) -> None:
     """Raises UserError if a batch needs more images than the manifest has, if there is one of the
     current section `data`."""
     try:
-        made_by = json.loads((DATA / FILE_NAME).read_text(encoding="utf-8"))["params"]
-        images = json.loads((DATA / "dataset.json").read_text(encoding="utf-8"))["images"]["train"]
+        made_by = parse_json((DATA / FILE_NAME).read_bytes())["params"]
+        images = parse_json((DATA / "dataset.json").read_bytes())["images"]["train"]
         batch = read_run(params, name).train.batch
         current = made_by["data"] == params.value("data")
     except (OSError, ValueError, KeyError, TypeError, UserError):

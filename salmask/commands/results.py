@@ -1,6 +1,5 @@
 """`salmask results`: the tables of the last report, with marks at numbers that no longer match."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from salmask.artifacts import EVALUATE, REPORT
 from salmask.errors import UserError
+from salmask.files import parse_json
 from salmask.lineage import TraceCache, trace
 from salmask.provenance import find_root
 from salmask.stored_files import damage_reported, read_json
@@ -26,7 +26,7 @@ def marked_results() -> str:
     report = root / REPORT
     if not (report / "results.txt").is_file():
         raise UserError(f"{report} has no results yet: run `dvc repro`")
-    text = (report / "results.txt").read_text(encoding="utf-8").rstrip()
+    text = (report / "results.txt").read_text(encoding="utf-8", errors="replace").rstrip()
     results, cache = read_json(report / "results.json"), TraceCache()
     with damage_reported(report / "results.json"):
         problems = {
@@ -45,9 +45,9 @@ def _problems(row: dict[str, Any], root: Path, cache: TraceCache) -> Iterator[st
     metrics: dict[str, float] = {}
     for file in sorted((root / EVALUATE / row["run"]).glob("*/metrics.json")):
         try:
-            own: dict[str, float] = json.loads(file.read_bytes())
+            own: dict[str, float] = parse_json(file.read_bytes())
             in_report = own.keys() & row["metrics"].keys()
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError):
             yield f"{file.relative_to(root)} is damaged"
             continue
         if not in_report:

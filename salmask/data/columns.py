@@ -18,7 +18,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from salmask.files import write_bytes
+from salmask.files import parse_json, write_bytes
 
 log = logging.getLogger(__name__)
 FILE = "manifest.safetensors"
@@ -167,7 +167,7 @@ def _read_binary(file: Path, digest: str) -> Columns | None:
         return None
     try:
         with safe_open(os.fspath(file), framework="numpy") as stored:
-            described: dict[str, Any] = json.loads(stored.metadata()["salmask"])
+            described: dict[str, Any] = parse_json(stored.metadata()["salmask"])
             if described["manifest"] != digest:
                 return None
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118

@@ -26,7 +26,7 @@ import numpy as np
 
 from salmask.data.file_bytes import ImageError, UnreadableError, missing_folder, open_with_digest
 from salmask.errors import DataGoneError, UserError
-from salmask.files import write_bytes
+from salmask.files import parse_json, write_bytes
 from salmask.progress import progress
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _read_index(folder: Path, digest: str) -> Pack:
 
     try:
         with safe_open(os.fspath(folder / _INDEX), framework="numpy") as stored:
-            described = json.loads(stored.metadata()["salmask"])
+            described = parse_json(stored.metadata()["salmask"])
             places = stored.get_tensor("places")
         if described["manifest"] != digest:
             raise ValueError("it belongs to another manifest")

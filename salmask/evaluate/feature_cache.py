@@ -14,7 +14,6 @@ in the folder, and the folder may be removed at any time.
 
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from salmask.distributed import all_reduce_max, broadcast_from_first, rank, world_size
-from salmask.files import value_digest, write_json
+from salmask.files import parse_json, value_digest, write_json
 from salmask.progress import progress
 from salmask.threads import thread_pool
 
@@ -92,7 +91,7 @@ def _layout(
 
     def read_or_write() -> tuple[int, str]:
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = parse_json(file.read_bytes())
             if stored.pop("sha256") == value_digest(stored):
                 return int(stored["width"]), str(stored["dtype"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
@@ -156,7 +155,7 @@ def _write(descriptor: int, content: memoryview, offset: int) -> None:
 def _is_done(folder: Path, index: int, rows: range, row_bytes: int) -> bool:
     """Whether a shard has a done-mark that agrees with its bytes."""
     try:
-        digest = json.loads(_mark(folder, index).read_text(encoding="utf-8"))["sha256"]
+        digest = parse_json(_mark(folder, index).read_bytes())["sha256"]
         sha, left = hashlib.sha256(), len(rows) * row_bytes
         with (folder / "features.bin").open("rb") as stream:
             stream.seek(rows.start * row_bytes)

@@ -10,12 +10,12 @@
 The unit of work is a shard: one chunk of each array, `shard_rows` images. One process writes a
 shard, and then a done-mark with a checksum of the shard's chunks. The existence of chunks is no
 proof, because Zarr does not write a chunk of fill values. Each chunk has a checksum, and the
-attributes have a digest, so that readers detect damage. This is the only module that uses Zarr,
-which it imports when needed.
+attributes have a digest, so that readers detect damage. They also compare the files of a finished
+store with the digests in provenance.json next to it. This is the only module that uses Zarr, which
+it imports when needed.
 """
 
 import hashlib
-import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from salmask.errors import UserError
-from salmask.files import value_digest, write_json
+from salmask.files import parse_json, value_digest, write_json
 from salmask.saliency.correction import MARGIN, Correction
 from salmask.saliency.crops import blend, resample, zoom_of
 from salmask.saliency.store_rows import SCHEMA, Maps, StorePlan, known_rows
+from salmask.stored_files import changed_files
 
 if TYPE_CHECKING:
     import zarr
@@ -125,7 +126,7 @@ def done_shards(path: Path, plan: StorePlan) -> set[int]:
 
 def _is_done(path: Path, plan: StorePlan, index: int) -> bool:
     try:
-        digest = json.loads(_mark(path, index).read_text(encoding="utf-8"))["sha256"]
+        digest = parse_json(_mark(path, index).read_bytes())["sha256"]
     except (OSError, ValueError, KeyError, TypeError):  # missing, or incomplete after a crash
         return False
     return bool(digest == _shard_digest(path, plan, index))
@@ -245,6 +246,10 @@ def _attributes(path: Path) -> dict[str, Any]:
     described = {key: value for key, value in attributes.items() if key != "seal"}
     if attributes.get("seal") != value_digest(described):
         raise UserError(f"{path} is damaged (its attributes were changed): {_repair(path)}")
+    if changed := changed_files(path):  # a chunk of other rows has a valid checksum too
+        raise UserError(
+            f"{path} is damaged ({changed[0]} is not the one in provenance.json): {_repair(path)}"
+        )
     return attributes
 
 

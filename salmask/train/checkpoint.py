@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from salmask.errors import UserError
+
 log = logging.getLogger(__name__)
 KEEP = 2
 _BLOCK = 1 << 20  # bytes that are read at once
@@ -140,7 +142,7 @@ def load_newest(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The newest checkpoint that is not damaged, on the CPU, or None. Logs a warning for each
     damaged one, with the checkpoint that is used in its place.
 
-    Raises ValueError for a checkpoint of another fingerprint, which belongs to another run.
+    Raises UserError for a checkpoint of another fingerprint, which belongs to another run.
     """
     damaged: dict[Path, str] = {}
     for path in saved(folder):
@@ -150,7 +152,10 @@ def load_newest(folder: Path, fingerprint: str) -> dict[str, Any] | None:
             damaged[path] = str(error).partition("\n")[0]
             continue
         if state["fingerprint"] != fingerprint:
-            raise ValueError(f"{path} belongs to run {state['fingerprint']}, not {fingerprint}")
+            raise UserError(
+                f"{path} belongs to run {state['fingerprint']}, not {fingerprint}: remove the file "
+                "and run the same command again"
+            )
         _warn(damaged, f"{path.name}, the one before it, is used")
         return state
     _warn(damaged, "there is none before it, so the work starts anew")

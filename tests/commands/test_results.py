@@ -37,6 +37,12 @@ def test_unchanged_results_are_printed_as_the_report_wrote_them(project: Path) -
     assert printed() == f"{text}\nreport: {project}/artifacts/report/index.html\n"
 
 
+def test_tables_with_damaged_bytes_are_printed(project: Path) -> None:
+    file = project / "artifacts/report/results.txt"
+    file.write_bytes(b"\xff" + file.read_bytes())
+    assert printed().startswith("\N{REPLACEMENT CHARACTER}")
+
+
 def test_an_edited_metric_marks_its_run_only(project: Path) -> None:
     file = project / "artifacts/evaluate/masked/knn/metrics.json"
     file.write_text(file.read_text().replace("50.0", "55.0"))

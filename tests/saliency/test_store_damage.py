@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salmask.errors import UserError
-from salmask.files import tree_digest
+from salmask.files import file_digest, tree_digest, write_json
 from salmask.saliency import store
 from salmask.saliency.store import SaliencyStore
 from tests.helpers.small_store import (
@@ -95,6 +95,18 @@ def test_a_missing_file_is_reported_or_has_no_effect(intact):
         if result != whole and "dvc repro" not in result:
             untold.append(file.relative_to(path.parent).as_posix())
     assert not untold
+
+
+def test_a_chunk_of_other_rows_is_refused(filled):
+    """Its checksum is right: only the record of the store's digests shows the exchange."""
+    names = [file.relative_to(filled.parent) for file in filled.rglob("*") if file.is_file()]
+    record = {str(name): file_digest(filled.parent / name) for name in names}
+    write_json(filled.parent / "provenance.json", {"outputs": record})
+    SaliencyStore.open(filled)
+    first, second = (filled / f"activation/64/c/{shard}/0/0" for shard in (0, 1))
+    shutil.copy(first, second)
+    with pytest.raises(UserError, match=rf"activation/64/c/1/0/0 is not the one in.*{REPAIR}"):
+        SaliencyStore.open(filled)
 
 
 def test_an_array_of_another_shape_is_refused(intact):

@@ -12,6 +12,7 @@ import pytest
 
 from salmask.code_digests import code_digest
 from salmask.errors import DataGoneError, InterruptedRunError, NonFiniteLossError, UserError
+from salmask.files import write_json
 from salmask.job import Job
 from salmask.provenance import Recipe
 from slurm import launch
@@ -123,13 +124,26 @@ def test_missing_permissions_are_one_sentence(tmp_path, number):
     assert text.startswith(f"{tmp_path}/lock: {os.strerror(number)}: ") and "SALMASK_RUNS" in text
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"7", b'{"provenance.json": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b"7", b"[" * 20_000, b'{"provenance.json": 1}']
+)
 def test_damaged_records_are_no_records(tmp_path, content):
     (tmp_path / "out").mkdir()
     for name in ("DONE", "job.json", "out/provenance.json"):
         (tmp_path / name).write_bytes(content)
     assert not is_done(tmp_path)
     assert read_job_json(tmp_path) in ({}, {"provenance.json": 1})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"executor": "x"}, {"executor": []}, {"executor": None}, {"job": 7}, {"job": "["}]
+)
+def test_a_job_that_no_executor_can_have_is_none(tmp_path, damage):
+    job = {"job": "7", "executor": "local-jobs"}
+    write_json(tmp_path / "job.json", job)
+    assert read_job_json(tmp_path) == job
+    write_json(tmp_path / "job.json", job | damage)
+    assert read_job_json(tmp_path) == {}
 
 
 SLOW_IMPORT = """

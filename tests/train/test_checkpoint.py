@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from salmask.errors import UserError
 from salmask.train import checkpoint
 
 
@@ -122,7 +123,7 @@ def test_a_kill_while_writing_keeps_the_previous_checkpoint(tmp_path, monkeypatc
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"step-000000001\.pt belongs to run f, not g"):
+    with pytest.raises(UserError, match=r"step-000000001\.pt belongs to run f, not g: remove"):
         checkpoint.load_newest(tmp_path, "g")
 
 
