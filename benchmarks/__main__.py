@@ -24,7 +24,7 @@ BENCHMARKS = {
     "loader 64 px": "loader --size 64",
     "masks": "masks",
     "step": "step --rounds 3",
-    "saliency": "saliency_stage --count 128 --rounds 2",
+    "saliency": "saliency_stage --count 96 --rounds 1",
     "evaluation": "evaluation --sizes 10000 --sizes 20000",
     "scale": "scale",
     "detect": "detect --rounds 1",
