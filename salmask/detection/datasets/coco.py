@@ -138,7 +138,7 @@ def read_file(
     for image_id, path in paths.items():
         entry = images_by_id[image_id]
         try:
-            size = int(entry["height"]), int(entry["width"])
+            size = _size(entry)
         except _MALFORMED as error:
             collector.listed_images += 1
             collector.problems.append(f"{file}: image {image_id}: {_reason(error)}")
@@ -247,13 +247,13 @@ def _paths(
 def _object(
     entry: Mapping[str, Any], names: Mapping[Id, str], image: Mapping[str, Any], masks: bool
 ) -> AnnotatedObject:
-    left, top, width, height = (float(value) for value in entry["bbox"])
+    left, top, width, height = _box(entry["bbox"])
     category = _id(entry["category_id"])
     if category not in names:
         raise ValueError(f"there is no category of its category_id {category}")
     mask = None
     if masks:
-        size = int(image["height"]), int(image["width"])
+        size = _size(image)
         mask = rle.from_segmentation(entry["segmentation"], *size)
     area = entry.get("area")
     if area is None and mask is not None:
@@ -265,6 +265,26 @@ def _object(
         None if area is None else float(area),
         mask,
     )
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width. Raises KeyError, or ValueError for values that are not numbers."""
+    height, width = image["height"], image["width"]
+    try:
+        return int(height), int(width)
+    except (TypeError, ValueError):
+        raise ValueError(f"its height {height!r} and width {width!r} are not numbers") from None
+
+
+def _box(value: Any) -> list[float]:
+    """The four numbers of a box. Raises ValueError for other values."""
+    try:
+        box = [float(number) for number in value] if isinstance(value, list) else []
+    except (TypeError, ValueError):
+        box = []
+    if len(box) != 4:
+        raise ValueError(f"its bbox {str(value)[:60]} is not a list of four numbers")
+    return box
 
 
 def _reason(error: Exception) -> str:

@@ -82,8 +82,9 @@ def read_split(
             root = ElementTree.fromstring(read_bytes(xml))  # it may declare its encoding
             size = (_number(root, "size/height"), _number(root, "size/width"))
             objects = list(_objects(root))
-        except (UserError, ElementTree.ParseError, ValueError, OverflowError, LookupError) as error:
-            collector.problems.append(f"{xml}: {error}")
+        except (UserError, ElementTree.ParseError, ValueError, LookupError) as error:
+            reason = str(error)
+            collector.problems.append(reason if str(xml) in reason else f"{xml}: {reason}")
             collector.listed_images += 1
             continue
         collector.add_image(folder / "JPEGImages" / path, size, objects)
@@ -103,7 +104,10 @@ def _number(item: ElementTree.Element, path: str) -> int:
     text = item.findtext(path)
     if text is None:
         raise ValueError(f"<{path}> is missing")
-    return round(float(text))
+    try:
+        return round(float(text))
+    except (ValueError, OverflowError):  # OverflowError: of infinity
+        raise ValueError(f"<{path}> is {text!r}, which is not a number") from None
 
 
 DATASET = read

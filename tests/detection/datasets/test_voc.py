@@ -82,7 +82,7 @@ def test_a_box_that_extends_beyond_the_image_is_clipped_and_listed(voc_folder):
 
 
 def test_missing_and_broken_files_are_listed(voc_folder):
-    folder = voc_folder(**dict.fromkeys("abcdefg", voc_object("cat", 1, 1, 9, 9)))
+    folder = voc_folder(**dict.fromkeys("abcdefgh", voc_object("cat", 1, 1, 9, 9)))
     (folder / "Annotations/a.xml").write_text("<annotation><size>")
     (folder / "Annotations/b.xml").unlink()
     (folder / "JPEGImages/c.jpg").unlink()
@@ -91,9 +91,12 @@ def test_missing_and_broken_files_are_listed(voc_folder):
     (folder / "Annotations/f.xml").write_text(
         "<annotation><size><width>40</width></size></annotation>"
     )
+    (folder / "Annotations/h.xml").write_text(
+        "<annotation><size><height>30</height><width>x</width></size></annotation>"
+    )
     annotations = read_split(folder, "test")
     assert [image.file.name for image in annotations.images] == ["g.jpg"]
-    assert len(annotations.skipped) == 6
+    assert len(annotations.skipped) == 7
     skipped = "\n".join(annotations.skipped)
     for reason in (
         "a.xml: no element found",
@@ -102,6 +105,7 @@ def test_missing_and_broken_files_are_listed(voc_folder):
         "d.jpg: broken or truncated",
         "e.jpg: 41x30 px, but annotated as 40x30",
         "f.xml: <size/height> is missing",
+        "h.xml: <size/width> is 'x', which is not a number",
     ):
         assert reason in skipped
 
