@@ -8,7 +8,7 @@ hash function is lowbias32 (public domain, by Chris Wellons).
 import math
 import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -79,7 +79,7 @@ class Draws:
         """
         count = math.prod(shape)
         length = 1 << max(20, count.bit_length() + 1)
-        sections = (std * _normals(length, self.key.device)).unfold(0, count, 1)
+        sections = _normals(length, std, self.key.device).unfold(0, count, 1)
         start = self._stream(purpose) % len(sections)
         return sections.index_select(0, start).view(-1, *shape)
 
@@ -92,14 +92,15 @@ def _code(purpose: str) -> int:
     return zlib.crc32(purpose.encode())
 
 
-@cache
+@lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def _normals(count: int, device: torch.device) -> Tensor:
-    """Standard normal numbers, equal on all devices: Box-Muller from two 16-bit uniform numbers."""
+def _normals(count: int, std: float, device: torch.device) -> Tensor:
+    """Normal numbers, equal on all devices: Box-Muller from two 16-bit uniform numbers."""
     bits = mix(mix(torch.arange(count // 2) * _GOLDEN & _WORD))
     radius = torch.sqrt(-2.0 * torch.log(((bits & 0xFFFF).float() + 0.5) * 2.0**-16))
     angle = (bits >> 16).float() * (2.0 * math.pi * 2.0**-16)
-    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)]).to(device)
+    standard = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
+    return standard.to(device) * std
 
 
 def epoch_order(seed: int, epoch: int, ids: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ selected, so equal noise gives equal masks on every device.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +13,19 @@ from torch import Tensor
 from salmask.randomness import Draws
 
 
-def _smallest(noise: Tensor, among: Tensor, count: Tensor) -> Tensor:
-    """The `count` (B,) patches of smallest noise inside `among` (B,U,V) bool, or all if fewer."""
-    keyed = torch.where(among, noise, torch.inf).flatten(1)
-    rank = keyed.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    return (rank < count[:, None]).view_as(among) & among
+def _smallest(noise: Tensor, groups: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The patches of smallest noise in disjoint groups, or all of a group if there are fewer.
+
+    Args:
+        noise: (B,U,V).
+        groups: patches (B,U,V) bool, and how many of them to select (B,).
+    """
+    order = noise.flatten(1).argsort(dim=1, stable=True)
+    selected = torch.zeros_like(order, dtype=torch.bool)
+    for among, count in groups:
+        inside = among.flatten(1).gather(1, order)
+        selected |= inside & (inside.cumsum(dim=1) <= count[:, None])
+    return torch.zeros_like(selected).scatter_(1, order, selected).view_as(noise)
 
 
 def balanced_patches(foreground: Tensor, ratio: Tensor, noise: Tensor) -> Tensor:
@@ -35,7 +44,7 @@ def balanced_patches(foreground: Tensor, ratio: Tensor, noise: Tensor) -> Tensor
     available = foreground.sum(dim=(1, 2))
     inside = torch.round(ratio * available).long()
     outside = (torch.round(ratio * total).long() - inside).clamp(min=0)
-    return _smallest(noise, foreground, inside) | _smallest(noise, ~foreground, outside)
+    return _smallest(noise, [(foreground, inside), (~foreground, outside)])
 
 
 def salient_patches(foreground: Tensor, count: Tensor, noise: Tensor) -> Tensor:
@@ -44,13 +53,13 @@ def salient_patches(foreground: Tensor, count: Tensor, noise: Tensor) -> Tensor:
     With count = round(beta*F) this is the mask of a hard negative, with count = round(alpha*N) the
     ablation "salient only". Chin et al. 2024, Sec. 3.2 and Table 4.
     """
-    return _smallest(noise, foreground, count)
+    return _smallest(noise, [(foreground, count)])
 
 
 def random_patches(ratio: Tensor, noise: Tensor) -> Tensor:
     """round(ratio*N) of all N patches: ratio (B,), noise (B,U,V). Jing et al. 2022, Sec. 5.2."""
     everywhere = torch.ones_like(noise, dtype=torch.bool)
-    return _smallest(noise, everywhere, torch.round(ratio * noise[0].numel()).long())
+    return _smallest(noise, [(everywhere, torch.round(ratio * noise[0].numel()).long())])
 
 
 def blockwise_patches(grid: int, ratio: Tensor, draws: Draws, blocks: int = 24) -> Tensor:
